@@ -1,0 +1,41 @@
+# The developer's habits. Every target first brings $(VENV) up to date: pip runs when pyproject.toml or constraints.txt
+# changed, and not otherwise.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test lint format bench
+.NOTPARALLEL:
+
+demo: $(VENV)/.installed
+	$(BIN)/llava-stf demo
+
+# Two workers with one torch thread each finish sooner than one worker with two.
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Vision tokens and time to first token of the embedded models.
+bench: $(VENV)/.installed
+	$(BIN)/llava-stf demo --json
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[dev]"
+	touch $(VENV)/.installed $@

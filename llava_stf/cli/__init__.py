@@ -1,0 +1,87 @@
+"""The command line: `llava-stf demo | ask | chat | convert`.
+
+Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 interrupted. Only typer is
+imported here; what a command needs is imported when it runs, so that `--help` is instant.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from llava_stf import __version__
+from llava_stf.cli.ask import ask
+from llava_stf.cli.chat import chat
+from llava_stf.cli.convert import convert
+from llava_stf.cli.demo import demo
+from llava_stf.errors import LlavaStfError
+
+# Newer typer brings its own click, older typer needs click; its public error leads to the base class in both.
+(UsageError,) = typer.BadParameter.__bases__
+(ClickError,) = UsageError.__bases__
+
+app = typer.Typer(
+    name="llava-stf",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Try: [bold]llava-stf demo[/]  |  [bold]llava-stf ask photo.jpg 'What is this?' "
+    "--model llava-hf/llava-1.5-7b-hf[/]",
+)
+for command in (demo, ask, chat, convert):
+    app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"llava-stf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' warnings.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """LLaVA on a quarter of its vision tokens: ask about pictures, compare with 100 %, convert checkpoints."""
+    if not debug:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; `--debug` may stand anywhere."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
+    try:
+        return app(given, prog_name="llava-stf", standalone_mode=False) or 0
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough; keep the final flush quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except LlavaStfError as error:
+        return _report(error, str(error), debug, code=2)
+    except ClickError as error:
+        if not given or given == ["--debug"]:
+            error.show()
+            return 2
+        return _report(error, f"{error.format_message().rstrip('.')}; see llava-stf --help.", debug, code=2)
+    except Exception as error:  # noqa: BLE001 - the last stop: one line for the user, all of it with --debug
+        hint = f"internal error: {type(error).__name__}: {error} (llava-stf --debug shows where)"
+        return _report(error, hint, debug, code=1)
+
+
+def _report(error: Exception, sentence: str, debug: bool, code: int) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,44 @@
+"""`llava-stf ask IMAGE QUESTION`: one answer, streamed."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, load, notice
+
+
+def ask(
+    image: Annotated[str, typer.Argument(help="Path or http(s) URL of the picture.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    also: Annotated[list[str] | None, typer.Option(help="One more picture for the same question; repeatable.")] = None,
+    model: Model = "tiny",
+    vision_tokens: VisionTokens = None,
+    quantization: Quantization = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    max_new_tokens: MaxNewTokens = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Ask one question about one or more pictures; the answer streams."""
+    from llava_stf.images import load_image
+
+    sources = [image, *(also or [])]
+    images = [load_image(source) for source in sources]
+    llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
+    pieces = llava.stream(images, question, max_new_tokens=max_new_tokens)
+    notice(model)
+    if as_json:
+        answer = "".join(pieces).strip()
+        record = {
+            "model": model,
+            "images": sources,
+            "question": question,
+            "answer": answer,
+            "vision_tokens_per_image": llava.vision_tokens,
+        }
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

@@ -1,0 +1,72 @@
+"""`llava-stf chat IMAGE...`: a conversation; every line is a question, `/image PATH` adds a picture, `/quit` ends."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, load, notice
+from llava_stf.errors import ImageError, PromptError
+
+if TYPE_CHECKING:
+    from llava_stf.inference import Chat
+
+
+def chat(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the pictures.")],
+    model: Model = "tiny",
+    vision_tokens: VisionTokens = None,
+    quantization: Quantization = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    max_new_tokens: MaxNewTokens = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
+) -> None:
+    """Talk about pictures, a question a line; also from a pipe. `/image PATH` adds a picture, `/quit` ends."""
+    from llava_stf.images import load_image
+
+    loaded = [load_image(source) for source in images]
+    llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
+    conversation = llava.chat(loaded)
+    notice(model)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    for line in _lines(interactive):
+        if line == "/quit":
+            return
+        try:
+            _turn(conversation, line, max_new_tokens, as_json)
+        except (ImageError, PromptError) as error:
+            if not interactive:
+                raise
+            print(error, file=sys.stderr)
+
+
+def _turn(conversation: "Chat", line: str, max_new_tokens: int, as_json: bool) -> None:
+    command, _, argument = line.partition(" ")
+    if command == "/image":
+        conversation.add_image(argument.strip())
+        return
+    if command.startswith("/"):
+        raise PromptError(f"There is no command {command}; there are /image PATH and /quit.")
+    if as_json:
+        answer = conversation.ask(line, max_new_tokens=max_new_tokens)
+        print(json.dumps({"question": line, "answer": answer}, ensure_ascii=False), flush=True)
+        return
+    for piece in conversation.stream(line, max_new_tokens=max_new_tokens):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    """Non-empty lines of stdin, asked for with a prompt at a terminal."""
+    if interactive:
+        import readline  # noqa: F401 - gives input() its line editing and history
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line

@@ -1,0 +1,87 @@
+"""What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from llava_stf.inference import LlavaStf
+
+EMBEDDED = ("tiny", "tiny-full")
+NOTICE = (
+    "'{model}' knows only pictures drawn by llava_stf itself; name a real model for photographs, "
+    "for instance --model llava-hf/llava-1.5-7b-hf."
+)
+
+
+def _check_vision_tokens(text: str | None) -> str | None:
+    if text is not None and text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise typer.BadParameter(f"expected a count or 'all', found '{text}'")
+    return text
+
+
+Model = Annotated[str, typer.Option(help="'tiny', 'tiny-full', a folder, or a model of the Hugging Face hub.")]
+VisionTokens = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|all",
+        callback=_check_vision_tokens,
+        help="Tokens per image: a count, or 'all' for the untouched 100 % model.",
+    ),
+]
+Quantization = Annotated[
+    Literal["8bit", "4bit"] | None, typer.Option(help="Quantize the language model with bitsandbytes.")
+]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; default: the loader's.")
+]
+Device = Annotated[str | None, typer.Option(help="For instance 'cpu' or 'cuda:1'; default: a GPU if there is one.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+
+
+def load(
+    model: str,
+    *,
+    vision_tokens: str | None = None,
+    quantization: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> "LlavaStf":
+    """Loads a model for a command; options left out are the loader's own defaults."""
+    with waiting("Importing torch and transformers"):
+        from transformers.utils.logging import disable_progress_bar
+
+        from llava_stf.loading import load_model
+    options: dict[str, Any] = {
+        "vision_tokens": int(vision_tokens) if vision_tokens and vision_tokens != "all" else vision_tokens,
+        "quantization": quantization,
+        "dtype": dtype,
+        "device": device,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if model not in EMBEDDED and sys.stderr.isatty():
+        return load_model(model, **given)  # the libraries' own bars: download, conversion, weights
+    disable_progress_bar()
+    with waiting(f"Loading {model}"):
+        return load_model(model, **given)
+
+
+def notice(model: str) -> None:
+    """Says on stderr, in one line, what an embedded model cannot do."""
+    if model in EMBEDDED:
+        print(NOTICE.format(model=model), file=sys.stderr)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner with the elapsed time on stderr, gone when done; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        progress.add_task(what)
+        yield

@@ -1,0 +1,97 @@
+"""Configuration of LLaVA-STF: which tower states are fused, how large a window is, and how wide the two modules are."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from transformers import LlavaConfig
+
+from .errors import FusionError
+
+
+def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
+    """Tower states that MBTF joins by default: the select layer, then every third block downwards, deepest first.
+
+    `num_blocks` is the depth of the vision tower. 24 blocks give [-2, 21, 18, 15, 12, 9, 6, 3], the list of the paper
+    (arXiv 2506.07138, section on Multi-Block Token Fusion).
+    """
+    selected = state_index(select_layer, num_blocks)
+    return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
+
+
+def state_index(layer: int, num_blocks: int) -> int:
+    """Index of a hidden state counted from the front: 0 is the embedding, i the output of block i, -1 the last one.
+
+    Raises `FusionError` if the tower has no such state.
+    """
+    index = layer + num_blocks + 1 if layer < 0 else layer
+    if not 0 <= index <= num_blocks:
+        raise FusionError(
+            f"Fusion layer {layer} does not exist: a vision tower of {num_blocks} blocks has states 0 to {num_blocks} "
+            f"(or -{num_blocks + 1} to -1)."
+        )
+    return index
+
+
+class LlavaStfConfig(LlavaConfig):
+    """A `LlavaConfig` whose projector fuses tokens.
+
+    Args:
+        fusion: `"stf"` for MBTF and STF (the paper), `"pool"` for the baseline that averages the stock projector's
+            output over each window.
+        fusion_layers: tower states joined by MBTF, in the order of their channels; another name of
+            `vision_feature_layer`. `None` takes `default_fusion_layers` of the tower's depth; `"pool"` keeps the one
+            select layer.
+        fusion_window: side k of a window; k*k patches become one token. Must divide the patch grid.
+        fusion_block_hidden_size: hidden width of MBTF; default 4C, C being the tower's width.
+        fusion_hidden_size: hidden width of STF; default k*k*H, H being the LLM's width (16C for 7B, 20C for 13B).
+
+    `image_seq_length` (tokens per image that the LLM sees) is derived: (grid / k) squared.
+
+    Raises `FusionError` (a `ValueError`) if the window does not divide the grid or a fusion layer does not exist.
+    """
+
+    model_type = "llava_stf"
+
+    fusion: Literal["stf", "pool"] = "stf"
+    fusion_layers: int | list[int] | None = None
+    fusion_window: int = 2
+    fusion_block_hidden_size: int | None = None
+    fusion_hidden_size: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        vision, k = self.vision_config, self.fusion_window
+        if self.vision_feature_select_strategy != "default":
+            raise FusionError(
+                f"vision_feature_select_strategy must be 'default', found '{self.vision_feature_select_strategy}': "
+                "windows need the patch grid alone, without the class token."
+            )
+        if k < 1 or self.grid % k:
+            raise FusionError(
+                f"fusion_window {k} does not divide the grid of {self.grid}x{self.grid} patches "
+                f"({vision.image_size} px in patches of {vision.patch_size} px); take a divisor of {self.grid}."
+            )
+        if self.fusion_layers is None:
+            layers = self.vision_feature_layer
+            if self.fusion == "stf" and isinstance(layers, int):
+                layers = default_fusion_layers(vision.num_hidden_layers, layers)
+            self.fusion_layers = layers
+        for layer in self.fusion_states:
+            state_index(layer, vision.num_hidden_layers)
+        self.vision_feature_layer = self.fusion_layers
+        if self.fusion_block_hidden_size is None:
+            self.fusion_block_hidden_size = 4 * vision.hidden_size
+        if self.fusion_hidden_size is None:
+            self.fusion_hidden_size = k * k * self.text_config.hidden_size
+        self.image_seq_length = (self.grid // k) ** 2
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of the image."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
+    def fusion_states(self) -> list[int]:
+        """The fusion layers as a list, in channel order."""
+        return [self.fusion_layers] if isinstance(self.fusion_layers, int) else list(self.fusion_layers or [])

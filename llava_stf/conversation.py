@@ -1,0 +1,181 @@
+"""Conversations as LLaVA-1.5 was trained on them: prompt text, token ids and labels.
+
+Two templates. `v1` (Vicuna) is the chat format of instruction tuning and of inference; `plain` is the caption format of
+alignment. In both, the text is split at the image markers and each chunk is tokenised on its own: a LLaMA tokenizer puts a
+word-start piece in front of every text it gets, and the language model has seen that piece behind every image.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from llava_stf.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+IMAGE_TOKEN = "<image>"
+IGNORE_INDEX = -100
+END = "</s>"
+ANSWER_TAG = " ASSISTANT: "
+SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+# Messages in Hugging Face's form -> the v1 prompt. A message's images come first, each followed by a newline.
+CHAT_TEMPLATE = (
+    "{%- macro render(content) -%}"
+    "{%- if content is string -%}{{- content -}}{%- else -%}"
+    "{%- for item in content if item['type'] == 'image' -%}{{- '<image>\n' -}}{%- endfor -%}"
+    "{%- for item in content if item['type'] == 'text' -%}"
+    "{{- item['text'] -}}{%- if not loop.last -%}{{- '\n' -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{{- render(messages[0]['content']) + ' ' -}}{%- set turns = messages[1:] -%}"
+    "{%- else -%}"
+    '{{- "' + SYSTEM_PROMPT + ' " -}}{%- set turns = messages -%}'
+    "{%- endif -%}"
+    "{%- for message in turns -%}"
+    "{%- if message['role'] == 'user' -%}{{- 'USER: ' + render(message['content']) + ' ' -}}"
+    "{%- elif message['role'] == 'assistant' -%}{{- 'ASSISTANT: ' + render(message['content']) + '</s>' -}}"
+    "{%- else -%}{{- raise_exception('the v1 template knows the roles system (first), user and assistant, not '"
+    " + message['role']) -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+)
+
+
+def tokenize_chunks(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, image_token_id: int, image_token: str = IMAGE_TOKEN
+) -> list[int]:
+    """Token ids of a prompt: BOS, then each chunk between image markers tokenised on its own, one id per marker.
+
+    Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row.
+    """
+    return _join(_tokenize(tokenizer, text.split(image_token)), image_token_id, tokenizer.bos_token_id)
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Mapping[str, str]],
+    *,
+    template: Literal["v1", "plain"],
+    image_token_id: int,
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of one LLaVA conversation, a list of `{"from": "human" | "gpt", "value": text}`.
+
+    Image markers are moved to the front of their turn. One id stands for each image. Labels are -100 everywhere but at
+    the answers and their `</s>` (v1), or the caption and its newline (plain, which throws the human text away). Where
+    the rounds of a v1 conversation, tokenised one by one, do not add up to its ids (an answer that quotes the
+    assistant tag, a last question without answer), every label is -100, as in LLaVA's own training, and a warning is logged.
+
+    Raises:
+        DataError: the turns do not alternate human, gpt; or a plain sample is not one image and one caption.
+    """
+    turns = _checked_turns(conversation)
+    if template == "plain":
+        return _encode_plain(tokenizer, turns, image_token_id)
+    return _encode_v1(tokenizer, render_v1(turns), image_token_id)
+
+
+def images_first(text: str) -> str:
+    """The turn with its image markers moved to the front, each followed by a newline; other text is returned as it is."""
+    count = text.count(IMAGE_TOKEN)
+    if not count:
+        return text
+    return (f"{IMAGE_TOKEN}\n" * count + text.replace(IMAGE_TOKEN, "").strip()).strip()
+
+
+def render_v1(turns: Sequence[tuple[str, str]]) -> str:
+    """The v1 text of alternating ("human" | "gpt", text) turns, answers closed by `</s>`."""
+    text = f"{SYSTEM_PROMPT} "
+    for speaker, value in turns:
+        tag, end = ("USER:", " ") if speaker == "human" else ("ASSISTANT:", END)
+        text += f"{tag} {value}{end}" if value else tag
+    return text
+
+
+def _checked_turns(conversation: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """(speaker, text) pairs that begin with a human turn (an opening gpt turn is dropped) and alternate."""
+    try:
+        turns = [(turn["from"], images_first(turn["value"])) for turn in conversation]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"every turn must be an object with the texts 'from' and 'value', found {conversation!r:.200}"
+        ) from error
+    turns = turns[1:] if turns and turns[0][0] == "gpt" else turns
+    speakers = [speaker for speaker, _ in turns]
+    if not turns or speakers != [("human", "gpt")[i % 2] for i in range(len(turns))]:
+        raise DataError(
+            f"the turns must alternate human, gpt, human, ..., found {', '.join(map(str, speakers)) or 'none'}"
+        )
+    return turns
+
+
+def _encode_plain(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], image_token_id: int
+) -> tuple[list[int], list[int]]:
+    if len(turns) != 2 or turns[0][1].count(IMAGE_TOKEN) != 1:
+        raise DataError(
+            f"the plain template needs one human turn with one {IMAGE_TOKEN} and one gpt caption, found {len(turns)} turns "
+            f"with {turns[0][1].count(IMAGE_TOKEN)} markers in the first"
+        )
+    ids = tokenize_chunks(tokenizer, f"{IMAGE_TOKEN}{turns[1][1]}\n", image_token_id=image_token_id)
+    prompt_length = ids.index(image_token_id) + 1
+    return ids, [IGNORE_INDEX] * prompt_length + ids[prompt_length:]
+
+
+def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int) -> tuple[list[int], list[int]]:
+    """Ids and labels of a v1 text; each round's length and its instruction's length are measured by tokenising them alone."""
+    rounds = [piece for piece in text.split(END) if piece]
+    instructions = [piece.split(ANSWER_TAG)[0] + ANSWER_TAG for piece in rounds]
+    texts = [text, *rounds, *instructions]
+    split_texts = [piece.split(IMAGE_TOKEN) for piece in texts]
+    tag, tag_behind_end, *chunks = _tokenize(
+        tokenizer, ["USER:", f"{END}USER:", *(chunk for split in split_texts for chunk in split)]
+    )
+    # A non-legacy LLaMA tokenizer starts a round that follows `</s>` with one piece less than a round on its own.
+    saved = len(tag) + 1 - len(tag_behind_end)
+    encoded, start = [], 0
+    for split in split_texts:
+        encoded.append(_join(chunks[start : start + len(split)], image_token_id, tokenizer.bos_token_id))
+        start += len(split)
+    ids, round_ids, instruction_ids = encoded[0], encoded[1 : len(rounds) + 1], encoded[len(rounds) + 1 :]
+
+    labels = [IGNORE_INDEX] * len(ids)
+    position = 1
+    for i, piece in enumerate(rounds):
+        if piece.count(ANSWER_TAG) != 1:
+            break
+        shift = saved if i else 0
+        end = position + len(round_ids[i]) - shift
+        answer = position + len(instruction_ids[i]) - 2 - shift
+        labels[answer:end] = ids[answer:end]
+        position = end
+    expected = sum(i != tokenizer.pad_token_id for i in ids)
+    if position != expected:
+        logger.warning(
+            "the rounds of a conversation have %d token ids, the whole has %d: all of it is masked; it begins %r",
+            position, expected, text[len(SYSTEM_PROMPT) + 1 :][:80],
+        )  # fmt: skip
+        labels = [IGNORE_INDEX] * len(ids)
+    return ids, labels
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """The ids of each text on its own, without BOS, in one call."""
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _join(chunks: Sequence[list[int]], image_token_id: int, bos_token_id: int | None) -> list[int]:
+    ids = [] if bos_token_id is None else [bos_token_id]
+    for i, chunk in enumerate(chunks):
+        if i:
+            ids.append(image_token_id)
+        ids.extend(chunk)
+    return ids

@@ -1,0 +1,111 @@
+"""Convert a LLaVA or LLaVA-STF checkpoint from any format to Hugging Face's layout or to the authors'."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import CheckpointError, LlavaStfError
+from .huggingface import read_hugging_face, write_hugging_face
+from .locate import locate
+from .original import read_original
+from .parts import Parts, check_tensors
+from .publish import publish, refuse_existing
+from .sources import Kind, Source, recognise
+from .to_original import write_original
+
+logger = logging.getLogger(__name__)
+
+
+def convert_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: Literal["hf", "original"] = "hf",
+    base: str | Path | None = None,
+    vision_tower: str | Path | None = None,
+    fusion_layers: list[int] | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Convert the checkpoint `src` into the new folder `dst`.
+
+    Reads the authors' format (full checkpoints as safetensors or pickles, sharded or not, and stage-1 projector files),
+    haotian-liu's LLaVA-1.5, and Hugging Face folders. Tensors keep their dtype. The work goes shard by shard, and `dst`
+    appears complete or not at all.
+
+    Args:
+        src: folder, weight file or hub id.
+        dst: folder to write; must not exist.
+        to: `"hf"` writes a `llava_stf` model (a plain LLaVA stays `llava`), `"original"` the authors' format.
+        base: for a projector file: the model it was trained on, a plain LLaVA or a Vicuna; folder or hub id.
+        vision_tower: tower of an original checkpoint that does not say it (folder or hub id); with `to="original"` from
+            a Hugging Face folder, the name to write down.
+        fusion_layers: the tower states MBTF joins, in channel order, where their number does not tell.
+        subfolder, revision: of `src`, on the hub.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        `dst`.
+
+    Raises:
+        ModelNotFoundError: `src`, `base` or the tower cannot be found.
+        CheckpointError: it is damaged, incomplete or no LLaVA-1.5.
+        FusionError: the fused windows do not fit the tower's grid.
+        LlavaStfError: `dst` exists or cannot be written.
+    """
+    if to not in ("hf", "original"):
+        raise LlavaStfError(f"to must be 'hf' or 'original', found '{to}'.")
+    dst = Path(dst).expanduser()
+    refuse_existing(dst)
+    source = recognise(locate(src, subfolder=subfolder, revision=revision))
+    parts = _take_apart(source, base, vision_tower, fusion_layers)
+    check_tensors(parts)
+    total = sum(stored.nbytes for stored in parts.tensors.values())
+    columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        publish(dst) as folder,
+    ):
+        task = bar.add_task("", total=total)
+
+        def on_written(nbytes: int) -> None:
+            bar.advance(task, nbytes)
+
+        if to == "hf":
+            write_hugging_face(parts, folder, on_written=on_written)
+        else:
+            write_original(parts, folder, vision_tower=_tower_name(source, vision_tower), on_written=on_written)
+    for note in parts.notes:
+        logger.warning(note)
+    return dst
+
+
+def _take_apart(
+    source: Source, base: str | Path | None, vision_tower: str | Path | None, fusion_layers: list[int] | None
+) -> Parts:
+    """Read `source`, or, if it is a projector file, its `base` with that projector."""
+    adapter = None
+    if source.kind is Kind.ADAPTER:
+        if base is None:
+            raise CheckpointError(
+                f"{source.files[0]} holds a projector only; give the model it was trained on as base (--base)."
+            )
+        adapter, source = source, recognise(locate(base))
+        if source.kind is Kind.ADAPTER:
+            raise CheckpointError(f"The base {source.folder} is itself a projector; expected a whole model.")
+    elif base is not None:
+        raise CheckpointError(f"{source.folder} is a whole model and takes no base; base is for a projector file.")
+    if source.kind in (Kind.ORIGINAL, Kind.LLAMA):
+        return read_original(source, vision_tower=vision_tower, fusion_layers=fusion_layers, adapter=adapter)
+    return read_hugging_face(source, fusion_layers=fusion_layers, adapter=adapter)
+
+
+def _tower_name(source: Source, vision_tower: str | Path | None) -> str | None:
+    """What config.json shall call the tower: the user's word, where it was not needed to find the tower."""
+    return str(vision_tower) if vision_tower is not None and source.kind in (Kind.STF, Kind.LLAVA) else None

@@ -1,0 +1,164 @@
+"""The authors' format (and haotian-liu's LLaVA-1.5, of which it is a fork), taken apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from ..configuration_llava_stf import LlavaStfConfig
+from ..errors import CheckpointError
+from .keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
+from .parts import Parts, build_config, fusion_fields, public_tensors
+from .processors import (
+    add_placeholders,
+    build_image_processor,
+    build_processor,
+    read_generation,
+    read_tokenizer,
+    tokenizer_folder,
+)
+from .sources import Kind, Source
+from .tower import Tower, find_tower
+from .weights import StoredTensor
+
+ROW_MULTIPLE = 64
+_BOOKKEEPING = {"architectures", "dtype", "transformers_version"}
+_LLAMA_FIELDS = {field.name for field in dataclasses.fields(LlamaConfig)} - _BOOKKEEPING | {"rope_theta", "rope_scaling"}
+_CLIP_FIELDS = {field.name for field in dataclasses.fields(CLIPVisionConfig)} - _BOOKKEEPING
+_SELECT_STRATEGY = {"patch": "default", "cls_patch": "full"}
+
+
+def read_original(
+    source: Source,
+    *,
+    vision_tower: str | Path | None = None,
+    fusion_layers: list[int] | None = None,
+    adapter: Source | None = None,
+) -> Parts:
+    """Take an original checkpoint apart, or a LLaMA that `adapter` makes a LLaVA of.
+
+    Args:
+        source: of kind `ORIGINAL`, or `LLAMA` with an adapter.
+        vision_tower: folder or hub id of the tower, where it is not the one that the config names.
+        fusion_layers: the states MBTF joins, where the projector's shape does not tell.
+        adapter: projector weights that replace the source's own.
+
+    Raises `CheckpointError` or `ModelNotFoundError`.
+    """
+    names, config = source.index(), dict(source.config)
+    if source.kind is Kind.LLAMA and adapter is None:
+        raise CheckpointError(f"{source.folder} is a language model without projector; convert an adapter with it as base.")
+    if adapter is not None:
+        names = {name: stored for name, stored in names.items() if not name.startswith("model.mm_projector")}
+        names |= adapter_tensors(adapter)
+        config |= {name: value for name, value in adapter.config.items() if name.startswith(("mm_", "image_aspect"))}
+    _refuse_other_llavas(source, config)
+    tensors = public_tensors(names, original_table(names))
+    inside = any(name.startswith("vision_tower.") for name in tensors)
+    tower = find_tower(config, source.folder, vision_tower, weights_inside=inside)
+    if not inside:
+        tensors |= tower.tensors()
+
+    model_config = _model_config(source, config, tower, tensors, fusion_layers)
+    fused = isinstance(model_config, LlavaStfConfig)
+    table = public_to_original(fused)
+    image_processor = build_image_processor(
+        tower.preprocessor, model_config.vision_config.image_size, pad=config.get("image_aspect_ratio") == "pad"
+    )
+    parts = Parts(
+        source=source,
+        tensors=tensors,
+        config=model_config,
+        stored_rows=config["vocab_size"],
+        source_name=lambda name: rename(name, table) or name,
+        generation=read_generation(source.folder, model_config),
+        processor=None,
+        image_processor=image_processor,
+        sentencepiece=None,
+    )
+    _add_processor(parts, config)
+    return parts
+
+
+def adapter_tensors(adapter: Source) -> dict[str, StoredTensor]:
+    """An adapter's tensors by original name, whatever its file prefixes them with."""
+    return {adapter_name(name): stored for name, stored in adapter.index().items()}
+
+
+def _refuse_other_llavas(source: Source, config: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for what is not LLaVA-1.5: several crops per image, or marker tokens around it."""
+    file = source.folder / "config.json"
+    if "anyres" in str(config.get("image_aspect_ratio")) or str(config.get("mm_patch_merge_type")).startswith("spatial"):
+        raise CheckpointError(f"{file} is a LLaVA that cuts an image into several (anyres); expected LLaVA-1.5.")
+    if config.get("mm_use_im_start_end"):
+        raise CheckpointError(f"{file} wants marker tokens around images (mm_use_im_start_end); expected LLaVA-1.5.")
+    if not isinstance(config.get("vocab_size"), int) or config["vocab_size"] < 1:
+        raise CheckpointError(f"{file}: expected vocab_size as a positive integer, found {config.get('vocab_size')!r}.")
+
+
+def _model_config(
+    source: Source,
+    config: dict[str, Any],
+    tower: Tower,
+    tensors: dict[str, StoredTensor],
+    fusion_layers: list[int] | None,
+) -> LlavaConfig:
+    """The config of the model to be written; its vocabulary has two placeholders more and is rounded up."""
+    vocab_size = config["vocab_size"]
+    padded = -(-(vocab_size + 2) // ROW_MULTIPLE) * ROW_MULTIPLE
+    text = {name: config[name] for name in _LLAMA_FIELDS if config.get(name) is not None}
+    vision = {name: tower.config[name] for name in _CLIP_FIELDS if tower.config.get(name) is not None}
+    feature = config.get("mm_vision_select_feature", "patch")
+    if feature not in _SELECT_STRATEGY:
+        raise CheckpointError(f"{source.folder / 'config.json'}: mm_vision_select_feature is {feature!r}, expected 'patch'.")
+    fields: dict[str, Any] = {
+        "text_config": {**text, "model_type": "llama", "vocab_size": padded, "pad_token_id": vocab_size + 1},
+        "vision_config": {**vision, "model_type": "clip_vision_model"},
+        "image_token_index": vocab_size,
+        "pad_token_id": vocab_size + 1,
+        "image_seq_length": (tower.config["image_size"] // tower.config["patch_size"]) ** 2,
+        "vision_feature_layer": config.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": _SELECT_STRATEGY[feature],
+        "tie_word_embeddings": config.get("tie_word_embeddings", False),
+    }
+    if EMBEDDING in tensors:
+        fields["dtype"] = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
+    plain = build_config(source, LlavaConfig, fields)
+    if not any(".block_fusion." in name for name in tensors):
+        plain.architectures = ["LlavaForConditionalGeneration"]
+        return plain
+    fields |= fusion_fields(
+        tensors,
+        width=plain.vision_config.hidden_size,
+        depth=plain.vision_config.num_hidden_layers,
+        select_layer=fields["vision_feature_layer"],
+        layers=fusion_layers,
+    )
+    fused = build_config(source, LlavaStfConfig, fields)
+    fused.architectures = ["LlavaStfForConditionalGeneration"]
+    return fused
+
+
+def _add_processor(parts: Parts, config: dict[str, Any]) -> None:
+    """Give `parts` a processor with the checkpoint's tokenizer, or a note why there is none."""
+    folder = tokenizer_folder(parts.source.folder)
+    if folder is None:
+        parts.notes.append(
+            f"{parts.source.folder} has no tokenizer files: the model is converted alone and cannot be asked in words."
+        )
+        return
+    tokenizer = read_tokenizer(folder)
+    vocab_size = config["vocab_size"]
+    if len(tokenizer) > vocab_size:
+        parts.notes.append(
+            f"The tokenizer in {folder} was not taken: it has {len(tokenizer)} tokens and the model {vocab_size}. The "
+            "model is converted alone and cannot be asked in words."
+        )
+        return
+    tokenizer = add_placeholders(tokenizer, vocab_size, config.get("tokenizer_model_max_length"))
+    parts.processor = build_processor(parts.config, parts.image_processor, tokenizer)
+    sentencepiece = folder / "tokenizer.model"
+    parts.sentencepiece = sentencepiece if sentencepiece.is_file() else None

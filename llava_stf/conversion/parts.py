@@ -1,0 +1,192 @@
+"""A checkpoint taken apart, whatever format it came in: what every reader of this package makes and every writer takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..configuration_llava_stf import LlavaStfConfig, default_fusion_layers
+from ..errors import CheckpointError, LlavaStfError
+from ..modeling_llava_stf import LlavaStfForConditionalGeneration
+from .keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
+from .weights import StoredTensor
+
+if TYPE_CHECKING:
+    from .sources import Source
+
+
+@dataclass
+class Parts:
+    """One LLaVA or LLaVA-STF.
+
+    `tensors` are by public name. `config` is that of the model to be written, and its `image_token_id` the number of
+    vocabulary rows that the original has: ids from there on are placeholders. `stored_rows` is how many the source has.
+    `source_name` translates a public name into the source's, for messages. `notes` say what the user should know.
+    """
+
+    source: Source
+    tensors: dict[str, StoredTensor]
+    config: LlavaConfig
+    stored_rows: int
+    source_name: Callable[[str], str]
+    generation: GenerationConfig
+    processor: LlavaProcessor | None
+    image_processor: BaseImageProcessor | None
+    sentencepiece: Path | None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the projector is MBTF and STF."""
+        return isinstance(self.config, LlavaStfConfig)
+
+
+def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]) -> dict[str, StoredTensor]:
+    """The tensors, given by a name that `table` knows, by public name; without those of no use.
+
+    Raises `CheckpointError` naming the first that `table` does not know, or that another tensor already stands for.
+    """
+    public: dict[str, StoredTensor] = {}
+    unknown = []
+    for given_name, stored in tensors.items():
+        if is_unused(given_name):
+            continue
+        name = rename(given_name, table)
+        if name is None:
+            unknown.append(stored)
+        elif name in public:
+            raise CheckpointError(f"{stored.file}: {public[name].name} and {stored.name} are the same weight twice.")
+        else:
+            public[name] = stored
+    if unknown:
+        raise CheckpointError(
+            f"{unknown[0].file} holds weights that no LLaVA-1.5 has: {_some([stored.name for stored in unknown])}."
+        )
+    return public
+
+
+def fusion_fields(
+    tensors: Mapping[str, StoredTensor], *, width: int, depth: int, select_layer: int, layers: list[int] | None
+) -> dict[str, Any]:
+    """The fusion fields of a `LlavaStfConfig`, read from the projector's shapes.
+
+    Args:
+        tensors: by public name.
+        width, depth: hidden size and number of blocks of the vision tower.
+        select_layer: the first of the fused states.
+        layers: the list of states, where the user gives it; no checkpoint stores it.
+
+    Raises `CheckpointError` if the shapes are no MBTF and STF on such a tower, or do not tell the list.
+    """
+    shapes = {}
+    for module in ("block_fusion", "spatial_fusion"):
+        stored = tensors.get(f"multi_modal_projector.{module}.linear_1.weight")
+        if stored is None or len(stored.shape) != 2 or not stored.shape[1] or stored.shape[1] % width:
+            found = "none" if stored is None else f"{stored.name} of shape {list(stored.shape)} in {stored.file}"
+            raise CheckpointError(
+                f"Expected a first {module} weight [hidden, n * {width}] on a vision tower of width {width}, found {found}."
+            )
+        shapes[module] = stored.shape
+    states, places = shapes["block_fusion"][1] // width, shapes["spatial_fusion"][1] // width
+    window = math.isqrt(places)
+    if window * window != places:
+        raise CheckpointError(f"The projector fuses {places} patches into a token; expected a square number.")
+    fusion_layers = layers or layers_of(states, depth, select_layer)
+    if len(fusion_layers) != states:
+        raise CheckpointError(f"The projector fuses {states} tower states, fusion_layers names {len(fusion_layers)}.")
+    return {
+        "fusion_layers": fusion_layers,
+        "fusion_window": window,
+        "fusion_block_hidden_size": shapes["block_fusion"][0],
+        "fusion_hidden_size": shapes["spatial_fusion"][0],
+    }
+
+
+def layers_of(states: int, depth: int, select_layer: int) -> list[int]:
+    """The authors' lists of eight and of four states are fixed whatever the tower; others follow its depth."""
+    fixed = {8: [21, 18, 15, 12, 9, 6, 3], 4: [18, 12, 6]}
+    if states in fixed and depth >= fixed[states][0]:
+        return [select_layer, *fixed[states]]
+    layers = default_fusion_layers(depth, select_layer)
+    if len(layers) != states:
+        raise CheckpointError(
+            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, "
+            f"the deepest first (the default for {depth} blocks would be {layers})."
+        )
+    return layers
+
+
+def build_config(source: Source, cls: type[LlavaConfig], fields: dict[str, Any]) -> LlavaConfig:
+    """A config from JSON values; raises `CheckpointError` naming the file if they make no sense."""
+    try:
+        return cls.from_dict(fields)
+    except LlavaStfError:
+        raise
+    except Exception as error:  # configs check little, so that wrong values fail in many ways
+        raise CheckpointError(f"{source.folder / 'config.json'} does not describe a model: {error}") from error
+
+
+def check_tensors(parts: Parts) -> None:
+    """Raise `CheckpointError` naming the first offenders unless `parts.tensors` are exactly the model's weights.
+
+    The vocabulary's two matrices have `parts.stored_rows` rows and not yet those of the config.
+    """
+    where = f"{parts.source.folder} does not fit its config.json"
+    _check_depth(parts, where)
+    expected = _expected_shapes(parts)
+    missing = [name for name in expected if name not in parts.tensors]
+    if parts.config.tie_word_embeddings and HEAD in missing:
+        missing.remove(HEAD)
+    if missing:
+        raise CheckpointError(f"{where}: missing {_some([parts.source_name(name) for name in missing])}.")
+    unknown = [stored for name, stored in parts.tensors.items() if name not in expected]
+    if unknown:
+        raise CheckpointError(f"{where}: unknown {_some([stored.name for stored in unknown])} in {unknown[0].file}.")
+    for name, stored in parts.tensors.items():
+        shape = (parts.stored_rows, *expected[name][1:]) if name in (EMBEDDING, HEAD) else expected[name]
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{where}: {stored.name} in {stored.file} has shape {list(stored.shape)}, expected {list(shape)}."
+            )
+
+
+def _check_depth(parts: Parts, where: str) -> None:
+    """Before a model is built: a wrong depth would make it arbitrarily large."""
+    depths = {
+        r"language_model\.model\.layers": parts.config.text_config.num_hidden_layers,
+        r"vision_tower\.vision_model\.encoder\.layers": parts.config.vision_config.num_hidden_layers,
+    }
+    for blocks, expected in depths.items():
+        numbers = [int(match[1]) for name in parts.tensors if (match := re.match(rf"{blocks}\.(\d+)\.", name))]
+        found = max(numbers, default=-1) + 1
+        if found != expected:
+            part = "language model" if blocks.startswith("language") else "vision tower"
+            raise CheckpointError(f"{where}: {expected} {part} blocks expected, weights of {found} found.")
+
+
+def _expected_shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight by public name, from a model that is built without memory."""
+    model_class = LlavaStfForConditionalGeneration if parts.fused else LlavaForConditionalGeneration
+    try:
+        with torch.device("meta"):
+            model = model_class(parts.config)
+    except LlavaStfError:
+        raise
+    except Exception as error:  # as in build_config
+        raise CheckpointError(f"{parts.source.folder / 'config.json'} does not describe a model: {error}") from error
+    names = ((rename(name, HUGGING_FACE), tensor) for name, tensor in model.state_dict().items())
+    return {name: tuple(tensor.shape) for name, tensor in names if name is not None}
+
+
+def _some(names: list[str]) -> str:
+    """The first three names and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

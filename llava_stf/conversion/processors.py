@@ -1,0 +1,150 @@
+"""Tokenizer, image processor and generation settings of a converted checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..configuration_llava_stf import LlavaStfConfig
+from ..conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from ..errors import CheckpointError
+from ..processing_llava_stf import LlavaStfProcessor
+from .weights import read_json
+
+PAD_TOKEN = "<pad>"
+UNUSED_TOKEN = "<unused_{}>"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+_PREPROCESSOR_FIELDS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+)
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """Where a checkpoint's tokenizer files are: beside the weights or in `tokenizer/`; `None` if there are none."""
+    places = (folder, folder / "tokenizer")
+    return next((place for place in places if any((place / file).is_file() for file in _TOKENIZER_FILES)), None)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder; raises `CheckpointError` if its files cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # three libraries read these files, each with its own exceptions
+        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
+
+
+def add_placeholders(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_length: int | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer with `<image>` as id `vocab_size` and `<pad>` as the next, padding on the left.
+
+    The result is a plain fast tokenizer: `LlamaTokenizer` forgets its `legacy` flag when it is saved and would split
+    the text behind `</s>` otherwise afterwards. A vocabulary smaller than the model's is filled up with unused tokens.
+
+    Raises `CheckpointError` if the vocabulary is larger than the model's or holds one of the two tokens already.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary) > vocab_size or IMAGE_TOKEN in vocabulary or PAD_TOKEN in vocabulary:
+        raise CheckpointError(
+            f"{tokenizer.name_or_path}: expected a tokenizer of at most {vocab_size} tokens without {IMAGE_TOKEN} and "
+            f"{PAD_TOKEN}, found {len(vocabulary)} tokens."
+        )
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+    converted = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        model_max_length=max_length or tokenizer.model_max_length,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    unused = [UNUSED_TOKEN.format(number) for number in range(len(vocabulary), vocab_size)]
+    names = [*unused, IMAGE_TOKEN, PAD_TOKEN]
+    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    converted.pad_token = PAD_TOKEN
+    return converted
+
+
+def build_processor(
+    config: LlavaConfig, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+) -> LlavaProcessor:
+    """The processor of a model with this config; `template` is the chat template, by default the authors' v1."""
+    common: dict[str, Any] = {
+        "image_processor": image_processor,
+        "tokenizer": tokenizer,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+        "chat_template": template or CHAT_TEMPLATE,
+    }
+    if isinstance(config, LlavaStfConfig):
+        return LlavaStfProcessor(**common, fusion_window=config.fusion_window)
+    return LlavaProcessor(**common)
+
+
+def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:
+    """CLIP's preprocessing with the fields of a preprocessor_config.json, by default at `image_size` pixels.
+
+    `pad` puts each picture on a square of the mean colour first (the authors' stage 2), else the longer side is cropped.
+    """
+    fields = {name: preprocessor[name] for name in _PREPROCESSOR_FIELDS if preprocessor.get(name) is not None}
+    fields.setdefault("size", {"shortest_edge": image_size})
+    fields.setdefault("crop_size", {"height": image_size, "width": image_size})
+    return LlavaImageProcessorPil(do_pad=True, **fields) if pad else CLIPImageProcessorPil(**fields)
+
+
+def read_processor(folder: Path) -> tuple[LlavaProcessor | None, BaseImageProcessor | None]:
+    """Processor and image processor of a Hugging Face folder; `None` where it has no such files.
+
+    Both preprocess with Pillow, as the authors do, also where torchvision is installed.
+
+    Raises `CheckpointError` if the files cannot be read.
+    """
+    has_images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    if not has_images:
+        return None, None
+    try:
+        if has_tokenizer:
+            processor = AutoProcessor.from_pretrained(folder, backend="pil")
+            return processor, processor.image_processor
+        return None, AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except Exception as error:  # as in read_tokenizer
+        raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+
+
+def read_generation(folder: Path, config: LlavaConfig) -> GenerationConfig:
+    """The checkpoint's generation_config.json, made greedy and kept from emitting placeholder ids.
+
+    The authors' file has `do_sample` set, to get past a check of their training library; they evaluate greedily.
+    """
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.is_file() else {}
+    text = config.text_config
+    for name in ("temperature", "top_p", "top_k", "typical_p", "transformers_version"):
+        values.pop(name, None)
+    defaults = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
+    return GenerationConfig(
+        **{
+            **defaults,
+            **values,
+            "do_sample": False,
+            "pad_token_id": text.pad_token_id,
+            "suppress_tokens": list(range(config.image_token_id, text.vocab_size)),
+        }
+    )

@@ -1,0 +1,89 @@
+"""Recognise what a checkpoint is by what stands in its folder and by the names of its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, ModelNotFoundError
+from .keys import adapter_name
+from .weights import StoredTensor, read_index, read_json, weight_files
+
+_LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")
+_ADAPTER_FILES = ("mm_projector.bin", "mm_projector.safetensors")
+
+
+class Kind(StrEnum):
+    """Kinds of checkpoint."""
+
+    STF = "llava_stf"
+    LLAVA = "llava"
+    ORIGINAL = "original LLaVA"
+    LLAMA = "llama"
+    ADAPTER = "projector adapter"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk: its kind, folder, config.json (empty where there is none) and weight files."""
+
+    kind: Kind
+    folder: Path
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+
+    def index(self) -> dict[str, StoredTensor]:
+        """Every tensor by its name on disk; see `read_index`."""
+        return read_index(list(self.files))
+
+
+def recognise(path: Path) -> Source:
+    """What the checkpoint at `path` is; `path` is its folder, or one weight file that stands beside its config.json.
+
+    Raises:
+        ModelNotFoundError: nothing is there.
+        CheckpointError: it is LoRA, no LLaVA, damaged, or has no weights.
+    """
+    if not path.exists():
+        raise ModelNotFoundError(f"No checkpoint at {path}: there is no such file or folder; check the path.")
+    folder, files = (path, weight_files(path)) if path.is_dir() else (path.parent, [path])
+    if not files:
+        lora = [name for name in _LORA_FILES if (folder / name).is_file()]
+        if lora:
+            raise CheckpointError(
+                f"{folder} holds LoRA weights ({lora[0]}), which are a difference to a base model; merge them into it "
+                "with the tool that trained them (PEFT's merge_and_unload, LLaVA's merge_lora_weights.py) and convert "
+                "the merged folder."
+            )
+        files = [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, their shards with an index, or "
+            "mm_projector.bin."
+        )
+    config_file = folder / "config.json"
+    if path.is_file() or files[0].name in _ADAPTER_FILES:
+        names = read_index(files)
+        if names and all(adapter_name(name).startswith("model.mm_projector") for name in names):
+            config = read_json(config_file) if config_file.is_file() else {}
+            return Source(Kind.ADAPTER, folder, config, tuple(files))
+    config = read_json(config_file)
+    return Source(_kind(config, config_file), folder, config, tuple(files))
+
+
+def _kind(config: dict[str, Any], file: Path) -> Kind:
+    model_type = config.get("model_type")
+    if model_type == "llava_stf":
+        return Kind.STF
+    if model_type == "llava_llama" or (model_type == "llava" and "mm_vision_tower" in config):
+        return Kind.ORIGINAL
+    if model_type == "llava":
+        return Kind.LLAVA
+    if model_type == "llama":
+        return Kind.LLAMA
+    raise CheckpointError(
+        f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "
+        "llava (Hugging Face's or the original), llava_stf, and llama as the base of an adapter."
+    )

@@ -1,0 +1,190 @@
+"""Write a checkpoint in the authors' format, so that their tools read what was trained here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
+
+from ..configuration_llava_stf import LlavaStfConfig
+from ..errors import CheckpointError
+from .keys import EMBEDDING, HEAD, public_to_original, rename
+from .parts import Parts, layers_of
+from .processors import UNUSED_TOKEN
+from .tower import CLIP_L_336, CLIP_L_336_CONFIG
+from .weights import save_shards, write_json
+
+_FOLDER = "clip_tower"
+# What transformers 4.37, which reads this format, knows of a LLaMA.
+_LLAMA_FIELDS = (
+    *("attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size"),
+    *("initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
+    *("num_key_value_heads", "pretraining_tp", "rms_norm_eps", "tie_word_embeddings", "use_cache"),
+)
+_ROPE_TYPES = ("default", "linear", "dynamic")
+_PAD_ID = 0  # LLaVA-1.5 pads with <unk>
+
+
+def write_original(
+    parts: Parts, folder: Path, *, vision_tower: str | None, on_written: Callable[[int], None]
+) -> None:
+    """Write `parts` into the empty `folder` as the authors' class would.
+
+    The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their tools
+    load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower, else a
+    folder beside the weights.
+
+    Raises `CheckpointError` if that format cannot hold the model.
+    """
+    _check_expressible(parts)
+    config = parts.config
+    vision = config.vision_config
+    known = all(getattr(vision, name) == value for name, value in CLIP_L_336_CONFIG.items())
+    tower = vision_tower or (CLIP_L_336 if known else _FOLDER)
+    table = public_to_original(parts.fused)
+    tensors = {
+        str(rename(name, table)): stored.with_rows(config.image_token_id) if name in (EMBEDDING, HEAD) else stored
+        for name, stored in parts.tensors.items()
+    }
+    write_json(folder / "config.json", _config(parts, tower))
+    text: LlamaConfig = config.text_config
+    ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": _PAD_ID}
+    write_json(folder / "generation_config.json", {**ids, "transformers_version": "4.37.2"})
+    if parts.processor is not None:
+        _write_tokenizer(parts, folder)
+    save_shards(folder, tensors, on_written=on_written)
+    if tower == _FOLDER:
+        _write_tower(parts, folder / _FOLDER)
+        parts.notes.append(
+            f"The vision tower is in the subfolder {_FOLDER}; the authors' tools look for it from the working directory, so "
+            "run them in this folder or put the absolute path into config.json (mm_vision_tower)."
+        )
+
+
+def _check_expressible(parts: Parts) -> None:
+    """Refuse what the format has no place for; note what it holds but the authors' code does not run."""
+    config = parts.config
+    rope = config.text_config.rope_parameters["rope_type"]
+    if rope not in _ROPE_TYPES:
+        raise CheckpointError(f"The original format knows the rope types {', '.join(_ROPE_TYPES)}; this model has {rope!r}.")
+    if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
+        raise CheckpointError("The original format has projectors with GELU and biases only; this one has others.")
+    if not isinstance(config, LlavaStfConfig):
+        if not isinstance(config.vision_feature_layer, int):
+            raise CheckpointError("The original format of a plain LLaVA selects one tower state; this one has several.")
+        return
+    if config.fusion != "stf":
+        raise CheckpointError("The average-pooling baseline has no original format: the authors' code has no such model.")
+    states, vision = config.fusion_states, config.vision_config
+    if layers_of(len(states), vision.num_hidden_layers, states[0]) != states:
+        raise CheckpointError(
+            f"The original format stores no list of fusion layers, and {states} is not the one that its readers assume."
+        )
+    width = vision.hidden_size
+    built_in = ([states[0], 21, 18, 15, 12, 9, 6, 3], 2, 4 * width, 16 * width)
+    if (states, config.fusion_window, config.fusion_block_hidden_size, config.fusion_hidden_size) != built_in:
+        parts.notes.append(
+            f"The authors' code has fusion layers {built_in[0]}, 2x2 windows and widths {built_in[2]} and {built_in[3]} "
+            "written in; to run this model it must be changed there."
+        )
+
+
+def _config(parts: Parts, tower: str) -> dict[str, Any]:
+    """config.json in the authors' words; nothing in it tells STF from a plain LLaVA-1.5."""
+    config: LlavaConfig = parts.config
+    text = config.text_config
+    rope = text.rope_parameters
+    scaling = None if rope["rope_type"] == "default" else {"type": rope["rope_type"], "factor": rope["factor"]}
+    layer = config.fusion_states[0] if isinstance(config, LlavaStfConfig) else config.vision_feature_layer
+    pad = parts.image_processor is not None and parts.image_processor.to_dict().get("do_pad")
+    return {
+        **{name: getattr(text, name) for name in _LLAMA_FIELDS},
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "freeze_mm_mlp_adapter": False,
+        "image_aspect_ratio": "pad" if pad else "square",
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_patch_merge_type": "flat",
+        "mm_projector_lr": None,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
+        "mm_vision_select_layer": layer,
+        "mm_vision_tower": tower,
+        "model_type": "llava_llama",
+        "pad_token_id": _PAD_ID,
+        "rope_scaling": scaling,
+        "rope_theta": rope["rope_theta"],
+        "tokenizer_model_max_length": _max_length(parts),
+        "tokenizer_padding_side": "right",
+        "torch_dtype": str(parts.tensors[EMBEDDING].dtype).removeprefix("torch."),
+        "transformers_version": "4.37.2",
+        "tune_mm_mlp_adapter": False,
+        "use_mm_proj": True,
+        "vocab_size": config.image_token_id,
+    }
+
+
+def _max_length(parts: Parts) -> int:
+    """The tokenizer's length limit where it has one (an enormous number means none), else the model's positions."""
+    positions: int = parts.config.text_config.max_position_embeddings
+    return positions if parts.processor is None else min(parts.processor.tokenizer.model_max_length, positions)
+
+
+def _write_tokenizer(parts: Parts, folder: Path) -> None:
+    """The tokenizer without the tokens that were added for Hugging Face."""
+    assert parts.processor is not None
+    tokenizer: PreTrainedTokenizerBase = parts.processor.tokenizer
+    data = json.loads(tokenizer.backend_tokenizer.to_str())
+    first = parts.config.image_token_id
+    data["added_tokens"] = [
+        token
+        for token in data["added_tokens"]
+        if token["id"] < first and token["content"] != UNUSED_TOKEN.format(token["id"])
+    ]
+    data["model"]["vocab"] = {token: number for token, number in data["model"]["vocab"].items() if number < first}
+    if parts.sentencepiece is not None:
+        shutil.copyfile(parts.sentencepiece, folder / "tokenizer.model")
+    else:
+        write_json(folder / "tokenizer.json", data)
+        parts.notes.append(
+            "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put the one of "
+            "the base model (Vicuna) beside the weights."
+        )
+    pre_tokenizer = data["pre_tokenizer"] or {}
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": pre_tokenizer.get("prepend_scheme") != "first",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "unk_token": tokenizer.unk_token,
+            "pad_token": tokenizer.unk_token,
+            "padding_side": "right",
+            "model_max_length": _max_length(parts),
+            "clean_up_tokenization_spaces": False,
+            "sp_model_kwargs": {},
+        },
+    )
+
+
+def _write_tower(parts: Parts, folder: Path) -> None:
+    """The tower as a model folder of its own."""
+    folder.mkdir()
+    write_json(folder / "config.json", {**parts.config.vision_config.to_dict(), "architectures": ["CLIPVisionModel"]})
+    if parts.image_processor is not None:
+        preprocessor = {**parts.image_processor.to_dict(), "image_processor_type": "CLIPImageProcessor"}
+        preprocessor.pop("do_pad", None)
+        write_json(folder / "preprocessor_config.json", preprocessor)
+    prefix = "vision_tower."
+    save_shards(
+        folder,
+        {name.removeprefix(prefix): stored for name, stored in parts.tensors.items() if name.startswith(prefix)},
+    )

@@ -1,0 +1,33 @@
+"""Errors that a user can cause, each with one sentence that says what was expected, what was found and what to do."""
+
+
+class LlavaStfError(Exception):
+    """Base of every error this package raises for a cause outside it; the command line prints it and exits with 2."""
+
+
+class CheckpointError(LlavaStfError, ValueError):
+    """A checkpoint has missing, unknown or mis-shaped tensors, is damaged, or is no LLaVA at all."""
+
+
+class ModelNotFoundError(LlavaStfError, OSError):
+    """No model stands under that name or path, or it cannot be fetched from here."""
+
+
+class ImageError(LlavaStfError, ValueError):
+    """An image cannot be read: broken, too large, of an unknown kind, or not allowed to be fetched."""
+
+
+class PromptError(LlavaStfError, ValueError):
+    """A prompt cannot be answered: empty, too long, or with another number of images than markers."""
+
+
+class FusionError(LlavaStfError, ValueError):
+    """The requested fusion does not fit the model: grid and window, widths, or fusion layers."""
+
+
+class DataError(LlavaStfError, ValueError):
+    """A training sample or data file does not have the LLaVA format."""
+
+
+class MissingDependencyError(LlavaStfError, ImportError):
+    """An optional dependency is not installed; the message carries the pip line."""

@@ -1,0 +1,284 @@
+"""Ask a LLaVA about pictures: one question, a batch in order, a stream of text, or a conversation of several turns.
+
+    llava = load_model("tiny")
+    llava.ask("bus.jpg", "What colour is the bus?")
+    model, processor = llava
+
+Prompts go through the processor's chat template, decoding is greedy unless told otherwise, and nothing is ever cut to
+make a prompt fit. Of the functions here only `measure_first_token` looks at a clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList, TextIteratorStreamer
+
+from .configuration_llava_stf import LlavaStfConfig
+from .errors import CheckpointError, PromptError
+from .images import ImageSource, load_image
+from .modeling_llava_stf import suppressed_ids
+
+if TYPE_CHECKING:
+    from .processing_llava_stf import LlavaStfProcessor
+
+Images = ImageSource | Sequence[ImageSource]
+Message = dict[str, Any]
+
+
+class LlavaStf:
+    """A LLaVA and its processor, ready to be asked; unpacks to `(model, processor)`.
+
+    Args:
+        model: a LLaVA-STF, or a plain LLaVA (the 100 % baseline).
+        processor: its processor; `None` where the checkpoint has no tokenizer, and then nothing can be asked.
+
+    Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
+    and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
+    many `<image>` markers as there are images puts them there instead. They raise:
+        ImageError: an image cannot be read.
+        PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does
+            not fit the model's positions.
+    """
+
+    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaStfProcessor | None) -> None:
+        self.model = model
+        self.processor = processor
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.model
+        yield self.processor
+
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens that the LLM sees of each image."""
+        config = self.model.config
+        if isinstance(config, LlavaStfConfig):
+            return config.image_seq_length
+        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+    def ask(self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
+        """Answers one question; the answer ends at the model's end token, `max_new_tokens` or its last position."""
+        return self.ask_batch([(images, question)], max_new_tokens=max_new_tokens, **generate_kwargs)[0]
+
+    def ask_batch(
+        self,
+        pairs: Sequence[tuple[Images, str]],
+        *,
+        batch_size: int = 16,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Answers (images, question) pairs, `batch_size` at a time, in their order.
+
+        The answers are those of `ask`, one by one, up to the rounding of the model's dtype.
+        """
+        if batch_size < 1:
+            raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
+        turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
+        answers: list[str] = []
+        for start in range(0, len(pairs), batch_size):
+            batch = slice(start, start + batch_size)
+            loaded = [[load_image(source) for source in _as_list(images)] for images, _ in pairs[batch]]
+            inputs = self._encode([[turn] for turn in turns[batch]], loaded)
+            answers += self._answers(inputs, max_new_tokens, generate_kwargs)
+        return answers
+
+    def stream(
+        self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any
+    ) -> Iterator[str]:
+        """Answers one question piece by piece, as words are finished; the pieces join to what `ask` returns.
+
+        A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
+        """
+        turn = user_turn(question, len(_as_list(images, required=True)))
+        inputs = self._encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+        return self._pieces(inputs, max_new_tokens, generate_kwargs)
+
+    def chat(self, images: Images = ()) -> Chat:
+        """Opens a conversation about these images; more can be added at every turn."""
+        conversation = Chat(self)
+        for source in _as_list(images):
+            conversation.add_image(source)
+        return conversation
+
+    def _encode(self, conversations: Sequence[list[Message]], images: Sequence[list[Image.Image]]) -> BatchFeature:
+        """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype."""
+        if self.processor is None:
+            raise CheckpointError(
+                "This checkpoint came without a tokenizer, so it cannot be asked in words: use its model alone, or add "
+                "tokenizer files beside the weights and load it again."
+            )
+        prompts = [
+            self.processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations
+        ]
+        flat = [image for group in images for image in group]
+        inputs = self.processor(
+            images=flat or None, text=prompts, padding=True, padding_side="left", return_tensors="pt"
+        )
+        limit = self._positions
+        for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
+            if length >= limit:
+                raise PromptError(
+                    f"The prompt has {length} tokens, {len(group) * self.vision_tokens} of them for {len(group)} "
+                    f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
+                    "images."
+                )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    @property
+    def _positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def _generate(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> torch.Tensor:
+        """Prompt and new ids [B, L + T]; T is at most `max_new_tokens` and what the shortest row has positions for."""
+        if max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+        room = self._positions - int(inputs["attention_mask"].sum(-1).min())
+        options = {
+            "do_sample": False,
+            "suppress_tokens": list(suppressed_ids(self.model.config)),
+            **generate_kwargs,
+            "max_new_tokens": min(max_new_tokens, room),
+        }
+        return self.model.generate(**inputs, **options)
+
+    def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
+        new = self._generate(inputs, max_new_tokens, generate_kwargs)[:, inputs["input_ids"].shape[1] :]
+        rooms = (self._positions - inputs["attention_mask"].sum(-1)).tolist()
+        rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+
+    def _pieces(
+        self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
+    ) -> Generator[str, None, None]:
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        closed = threading.Event()
+        failures: list[BaseException] = []
+
+        def is_closed(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((ids.shape[0],), closed.is_set(), device=ids.device)
+
+        criteria = StoppingCriteriaList([*generate_kwargs.get("stopping_criteria", []), is_closed])
+        options = {**generate_kwargs, "streamer": streamer, "stopping_criteria": criteria}
+
+        def run() -> None:
+            try:
+                self._generate(inputs, max_new_tokens, options)
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
+                failures.append(error)
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield from filter(None, streamer)
+        finally:
+            closed.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+
+
+class Chat:
+    """A conversation: every question is asked with all turns and images before it.
+
+    `messages` is the history in Hugging Face's form, `images` the pictures in the order of their markers in it. A turn
+    enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
+    """
+
+    def __init__(self, llava: LlavaStf) -> None:
+        self.messages: list[Message] = []
+        self.images: list[Image.Image] = []
+        self._llava = llava
+        self._waiting: list[Image.Image] = []
+
+    def add_image(self, source: ImageSource) -> None:
+        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
+        self._waiting.append(load_image(source))
+
+    def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
+        """Answers the next question; raises as `LlavaStf.ask`, but needs no new image."""
+        turn, inputs = self._next(question)
+        answer = self._llava._answers(inputs, max_new_tokens, generate_kwargs)[0]
+        self._record(turn, answer)
+        return answer
+
+    def stream(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Iterator[str]:
+        """As `ask`, piece by piece; if the iterator is closed early, what was said so far is the answer."""
+        turn, inputs = self._next(question)
+        return self._recorded(turn, self._llava._pieces(inputs, max_new_tokens, generate_kwargs))
+
+    def _next(self, question: str) -> tuple[Message, BatchFeature]:
+        turn = user_turn(question, len(self._waiting))
+        return turn, self._llava._encode([[*self.messages, turn]], [[*self.images, *self._waiting]])
+
+    def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
+        said: list[str] = []
+        try:
+            for piece in pieces:
+                said.append(piece)
+                yield piece
+        except GeneratorExit:
+            pieces.close()
+            self._record(turn, "".join(said).strip())
+            raise
+        self._record(turn, "".join(said).strip())
+
+    def _record(self, turn: Message, answer: str) -> None:
+        self.messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self.images += self._waiting
+        self._waiting = []
+
+
+def user_turn(question: str, images: int) -> Message:
+    """One user message about a number of images, which stand before the text unless it holds a marker for each.
+
+    Raises `PromptError` if the question is empty or holds another number of `<image>` markers.
+    """
+    markers = question.count("<image>")
+    if not question.replace("<image>", "").strip():
+        raise PromptError("The question is empty; ask something.")
+    if markers not in (0, images):
+        raise PromptError(
+            f"The question holds {markers} <image> markers for {images} images; write one per image, or none."
+        )
+    places = [] if markers else [{"type": "image"}] * images
+    return {"role": "user", "content": [*places, {"type": "text", "text": question}]}
+
+
+def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
+    """Median seconds to the first token over `runs`, after one run to warm up.
+
+    Measured from the preprocessed prompt on the device to the first new id: vision tower, projector, prefill and the
+    choice of the id. Reading the image, tokenising and the copy to the device are excluded.
+    """
+    turn = user_turn(question, len(_as_list(images, required=True)))
+    inputs = llava._encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+    times = []
+    for _ in range(runs + 1):
+        start = _clock(llava.model.device)
+        llava._generate(inputs, 1, {})
+        times.append(_clock(llava.model.device) - start)
+    return statistics.median(times[1:])
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _as_list(images: Images, *, required: bool = False) -> list[ImageSource]:
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if required and not sources:
+        raise PromptError("There is no image; give at least one.")
+    return sources

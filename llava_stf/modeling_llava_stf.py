@@ -1,0 +1,163 @@
+"""LLaVA-STF as a Hugging Face model: `LlavaForConditionalGeneration` with another projector and a shorter tower run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import output_capturing
+
+from .configuration_llava_stf import LlavaStfConfig, state_index
+from .errors import FusionError
+from .projector import build_projector
+
+# Since 5.21 or so a caller may ask a model for some hidden states by index, and the others are not kept.
+SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
+
+
+def tower_blocks(tower: nn.Module) -> nn.ModuleList:
+    """The transformer blocks of a vision tower, in order: its one `ModuleList` as long as the config says.
+
+    Raises `FusionError` if the tower is not built that way.
+    """
+    depth = tower.config.num_hidden_layers
+    for module in tower.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise FusionError(f"Expected a vision tower with a list of {depth} blocks, found {type(tower).__name__}.")
+
+
+def select_states(tower: nn.Module, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Hidden states of the tower at `layers`, each [B, 1 + N, C] with the class token at index 0; no other is kept."""
+    depth = tower.config.num_hidden_layers
+    wanted = [state_index(layer, depth) for layer in layers]
+    if SELECTIVE_CAPTURE:
+        states = tower(pixel_values, output_hidden_states=wanted, return_dict=True).hidden_states
+        return [states[index] for index in wanted]
+
+    kept: dict[int, Tensor] = {}
+
+    def keep_output(index: int, module: nn.Module, args: Any, output: Any) -> None:
+        kept[index] = output[0] if isinstance(output, tuple) else output
+
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept[0] = args[0]
+
+    blocks = tower_blocks(tower)
+    hooks = [blocks[index - 1].register_forward_hook(partial(keep_output, index)) for index in set(wanted) - {0}]
+    if 0 in wanted:
+        hooks.append(blocks[0].register_forward_pre_hook(keep_input))
+    try:
+        tower(pixel_values, return_dict=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [kept[index] for index in wanted]
+
+
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def skip_unused_blocks(tower: nn.Module, layers: Sequence[int]) -> None:
+    """Do not run the blocks above the deepest state in `layers`; with select layer -2 that is the last one.
+
+    Weights and state dict stay as they are. From then on the tower's own last state is the deepest selected one.
+    """
+    depth = tower.config.num_hidden_layers
+    deepest = max(state_index(layer, depth) for layer in layers)
+    for block in tower_blocks(tower)[deepest:]:
+        block.forward = _pass_through
+
+
+def run_all_blocks(tower: nn.Module) -> None:
+    """Undo `skip_unused_blocks`."""
+    for block in tower_blocks(tower):
+        if vars(block).get("forward") is _pass_through:
+            del block.forward
+
+
+class LlavaStfModel(LlavaModel):
+    """`LlavaModel` whose projector fuses tokens and whose tower runs only as deep as the fusion layers reach."""
+
+    config: LlavaStfConfig
+
+    def __init__(self, config: LlavaStfConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = build_projector(config)
+        skip_unused_blocks(self.vision_tower, config.fusion_states)
+        self.post_init()
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
+
+        `pixel_values` is [B, 3, height, width] of the tower's image size. The fusion layers are a matter of the
+        weights, so asking for other layers or another select strategy than the config's raises `FusionError`.
+        """
+        config = self.config
+        if vision_feature_layer not in (None, config.vision_feature_layer):
+            raise FusionError(
+                f"This model fuses the layers {config.vision_feature_layer}; it cannot take {vision_feature_layer}."
+            )
+        if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
+            raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
+        states = select_states(self.vision_tower, pixel_values, config.fusion_states)
+        features = self.multi_modal_projector(torch.cat([state[:, 1:] for state in states], dim=-1))
+        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+
+
+class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA that sees (grid / k)**2 vision tokens per image: 144 where LLaVA-1.5 sees 576.
+
+    Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids from
+    `config.image_token_id` upwards are placeholders and padding rows; `generate` never emits them.
+    """
+
+    config: LlavaStfConfig
+
+    def __init__(self, config: LlavaStfConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = LlavaStfModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `GenerationMixin.generate`, never emitting a placeholder id (see `suppressed_ids`)."""
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
+        kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
+        return super().generate(*args, **kwargs)
+
+
+def suppressed_ids(config: LlavaStfConfig) -> range:
+    """Ids that are no text: the image placeholder, the added pad token and the rows that fill up the vocabulary."""
+    return range(config.image_token_id, config.text_config.vocab_size)
+
+
+def register_key_names() -> None:
+    """Let files carry LLaVA's public key names (`language_model.model.*`, `multi_modal_projector.*`, ...).
+
+    transformers applies LLaVA's renaming to its own classes only; without this a file written by one version would
+    not be read by another.
+    """
+    for ours, stock in (("llava_stf", "llava"), ("LlavaStfModel", "LlavaModel")):
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
+
+
+register_key_names()

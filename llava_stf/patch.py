@@ -1,0 +1,147 @@
+"""Turn a loaded LLaVA into a LLaVA-STF in place, and back.
+
+`apply_stf` makes the model exactly what `LlavaStfForConditionalGeneration` is (class, config, projector), so that
+there is one code path and `save_pretrained` writes an ordinary LLaVA-STF. `remove_stf` puts the former parts back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
+
+from .adapter import load_adapter
+from .configuration_llava_stf import LlavaStfConfig
+from .errors import FusionError
+from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, run_all_blocks, skip_unused_blocks
+from .processing_llava_stf import LlavaStfProcessor
+from .projector import build_projector, init_from_pooling
+
+
+@dataclass
+class _Original:
+    """What `remove_stf` puts back. A plain object, so that the former projector is no submodule of the model."""
+
+    config: LlavaConfig
+    projector: nn.Module
+
+
+def apply_stf(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor | None = None,
+    *,
+    window: int = 2,
+    fusion_layers: list[int] | None = None,
+    init: Literal["pool", "random"] | str | Path = "pool",
+    seed: int = 0,
+) -> LlavaStfForConditionalGeneration:
+    """Make a loaded LLaVA fuse each `window` x `window` patches into one vision token, in place.
+
+    Args:
+        model: a plain `LlavaForConditionalGeneration`; its LLM may be quantized.
+        processor: its processor, changed in place to count and tokenise for the fused model.
+        window: side k of a window; must divide the patch grid (24 at 336 px). An adapter file brings its own.
+        fusion_layers: tower states that MBTF joins, in channel order; default by the tower's depth.
+        init: `"pool"` starts as the exact mean of the base projector's outputs over each window, `"random"` with
+            PyTorch's Linear initialisation as in the paper's first stage, a path loads the adapter file (safetensors
+            or `mm_projector.bin`) written there.
+        seed: of the random weights.
+
+    Returns:
+        The same object, now a `LlavaStfForConditionalGeneration`.
+
+    Raises:
+        FusionError: the model is no plain LLaVA, the window does not divide the grid, or a warm start does not fit.
+        CheckpointError: the adapter file does not fit.
+    """
+    adapter = load_adapter(init) if init not in ("pool", "random") else None
+    fusion = {"fusion_window": window, "fusion_layers": fusion_layers}
+    if adapter is not None:
+        fusion |= adapter.config_values(model.config)
+    config = _stf_config(model, fusion="stf", **fusion)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = build_projector(config)
+    if adapter is not None:
+        adapter.load_into(projector)
+    elif init == "pool":
+        init_from_pooling(projector, model.model.multi_modal_projector)
+    return _replace_parts(model, processor, config, projector)
+
+
+def apply_pooling(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None = None, *, window: int = 2
+) -> LlavaStfForConditionalGeneration:
+    """Make a loaded LLaVA average its projected patches over each window, in place: the baseline of every comparison.
+
+    Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. Raises `FusionError` as `apply_stf`.
+    """
+    config = _stf_config(model, fusion="pool", fusion_window=window)
+    projector = build_projector(config)
+    projector.load_state_dict(model.model.multi_modal_projector.state_dict())
+    return _replace_parts(model, processor, config, projector)
+
+
+def remove_stf(model: nn.Module, processor: LlavaProcessor | None = None) -> LlavaForConditionalGeneration:
+    """Undo `apply_stf` or `apply_pooling` in place; afterwards the model's outputs are bit-identical to before.
+
+    Raises `FusionError` if the model was not patched in this process.
+    """
+    original = vars(model).get("_before_stf")
+    if original is None:
+        raise FusionError("Expected a model that apply_stf has patched, found one that was loaded or built as it is.")
+    run_all_blocks(model.model.vision_tower)
+    reference = next(model.model.multi_modal_projector.parameters())
+    model.model.multi_modal_projector = original.projector.to(reference.device, reference.dtype)
+    model.model.config = model.config = original.config
+    model.__class__, model.model.__class__ = LlavaForConditionalGeneration, LlavaModel
+    del model._before_stf
+    if processor is not None:
+        processor.__class__ = LlavaProcessor
+        del processor.fusion_window
+    return model
+
+
+def _stf_config(model: nn.Module, **fusion: Any) -> LlavaStfConfig:
+    """The model's config as a `LlavaStfConfig`, sharing its vision and text configs."""
+    if type(model) is not LlavaForConditionalGeneration:
+        raise FusionError(
+            f"Expected a plain LlavaForConditionalGeneration, found {type(model).__name__}; patch before wrapping "
+            "(PEFT, compile), and an already fused model only after remove_stf."
+        )
+    config = model.config
+    shared = [config.vision_config, config.text_config]
+    attention = [part._attn_implementation_internal for part in shared]
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    stf_config = LlavaStfConfig(**values | fusion)
+    stf_config.architectures = [LlavaStfForConditionalGeneration.__name__]
+    stf_config._attn_implementation_internal = config._attn_implementation_internal
+    # A new config resets the attention implementation of the parts it is given.
+    for part, implementation in zip(shared, attention, strict=True):
+        part._attn_implementation_internal = implementation
+    if "quantization_config" in vars(config):
+        stf_config.quantization_config = config.quantization_config
+    return stf_config
+
+
+def _replace_parts(
+    model: nn.Module, processor: LlavaProcessor | None, config: LlavaStfConfig, projector: nn.Module
+) -> LlavaStfForConditionalGeneration:
+    former = model.model.multi_modal_projector
+    weight = former.linear_1.weight
+    model._before_stf = _Original(model.config, former)
+    model.model.multi_modal_projector = projector.to(weight.device, weight.dtype).train(former.training)
+    model.model.config = model.config = config
+    model.__class__, model.model.__class__ = LlavaStfForConditionalGeneration, LlavaStfModel
+    skip_unused_blocks(model.model.vision_tower, config.fusion_states)
+    if processor is not None:
+        processor.__class__ = LlavaStfProcessor
+        processor.fusion_window = config.fusion_window
+        if processor.patch_size is None:
+            processor.patch_size = config.vision_config.patch_size
+    return model

@@ -1,0 +1,124 @@
+"""Put the embedded model together before it is trained: a pre-trained tower, a new language model, a new tokenizer.
+
+The result is an ordinary plain LLaVA folder with random language model and projector, which the finetuning entry point
+takes as `--base`.
+
+    python -m llava_stf.training.assemble_tiny --tower runs/tower --output runs/start
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import sentencepiece
+import torch
+from transformers import (
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from ..conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
+from ..processing_llava_stf import LlavaStfProcessor
+from ..world.dataset import CAPTION_REQUEST, corpus
+
+PIECES = 640
+ROWS_MULTIPLE = 64
+
+
+def train_tokenizer(pictures: int = 4000, seed: int = 0) -> PreTrainedTokenizerBase:
+    """A LLaMA tokenizer for the text of the drawn pictures: byte-fallback BPE, `<unk>` 0, `<s>` 1, `</s>` 2.
+
+    `<image>` and `<pad>` come behind the trained pieces, as in the llava-hf checkpoints.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=_sentences(pictures, seed),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=PIECES,
+        byte_fallback=True,
+        character_coverage=1.0,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    with TemporaryDirectory() as folder:
+        Path(folder, "tokenizer.model").write_bytes(model.getvalue())
+        Path(folder, "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "LlamaTokenizer", "legacy": false, "model_max_length": 1024, "unk_token": "<unk>",'
+            ' "bos_token": "<s>", "eos_token": "</s>"}'
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def _sentences(pictures: int, seed: int) -> Iterator[str]:
+    """The corpus with the chat's own words around every text, so that they become whole pieces."""
+    for text in corpus(pictures, seed):
+        yield from (f"USER: {line} ASSISTANT: {line}" for line in text.splitlines() if line)
+    yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * pictures
+
+
+def assemble_tiny(tower: Path, output: Path, *, seed: int = 0) -> None:
+    """Write the untrained embedded LLaVA: the tower in `tower`, a LLaMA of 4 layers of width 192, all 64 patches."""
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer()
+    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    rows = -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE
+    text = LlamaConfig(
+        vocab_size=rows,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        max_position_embeddings=1024,
+        rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        vision_config=vision.config, text_config=text, image_token_index=image_token_id, image_seq_length=64
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(vision.state_dict())
+    model.save_pretrained(output)
+    LlavaStfProcessor(
+        image_processor(vision.config.image_size),
+        tokenizer,
+        patch_size=vision.config.patch_size,
+        chat_template=CHAT_TEMPLATE,
+        fusion_window=1,
+    ).save_pretrained(output)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {rows} rows, <image> is {image_token_id}")
+
+
+def image_processor(side: int) -> LlavaImageProcessorPil:
+    """LLaVA's `pad` mode: a square canvas in the mean colour, then CLIP's preprocessing to `side` px."""
+    return LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    assemble_tiny(options.tower, options.output, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Options of a training run: one dataclass, filled from a YAML file and from flags.
+
+Nothing heavy is imported here, so a wrong option is reported at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from llava_stf.errors import LlavaStfError
+
+# The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
+DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Everything that decides a training run; `--help` prints each field's meaning.
+
+    Raises `LlavaStfError` for a required field without value and for options that contradict each other.
+    """
+
+    base: str = _option("", "model to start from: a folder, a model id, or `tiny` (required)")
+    data: str = _option("", "LLaVA data file: a JSON list, or JSON lines, of {id, image, conversations} (required)")
+    output: str = _option("", "folder for checkpoints and the trained model (required)")
+    images: str | None = _option(None, "folder that the samples' image paths start from; default: the data file's folder")
+    stage: Literal["align", "instruct"] = _option(
+        "instruct", "align: projector alone, captions; instruct: projector and LLM, conversations"
+    )
+
+    vision_tokens: int | Literal["all"] | None = _option(
+        None, "LLM tokens per image: a count, `all`, or nothing for the base's own (a plain LLaVA gets a quarter)"
+    )
+    reduction: Literal["stf", "pool"] = _option(
+        "stf", "how a plain LLaVA is brought to that count: stf (MBTF and STF) or pool (mean of each window)"
+    )
+    init: str = _option("pool", "start of a new STF projector: pool (exact mean pooling), random, or an adapter file")
+
+    epochs: float = _option(1.0, "passes over the data, if max_steps is not given")
+    max_steps: int | None = _option(None, "optimizer steps in all, counted from the start of the run")
+    per_device_batch_size: int = _option(16, "samples per device and forward pass")
+    gradient_accumulation: int = _option(1, "forward passes per optimizer step")
+    max_length: int = _option(2048, "longest sequence, image tokens included; longer texts are cut")
+    seed: int = _option(0, "seed of data order, projector and dropout")
+
+    learning_rate: float | None = _option(None, "peak learning rate; default: 1e-3 for align, 2e-5 for instruct")
+    projector_learning_rate: float | None = _option(None, "learning rate of the projector; default: learning_rate")
+    vision_tower_learning_rate: float | None = _option(None, "trains the vision tower too, at this rate; default: frozen")
+    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = _option("cosine", "learning rate after warm-up")
+    warmup_ratio: float = _option(0.03, "share of the steps in which the learning rate rises")
+    weight_decay: float = _option(0.0, "AdamW's, on matrices only, not on norms and biases")
+    adam_beta2: float = _option(0.999, "AdamW's second beta")
+    max_grad_norm: float = _option(1.0, "gradient norm above which gradients are scaled down")
+
+    bf16: bool = _option(True, "compute in bfloat16 (weights and optimizer stay float32)")
+    save_dtype: Literal["float32", "bfloat16"] = _option("float32", "dtype of the trained model on disk")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = _option("sdpa", "attention of the LLM")
+    gradient_checkpointing: bool = _option(False, "recompute activations: less memory, about a third more time")
+    num_workers: int = _option(1, "processes that read and prepare samples, per device; 0: none beside the trainer")
+    cpu_threads: int | None = _option(None, "threads of the computation on a CPU; default: torch's choice")
+
+    logging_steps: int = _option(10, "steps between two lines of the log")
+    save_steps: int = _option(500, "steps between two checkpoints")
+    save_total_limit: int = _option(2, "checkpoints that are kept")
+    report_to: str = _option("none", "none, tensorboard or wandb")
+    resume: bool = _option(False, "go on from the newest complete checkpoint in output, if there is one")
+
+    def __post_init__(self) -> None:
+        for name in ("base", "data", "output"):
+            if not getattr(self, name):
+                raise LlavaStfError(f"--{name} is required: give it as a flag or in the config file")
+        positive = ("per_device_batch_size", "gradient_accumulation", "max_length", "logging_steps", "save_steps")
+        for name in (*positive, "save_total_limit", "max_steps", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LlavaStfError(f"{name} must be at least 1, found {value}")
+        if not 0 <= self.warmup_ratio < 1:
+            raise LlavaStfError(f"warmup_ratio must be in [0, 1), found {self.warmup_ratio}")
+        if self.epochs <= 0:
+            raise LlavaStfError(f"epochs must be above 0, found {self.epochs}")
+        if self.stage == "align" and self.vision_tower_learning_rate is not None:
+            raise LlavaStfError("stage align trains the projector alone: leave out vision_tower_learning_rate")
+        if self.vision_tokens == "all" and self.reduction == "pool":
+            raise LlavaStfError("vision_tokens all keeps every token, reduction pool does not: leave out one of them")
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """Peak learning rate of each part that is trained: "projector", "language_model", "vision_tower"."""
+        rate = DEFAULT_LEARNING_RATE[self.stage] if self.learning_rate is None else self.learning_rate
+        rates = {"projector": rate if self.projector_learning_rate is None else self.projector_learning_rate}
+        if self.stage == "instruct":
+            rates["language_model"] = rate
+        if self.vision_tower_learning_rate is not None:
+            rates["vision_tower"] = self.vision_tower_learning_rate
+        return rates
+
+
+def parse(argv: Sequence[str]) -> FinetuneConfig:
+    """The configuration that `--config FILE` and `--field value` flags describe; flags win over the file.
+
+    Raises `LlavaStfError` for an unknown name (with the nearest known one), a value of the wrong kind, or a file that
+    cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="llava_stf.training.finetune", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, help="YAML file with any of the fields below")
+    for option in fields(FinetuneConfig):
+        flags = {f"--{option.name}", f"--{option.name.replace('_', '-')}"}
+        text = f"{option.metadata['help']} [{option.default}]"
+        parser.add_argument(*sorted(flags), dest=option.name, nargs="?", const="true", default=MISSING, help=text)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], "--"))
+    given = {name: value for name, value in vars(known).items() if name != "config" and value is not MISSING}
+    return from_values({**(_read(known.config) if known.config else {}), **given})
+
+
+def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
+    """The configuration with these field values; texts are read as YAML would read them. Raises as `parse`."""
+    known = {option.name: option for option in fields(FinetuneConfig)}
+    types = get_type_hints(FinetuneConfig)
+    for name in values:
+        if name not in known:
+            raise LlavaStfError(_unknown("field", str(name)))
+    return FinetuneConfig(**{name: _convert(known[name], types[name], value) for name, value in values.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise LlavaStfError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise LlavaStfError(f"the config {path} must be a list of `field: value` lines, found {type(values).__name__}")
+    return values
+
+
+def _unknown(kind: str, name: str, prefix: str = "") -> str:
+    names = [option.name for option in fields(FinetuneConfig)]
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, n=1, cutoff=0)
+    return f"unknown {kind} {name}; the nearest known one is {prefix}{near[0]}"
+
+
+def _convert(option: Field[Any], wanted: Any, value: Any) -> Any:
+    """`value` as one of the kinds in `wanted`: None, a bool, a number, a text, or one of some literal texts."""
+    members = [wanted] if get_origin(wanted) in (None, Literal) else list(get_args(wanted))
+    choices = [text for member in members if get_origin(member) is Literal for text in get_args(member)]
+    if value in choices:
+        return value
+    if NoneType in members and str(value).lower() in ("none", "null", ""):
+        return None
+    if bool in members and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if str in members and value is not None:
+        return str(value)
+    number = next((kind for kind in (int, float) if kind in members), None)
+    if number is not None and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return number(str(value))  # through text: 1.5 is no int, and YAML reads 1e-3 as text
+    kinds = [member.__name__ for member in members if isinstance(member, type) and member is not NoneType]
+    raise LlavaStfError(f"{option.name} must be {' or '.join([*choices, *kinds])}, found {value!r}")

@@ -1,0 +1,142 @@
+"""Train LLaVA-STF: `accelerate launch -m llava_stf.training.finetune --config scripts/configs/tiny.yaml [--field value ...]`.
+
+Stage `align` trains the projector alone on captions; stage `instruct` trains projector and LLM on conversations, with
+the vision tower frozen (arXiv 2506.07138, training recipe of LLaVA-1.5). A base without fusion gets a projector that
+starts as exact mean pooling.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_stf.errors import LlavaStfError
+from llava_stf.training.checkpoints import prepare_output, save_model
+from llava_stf.training.config import FinetuneConfig, parse
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(config: FinetuneConfig) -> None:
+    """Train as `config` says and write the model to `config.output`.
+
+    Raises `LlavaStfError` for what a user can put right: options, files, samples, a loss that is not finite.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after its first use
+    output = Path(config.output)
+    checkpoint = prepare_output(output, resume=config.resume)
+
+    import torch
+    from transformers import set_seed
+
+    from llava_stf.training.data import LlavaDataset, collate
+    from llava_stf.training.optim import train_only
+    from llava_stf.training.trainer import FinetuneTrainer
+
+    if config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
+    set_seed(config.seed)
+    model, processor = load_start(config, checkpoint)
+    train_only(model, config.learning_rates)
+    dataset = LlavaDataset(
+        Path(config.data),
+        None if config.images is None else Path(config.images),
+        processor,
+        template="plain" if config.stage == "align" else "v1",
+        max_length=config.max_length,
+    )
+    trainer = FinetuneTrainer(
+        config,
+        model=model,
+        args=training_arguments(config),
+        train_dataset=dataset,
+        data_collator=partial(collate, pad_token_id=pad_token_id(processor)),
+        processing_class=processor,
+    )
+    logger.info("%d samples, %d tokens per image", len(dataset), dataset.tokens_per_image)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        save_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, getattr(torch, config.save_dtype))
+
+
+def load_start(
+    config: FinetuneConfig, checkpoint: Path | None
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The model that training starts from, in float32, and its processor: the checkpoint's, or the base with its reduction."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+
+    from llava_stf.patch import apply_pooling, apply_stf
+
+    source = config.base if checkpoint is None else str(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(source)
+    if type(model) is LlavaForConditionalGeneration and config.vision_tokens != "all":
+        if config.reduction == "pool":
+            apply_pooling(model, processor)
+        else:
+            apply_stf(model, processor, init=config.init)
+    return model, processor
+
+
+def pad_token_id(processor: LlavaProcessor) -> int:
+    """The tokenizer's pad id, or `<unk>`'s as in LLaVA; padding is masked, so any id does."""
+    tokenizer = processor.tokenizer
+    return tokenizer.unk_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def training_arguments(config: FinetuneConfig) -> TrainingArguments:
+    """The Trainer's arguments for `config`."""
+    import torch
+    from transformers import TrainingArguments
+
+    on_cpu = not torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=config.output,
+        num_train_epochs=config.epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        per_device_train_batch_size=config.per_device_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_ratio,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=on_cpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        dataloader_num_workers=config.num_workers,
+        dataloader_persistent_workers=config.num_workers > 0,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=True,  # a batch of text alone does not use the projector
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        report_to=config.report_to,
+        disable_tqdm=not sys.stderr.isatty(),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 when trained, 2 with one sentence on stderr for an error of the user's."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        finetune(parse(sys.argv[1:] if argv is None else argv))
+    except LlavaStfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

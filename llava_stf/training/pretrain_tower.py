@@ -1,0 +1,142 @@
+"""Train the embedded model's vision tower on drawn pictures, with a dense target for every patch.
+
+It plays the part that CLIP's pre-training plays for LLaVA: afterwards the tower's states say, linearly and patch by
+patch, what is there. The targets are shape, colour, size and the characters in the left and right half of a patch
+(`world.patch_labels`), read by one linear layer from the state that the projector selects.
+
+    python -m llava_stf.training.pretrain_tower --output runs/tower --pictures 100000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_with_warmup
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from ..modeling_llava_stf import select_states, skip_unused_blocks
+from ..world.dataset import draw
+from ..world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
+
+SELECT_LAYER = -2
+CLASSES = {
+    "shape": len(SHAPES) + 1,
+    "colour": len(COLOURS) + 1,
+    "size": len(SIZES) + 1,
+    "char_left": len(CHARACTERS) + 1,
+    "char_right": len(CHARACTERS) + 1,
+}
+
+
+def tower_config() -> CLIPVisionConfig:
+    """The embedded model's tower: CLIP's architecture, 6 blocks of width 128, 112 px in 8x8 patches of 14 px."""
+    return CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=14,
+        projection_dim=128,
+    )
+
+
+class DrawnPictures(IterableDataset[dict[str, Tensor]]):
+    """Pictures `start` to `start + count` of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class."""
+
+    def __init__(self, count: int, seed: int, split: str = "train") -> None:
+        self.count, self.seed, self.split = count, seed, split
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index in range(first, self.count, step):
+            scene, pixels = draw(index, seed=self.seed, split=self.split)
+            labels = patch_labels(scene)
+            sample = {name: torch.from_numpy(labels[name].reshape(-1)) for name in CLASSES}
+            yield sample | {"pixels": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
+
+
+class DenseReader(nn.Module):
+    """A tower and one linear layer that reads all targets of a patch from the selected state."""
+
+    def __init__(self, tower: CLIPVisionModel) -> None:
+        super().__init__()
+        self.tower = tower
+        self.head = nn.Linear(tower.config.hidden_size, sum(CLASSES.values()))
+        self.register_buffer("mean", 255 * torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, 3, 112, 112] -> logits [B, 64, classes] per target."""
+        (state,) = select_states(self.tower, (pixels - self.mean) / self.std, [SELECT_LAYER])
+        parts = self.head(state[:, 1:]).split(list(CLASSES.values()), dim=-1)
+        return dict(zip(CLASSES, parts, strict=True))
+
+
+def pretrain_tower(
+    output: Path, *, pictures: int, batch_size: int = 32, learning_rate: float = 1e-3, seed: int = 0
+) -> None:
+    """Train a tower on `pictures` drawn pictures and save it, `CLIPVisionModel` format, in `output`."""
+    torch.manual_seed(seed)
+    # On a CPU in bfloat16 the fused attention has a backward pass that takes half of the step.
+    reader = DenseReader(CLIPVisionModel._from_config(tower_config(), attn_implementation="eager"))
+    skip_unused_blocks(reader.tower, [SELECT_LAYER])
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.01)
+    steps = pictures // batch_size
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 30, steps)
+    loader = DataLoader(DrawnPictures(pictures, seed), batch_size=batch_size, num_workers=1, drop_last=True)
+    started = time.monotonic()
+    for step, batch in enumerate(loader, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = reader(batch["pixels"])
+        loss = sum(F.cross_entropy(logits[name].float().flatten(0, 1), batch[name].flatten()) for name in CLASSES)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0 or step == steps:
+            speed = step * batch_size / (time.monotonic() - started)
+            print(f"step {step}/{steps}  loss {loss.item():.4f}  {speed:.0f} pictures/s", flush=True)
+        if step % 1000 == 0:
+            reader.tower.save_pretrained(output)
+            print(accuracy(reader), flush=True)
+    reader.tower.save_pretrained(output)
+    print(accuracy(reader), flush=True)
+
+
+@torch.inference_mode()
+def accuracy(reader: DenseReader, pictures: int = 512) -> dict[str, float]:
+    """Share of right patches per target on held-out pictures, among the patches where something is."""
+    right = dict.fromkeys(CLASSES, 0)
+    total = dict.fromkeys(CLASSES, 0)
+    for batch in DataLoader(DrawnPictures(pictures, 0, "held_out"), batch_size=64):
+        logits = reader(batch["pixels"])
+        for name in CLASSES:
+            there = batch[name] > 0
+            right[name] += int((logits[name].argmax(-1) == batch[name])[there].sum())
+            total[name] += int(there.sum())
+    return {name: round(right[name] / total[name], 4) for name in CLASSES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    pretrain_tower(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

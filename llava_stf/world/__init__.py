@@ -1,0 +1,52 @@
+"""The picture world: drawn scenes with exact ground truth, questions in eight families, data sets in LLaVA's format.
+
+Pictures are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 grid. Needs only numpy and Pillow.
+"""
+
+from .dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset
+from .drawing import render
+from .families import ALL, BENCHMARKS, FAMILIES, ask, caption
+from .questions import UNANSWERABLE, Question
+from .scene import (
+    CHARACTERS,
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIDE,
+    SIZES,
+    WORDS,
+    Label,
+    Scene,
+    Thing,
+    patch_labels,
+    sample_scene,
+)
+
+__all__ = [
+    "ALL",
+    "BENCHMARKS",
+    "CHARACTERS",
+    "COLOURS",
+    "FAMILIES",
+    "PLACES",
+    "SHAPES",
+    "SIDE",
+    "SIZES",
+    "UNANSWERABLE",
+    "WORDS",
+    "Label",
+    "Question",
+    "Scene",
+    "Thing",
+    "ask",
+    "caption",
+    "corpus",
+    "draw",
+    "generator",
+    "patch_labels",
+    "prior_accuracy",
+    "questions_of",
+    "render",
+    "sample_scene",
+    "write_dataset",
+]

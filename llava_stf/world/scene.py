@@ -1,0 +1,223 @@
+"""What is in a picture: the ground truth from which pixels, questions, captions and dense labels are derived.
+
+A scene has one to four shapes on a 3x3 raster of places, sometimes a word or a number on a place of its own, and may be
+degraded (blurred, dark or noisy) so that nothing in it can be read.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DataError
+from .glyphs import layout
+
+SIDE = 112  # px
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+COLOURS = {
+    "red": (222, 32, 36),
+    "green": (36, 158, 56),
+    "blue": (40, 76, 226),
+    "yellow": (248, 220, 24),
+    "purple": (132, 44, 186),
+    "orange": (246, 132, 16),
+    "cyan": (40, 206, 222),
+    "pink": (252, 146, 196),
+}
+SIZES = {"small": (16, 20), "large": (28, 34)}  # px, both ends included
+PLACES = (
+    "top left", "top", "top right",
+    "left", "centre", "right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+WORDS = (
+    "cat", "dog", "sun", "bus", "hat", "key", "tea", "ice", "pen", "box", "fish", "bird", "tree", "milk", "shop",
+    "lake", "open", "road", "gold", "jazz", "bread", "house", "piano", "queen",
+)  # fmt: skip
+CHARACTERS = (
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"  # a character's class in the dense labels is its index here plus one
+)
+DEGRADATIONS = ("blur", "dark", "noise")
+# Pairs that are drawn more often than chance, as some objects are in photographs: "popular" negatives ask for them.
+POPULAR = (
+    ("red", "circle"), ("blue", "square"), ("green", "triangle"),
+    ("yellow", "star"), ("orange", "cross"), ("purple", "ring"),
+)  # fmt: skip
+POPULAR_SHARE = 0.35
+DEGRADED_SHARE = 0.12
+WORD_SHARE = 0.36
+NUMBER_SHARE = 0.34
+COLOUR_JITTER = 14  # per channel, of 255
+FONT_SIZES = (13, 17)  # px, both ends included; a letter stays smaller than a patch of 14 px
+WIDEST_TEXT = 44  # px
+MOST_OBJECTS = 5  # so that some shape and some colour is always absent, and a place is left for text
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in px, exclusive at the right and below
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape: names from SHAPES, COLOURS and SIZES, the index of its place in PLACES, its box and its drawn RGB."""
+
+    shape: str
+    colour: str
+    size: str
+    place: int
+    box: Box
+    rgb: Colour
+
+    @property
+    def row(self) -> int:
+        return self.place // 3
+
+    @property
+    def column(self) -> int:
+        return self.place % 3
+
+
+@dataclass(frozen=True)
+class Label:
+    """A rendered word or number: `string` as it is answered (lower case), drawn in capitals; one box per character."""
+
+    string: str
+    place: int
+    box: Box
+    character_boxes: tuple[Box, ...]
+    font_size: int
+
+    @property
+    def is_number(self) -> bool:
+        return self.string.isdigit()
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything in one picture; `objects` are in raster order; `degradation` is None if it is readable."""
+
+    objects: tuple[Thing, ...]
+    text: Label | None
+    background: Colour
+    degradation: str | None
+
+    @property
+    def degraded(self) -> bool:
+        return self.degradation is not None
+
+
+def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
+    """Draw a scene with 1 to `max_objects` shapes; DataError unless that is 1 to MOST_OBJECTS."""
+    if not 1 <= max_objects <= MOST_OBJECTS:
+        raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in a picture, found {max_objects}.")
+    count = int(rng.integers(1, max_objects + 1))
+    places = rng.permutation(9)
+    same_shape = (
+        SHAPES[rng.integers(6)] if rng.random() < 0.2 else None
+    )  # otherwise counts of one shape are rarely over 1
+    things = [_sample_thing(rng, int(place), same_shape) for place in places[:count]]
+    kind = rng.random()
+    text = None
+    if kind < WORD_SHARE:
+        text = _sample_label(rng, WORDS[rng.integers(len(WORDS))], int(places[count]), things)
+    elif kind < WORD_SHARE + NUMBER_SHARE:
+        digits = int(rng.integers(1, 4))
+        number = int(rng.integers(10 ** (digits - 1), 10**digits))
+        text = _sample_label(rng, str(number), int(places[count]), things)
+    base = rng.integers(24, 76) if rng.random() < 0.5 else rng.integers(178, 236)
+    red, green, blue = (int(channel) for channel in base + rng.integers(-18, 19, size=3))
+    degradation = DEGRADATIONS[rng.integers(3)] if rng.random() < DEGRADED_SHARE else None
+    things.sort(key=lambda thing: thing.place)
+    return Scene(tuple(things), text, (red, green, blue), degradation)
+
+
+def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) -> Thing:
+    if rng.random() < POPULAR_SHARE:
+        colour, shape = POPULAR[rng.integers(6)]
+    else:
+        colour, shape = tuple(COLOURS)[rng.integers(8)], SHAPES[rng.integers(6)]
+    if same_shape is not None and rng.random() < 0.8:
+        shape = same_shape
+    size = "small" if rng.random() < 0.5 else "large"
+    smallest, largest = SIZES[size]
+    side = int(rng.integers(smallest, largest + 1))
+    x, y = _corner(rng, place, side, side)
+    red, green, blue = (
+        int(min(255, max(0, channel + jitter)))
+        for channel, jitter in zip(
+            COLOURS[colour], rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, size=3), strict=True
+        )
+    )
+    return Thing(shape, colour, size, place, (x, y, x + side, y + side), (red, green, blue))
+
+
+def _corner(rng: np.random.Generator, place: int, width: int, height: int) -> tuple[int, int]:
+    """Top left corner of a box somewhere in its place, at most 6 px off the middle and always inside the picture."""
+    corner = []
+    for index, extent in ((place % 3, width), (place // 3, height)):
+        slack = max(1, min(6, (SIDE // 3 - extent) // 2))
+        middle = (2 * index + 1) * SIDE // 6
+        start = middle - extent // 2 + int(rng.integers(-slack, slack + 1))
+        corner.append(min(SIDE - extent, max(0, start)))
+    return corner[0], corner[1]
+
+
+def _sample_label(rng: np.random.Generator, string: str, place: int, things: list[Thing]) -> Label | None:
+    """The text on its place, in a font that fits; None where a neighbour leaves no room in eight tries."""
+    drawn = string.upper()
+    for _ in range(8):
+        size = int(rng.integers(FONT_SIZES[0], FONT_SIZES[1] + 1))
+        while size > FONT_SIZES[0] and layout(drawn, size)[-1][2] > WIDEST_TEXT:
+            size -= 1
+        boxes = layout(drawn, size)
+        width, height = boxes[-1][2], max(box[3] for box in boxes)
+        x, y = _corner(rng, place, width, height)
+        box = (x, y, x + width, y + height)
+        if not any(_overlap(box, thing.box) for thing in things):
+            moved = tuple((x + left, y + top, x + right, y + bottom) for left, top, right, bottom in boxes)
+            return Label(string, place, box, moved, size)
+    return None
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
+    """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
+
+    "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
+    the patch, if that is at least a fifth of it. "char_left", "char_right" (0 none, 1..36 as in CHARACTERS): the
+    character with most of its box in that half of the patch, if at least 0.3 of the box is there. All maps are 0 where
+    the picture is degraded, since nothing can be read in it.
+    """
+    names = ("shape", "colour", "size", "char_left", "char_right")
+    labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
+    labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
+    if scene.degraded:
+        return labels
+    colours, sizes = tuple(COLOURS), tuple(SIZES)
+    best = np.full((grid, grid), 0.2 * (SIDE / grid) ** 2)
+    for thing in scene.objects:
+        area = _covered(thing.box, grid, grid)
+        wins = area >= best
+        best[wins] = area[wins]
+        labels["shape"][wins] = SHAPES.index(thing.shape) + 1
+        labels["colour"][wins] = colours.index(thing.colour) + 1
+        labels["size"][wins] = sizes.index(thing.size) + 1
+    if scene.text is not None:
+        characters = np.zeros((grid, 2 * grid), dtype=np.int64)
+        most = np.zeros((grid, 2 * grid))
+        for character, box in zip(scene.text.string.upper(), scene.text.character_boxes, strict=True):
+            share = _covered(box, grid, 2 * grid) / ((box[2] - box[0]) * (box[3] - box[1]))
+            wins = (share >= 0.3) & (share > most)
+            most[wins] = share[wins]
+            characters[wins] = CHARACTERS.index(character) + 1
+        labels["char_left"], labels["char_right"] = characters[:, 0::2].copy(), characters[:, 1::2].copy()
+    return labels
+
+
+def _covered(box: Box, rows: int, columns: int) -> np.ndarray:
+    """Px of the box inside each cell of a raster over the picture: float64 [rows, columns]."""
+    x, y = np.arange(columns) * (SIDE / columns), np.arange(rows) * (SIDE / rows)
+    across = np.clip(np.minimum(box[2], x + SIDE / columns) - np.maximum(box[0], x), 0, None)
+    down = np.clip(np.minimum(box[3], y + SIDE / rows) - np.maximum(box[1], y), 0, None)
+    return np.outer(down, across)
