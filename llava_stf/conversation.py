@@ -1,8 +1,8 @@
 """Conversations as LLaVA-1.5 was trained on them: prompt text, token ids and labels.
 
-Two templates. `v1` (Vicuna) is the chat format of instruction tuning and of inference; `plain` is the caption format of
-alignment. In both, the text is split at the image markers and each chunk is tokenised on its own: a LLaMA tokenizer puts a
-word-start piece in front of every text it gets, and the language model has seen that piece behind every image.
+Two templates. `v1` (Vicuna) is the chat format of instruction tuning and of inference; `plain` is the caption format
+of alignment. In both, the text is split at the image markers and each chunk is tokenised on its own: a LLaMA tokenizer
+puts a word-start piece in front of every text it gets, and the language model has seen that piece behind every image.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def encode_conversation(
     Image markers are moved to the front of their turn. One id stands for each image. Labels are -100 everywhere but at
     the answers and their `</s>` (v1), or the caption and its newline (plain, which throws the human text away). Where
     the rounds of a v1 conversation, tokenised one by one, do not add up to its ids (an answer that quotes the
-    assistant tag, a last question without answer), every label is -100, as in LLaVA's own training, and a warning is logged.
+    assistant tag, a last question without answer), every label is -100, as in LLaVA's own training, and a warning is
+    logged.
 
     Raises:
         DataError: the turns do not alternate human, gpt; or a plain sample is not one image and one caption.
@@ -84,7 +85,7 @@ def encode_conversation(
 
 
 def images_first(text: str) -> str:
-    """The turn with its image markers moved to the front, each followed by a newline; other text is returned as it is."""
+    """The turn with its image markers in front, each followed by a newline; a turn without any as it is."""
     count = text.count(IMAGE_TOKEN)
     if not count:
         return text
@@ -122,8 +123,8 @@ def _encode_plain(
 ) -> tuple[list[int], list[int]]:
     if len(turns) != 2 or turns[0][1].count(IMAGE_TOKEN) != 1:
         raise DataError(
-            f"the plain template needs one human turn with one {IMAGE_TOKEN} and one gpt caption, found {len(turns)} turns "
-            f"with {turns[0][1].count(IMAGE_TOKEN)} markers in the first"
+            f"the plain template needs one human turn with one {IMAGE_TOKEN} and one gpt caption, found {len(turns)} "
+            f"turns with {turns[0][1].count(IMAGE_TOKEN)} markers in the first"
         )
     ids = tokenize_chunks(tokenizer, f"{IMAGE_TOKEN}{turns[1][1]}\n", image_token_id=image_token_id)
     prompt_length = ids.index(image_token_id) + 1
@@ -131,7 +132,7 @@ def _encode_plain(
 
 
 def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int) -> tuple[list[int], list[int]]:
-    """Ids and labels of a v1 text; each round's length and its instruction's length are measured by tokenising them alone."""
+    """Ids and labels of a v1 text; the lengths of a round and of its instruction come from tokenising them alone."""
     rounds = [piece for piece in text.split(END) if piece]
     instructions = [piece.split(ANSWER_TAG)[0] + ANSWER_TAG for piece in rounds]
     texts = [text, *rounds, *instructions]

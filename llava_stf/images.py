@@ -11,6 +11,7 @@ import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -80,7 +81,7 @@ def _from_path(path: Path, name: str) -> Image.Image:
         raise ImageError(f"Cannot open {name}: {error}.") from error
 
 
-def _from_file(file: io.BufferedIOBase, name: str) -> Image.Image:
+def _from_file(file: IO[bytes], name: str) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -110,18 +110,10 @@ class LlavaStf:
 
     def _encode(self, conversations: Sequence[list[Message]], images: Sequence[list[Image.Image]]) -> BatchFeature:
         """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype."""
-        if self.processor is None:
-            raise CheckpointError(
-                "This checkpoint came without a tokenizer, so it cannot be asked in words: use its model alone, or add "
-                "tokenizer files beside the weights and load it again."
-            )
-        prompts = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations
-        ]
+        processor = self._require_processor()
+        prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations]
         flat = [image for group in images for image in group]
-        inputs = self.processor(
-            images=flat or None, text=prompts, padding=True, padding_side="left", return_tensors="pt"
-        )
+        inputs = processor(images=flat or None, text=prompts, padding=True, padding_side="left", return_tensors="pt")
         limit = self._positions
         for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
             if length >= limit:
@@ -131,6 +123,14 @@ class LlavaStf:
                     "images."
                 )
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def _require_processor(self) -> LlavaStfProcessor:
+        if self.processor is None:
+            raise CheckpointError(
+                "This checkpoint came without a tokenizer, so it cannot be asked in words: use its model alone, or add "
+                "tokenizer files beside the weights and load it again."
+            )
+        return self.processor
 
     @property
     def _positions(self) -> int:
@@ -153,12 +153,14 @@ class LlavaStf:
         new = self._generate(inputs, max_new_tokens, generate_kwargs)[:, inputs["input_ids"].shape[1] :]
         rooms = (self._positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
-        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        tokenizer = self._require_processor().tokenizer
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
         closed = threading.Event()
         failures: list[BaseException] = []
 
@@ -278,7 +280,7 @@ def _clock(device: torch.device) -> float:
 
 
 def _as_list(images: Images, *, required: bool = False) -> list[ImageSource]:
-    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    sources = list(images) if isinstance(images, (list, tuple)) else [cast("ImageSource", images)]
     if required and not sources:
         raise PromptError("There is no image; give at least one.")
     return sources

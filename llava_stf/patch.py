@@ -118,12 +118,14 @@ def _stf_config(model: nn.Module, **fusion: Any) -> LlavaStfConfig:
     shared = [config.vision_config, config.text_config]
     attention = [part._attn_implementation_internal for part in shared]
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    stf_config = LlavaStfConfig(**values | fusion)
+    try:
+        stf_config = LlavaStfConfig(**values | fusion)
+    finally:
+        # A new config resets the attention implementation of the parts it is given.
+        for part, implementation in zip(shared, attention, strict=True):
+            part._attn_implementation_internal = implementation
     stf_config.architectures = [LlavaStfForConditionalGeneration.__name__]
     stf_config._attn_implementation_internal = config._attn_implementation_internal
-    # A new config resets the attention implementation of the parts it is given.
-    for part, implementation in zip(shared, attention, strict=True):
-        part._attn_implementation_internal = implementation
     if "quantization_config" in vars(config):
         stf_config.quantization_config = config.quantization_config
     return stf_config

@@ -18,7 +18,8 @@ def tiny_tokenizer() -> LlamaTokenizer:
 
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *CHARACTERS]
     tokenizer = LlamaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], legacy=False)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # first, as in published checkpoints
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
 
 

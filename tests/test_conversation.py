@@ -108,7 +108,8 @@ def test_repeated_markers_give_ids_in_a_row_with_the_same_text_around(tokenizers
     repeated = tokenize_chunks(tokenizer, "USER: <image><image><image>\nWhat is it?", image_token_id=MARKER)
     at = once.index(MARKER)
     assert repeated == once[:at] + [MARKER] * 3 + once[at + 1 :]
-    assert once[0] == tokenizer.bos_token_id and once.count(tokenizer.bos_token_id) == 1
+    assert once[0] == tokenizer.bos_token_id
+    assert once.count(tokenizer.bos_token_id) == 1
 
 
 def test_another_marker_text_can_be_used(tokenizers):

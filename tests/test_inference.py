@@ -14,14 +14,13 @@ import llava_stf  # noqa: F401 - registers the model type
 from llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.inference import LlavaStf, measure_first_token
-from llava_stf.testing import write_tiny_llava
 
-POSITIONS = 512
+POSITIONS = 512  # of the small models' LLM
 
 
-@pytest.fixture(scope="module", params=["stf", "plain"])
-def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LlavaStf:
-    folder = write_tiny_llava(tmp_path_factory.mktemp("llava"), stf=request.param == "stf", positions=POSITIONS)
+@pytest.fixture(scope="module", params=["stf_folder", "plain_folder"])
+def llava(request: pytest.FixtureRequest) -> LlavaStf:
+    folder = request.getfixturevalue(request.param)
     return LlavaStf(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
 
 

@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,8 +21,7 @@ from llava_stf.cli.demo import demo
 from llava_stf.errors import LlavaStfError
 
 # Newer typer brings its own click, older typer needs click; its public error leads to the base class in both.
-(UsageError,) = typer.BadParameter.__bases__
-(ClickError,) = UsageError.__bases__
+ClickError: type[Any] = typer.BadParameter.__bases__[0].__bases__[0]
 
 app = typer.Typer(
     name="llava-stf",
@@ -62,12 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
     try:
-        return app(given, prog_name="llava-stf", standalone_mode=False) or 0
+        code = app(given, prog_name="llava-stf", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:  # the reader, `head` for instance, has seen enough; keep the final flush quiet
+    except BrokenPipeError:  # the reader, `head` for instance, has gone; keep Python's last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except LlavaStfError as error:
         return _report(error, str(error), debug, code=2)
     except ClickError as error:

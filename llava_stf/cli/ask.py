@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, load, notice
+from llava_stf.cli.common import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Quantization,
+    VisionTokens,
+    load,
+    notice,
+    read_image,
+)
 
 
 def ask(
@@ -21,10 +31,8 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask one question about one or more pictures; the answer streams."""
-    from llava_stf.images import load_image
-
     sources = [image, *(also or [])]
-    images = [load_image(source) for source in sources]
+    images = [read_image(source) for source in sources]
     llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
     pieces = llava.stream(images, question, max_new_tokens=max_new_tokens)
     notice(model)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, load, notice
+from llava_stf.cli.common import (
+    Device,
+    Dtype,
+    MaxNewTokens,
+    Model,
+    Quantization,
+    VisionTokens,
+    load,
+    notice,
+    read_image,
+)
 from llava_stf.errors import ImageError, PromptError
 
 if TYPE_CHECKING:
@@ -25,9 +35,7 @@ def chat(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
 ) -> None:
     """Talk about pictures, a question a line; also from a pipe. `/image PATH` adds a picture, `/quit` ends."""
-    from llava_stf.images import load_image
-
-    loaded = [load_image(source) for source in images]
+    loaded = [read_image(source) for source in images]
     llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
     conversation = llava.chat(loaded)
     notice(model)
@@ -46,7 +54,7 @@ def chat(
 def _turn(conversation: "Chat", line: str, max_new_tokens: int, as_json: bool) -> None:
     command, _, argument = line.partition(" ")
     if command == "/image":
-        conversation.add_image(argument.strip())
+        conversation.add_image(read_image(argument.strip()))
         return
     if command.startswith("/"):
         raise PromptError(f"There is no command {command}; there are /image PATH and /quit.")

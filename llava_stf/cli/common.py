@@ -1,5 +1,6 @@
 """What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llava_stf.inference import LlavaStf
 
 EMBEDDED = ("tiny", "tiny-full")
@@ -67,6 +70,21 @@ def load(
     disable_progress_bar()
     with waiting(f"Loading {model}"):
         return load_model(model, **given)
+
+
+def read_image(source: str) -> "Image":
+    """`load_image` for a command: what a C library such as libtiff prints about a damaged file stays unheard."""
+    from llava_stf.images import load_image
+
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        return load_image(source)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def notice(model: str) -> None:

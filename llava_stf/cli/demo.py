@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llava_stf.cli.common import load, notice, waiting
+from llava_stf.cli.common import load, notice, read_image, waiting
 from llava_stf.errors import LlavaStfError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FULL, FUSED = "tiny-full", "tiny"
 MAX_NEW_TOKENS = 16
-TIMED_RUNS = 5
+TIMED_RUNS = 9
 OWN_QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "What word is written?")
 
 
@@ -71,7 +71,7 @@ def demo(
     if not output.absolute().parent.is_dir():
         raise LlavaStfError(f"There is no folder {output.absolute().parent} to write {output.name} to; create it.")
     shown = _own(image, question) if image else _drawn(seed, count, question)
-    full, fused = load(FULL), load(FUSED)
+    full, fused = load(FULL, vision_tokens="all"), load(FUSED)
     shown = _answer(shown, full, fused)
     with waiting("Timing the first token"):
         costs = _cost(full, shown[0]), _cost(fused, shown[0])
@@ -86,10 +86,8 @@ def demo(
 
 
 def _own(images: Sequence[str], questions: Sequence[str] | None) -> list[Shown]:
-    from llava_stf.images import load_image
-
     asked = [Asked(None, question, None) for question in questions or OWN_QUESTIONS]
-    return [Shown(source, load_image(source), asked) for source in images]
+    return [Shown(source, read_image(source), asked) for source in images]
 
 
 def _drawn(seed: int, count: int, questions: Sequence[str] | None) -> list[Shown]:
@@ -168,7 +166,9 @@ def _print_tables(shown: Sequence[Shown], costs: tuple[Cost, Cost], output: Path
     for item in shown:
         table = Table(title=item.source, title_justify="left", expand=True)
         for header in ("family", "question", "reference", "100 %", share):
-            table.add_column(header, ratio=1 if header == "question" else None, min_width=12)
+            table.add_column(
+                header, ratio=1 if header == "question" else None, min_width=9 if header == "family" else 12
+            )
         for asked in item.asked:
             question = " ".join(asked.question.split())
             row = asked.family or "", question, asked.reference or "", cell(asked, asked.full), cell(asked, asked.fused)

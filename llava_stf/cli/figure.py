@@ -89,7 +89,7 @@ def _write_answers(axes: Axes, asked: Sequence["Asked"], share: str) -> None:
     axes.set_ylim(1, 0)
     columns = (0.03, 0.5, 0.67, 0.84)
     for x, header in zip(columns, ("question", "reference", "100 %", share), strict=True):
-        axes.text(x, 0.02, header, fontsize=10.5, color=MUTED, va="top")
+        axes.text(x, 0.02, header, fontsize=10.5, color=MUTED, va="top", parse_math=False)
     axes.plot((0.03, 1), (0.1, 0.1), color="#d1d5db", linewidth=1)
     drawable = get_font(findfont("DejaVu Sans")).get_charmap()
     kept = [
@@ -100,10 +100,12 @@ def _write_answers(axes: Axes, asked: Sequence["Asked"], share: str) -> None:
         lines = textwrap.wrap(" ".join(item.question.split()), LINE_WIDTH, max_lines=2, placeholder=" ...")
         if y + 0.058 * len(lines) > 1:
             break
-        axes.text(columns[0], y, "\n".join(lines), fontsize=10.5, color=INK, va="top", linespacing=1.2)
-        axes.text(columns[1], y, item.reference or "", fontsize=10.5, color=INK, va="top")
+        axes.text(
+            columns[0], y, "\n".join(lines), fontsize=10.5, color=INK, va="top", parse_math=False, linespacing=1.2
+        )
+        axes.text(columns[1], y, item.reference or "", fontsize=10.5, color=INK, va="top", parse_math=False)
         for x, answer in ((columns[2], item.full), (columns[3], item.fused)):
             colour = {True: RIGHT, False: WRONG, None: INK}[item.right(answer)]
             short = textwrap.shorten(answer, 16, placeholder="...")
-            axes.text(x, y, short, fontsize=10.5, color=colour, va="top", weight="bold")
+            axes.text(x, y, short, fontsize=10.5, color=colour, va="top", parse_math=False, weight="bold")
         y += 0.058 * len(lines) + 0.035

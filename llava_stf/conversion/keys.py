@@ -4,7 +4,7 @@
 * public: what this package writes, the names of `llava-hf` files (`language_model.model.layers.0...`);
 * the spellings of public names that other transformers versions write (`model.language_model.layers.0...`).
 
-Prefixes are matched by whole segments: `model.mm_projector` is a prefix of `model.mm_projector_crosslayer` as text only.
+Prefixes are matched by whole segments: `model.mm_projector` begins `model.mm_projector_crosslayer` as text only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PLAIN_PROJECTOR = {
     "model.mm_projector.2": "multi_modal_projector.linear_2",
 }
 # A vision tower's own folder: with the level `vision_model` (transformers before 5.6, and openai's files) or without.
+_TOWER_PARTS = ("embeddings", "encoder", "pre_layrnorm", "post_layernorm")
 TOWER_FOLDER = {
     "vision_model": "vision_tower.vision_model",
-    **{part: f"vision_tower.vision_model.{part}" for part in ("embeddings", "encoder", "pre_layrnorm", "post_layernorm")},
+    **{part: f"vision_tower.vision_model.{part}" for part in _TOWER_PARTS},
 }
 # In this order: the first prefix that fits is taken. The last five stand for what is in memory in transformers 5.
 HUGGING_FACE = {
@@ -65,7 +66,7 @@ def rename(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def original_table(names: Iterable[str]) -> dict[str, str]:
-    """The table original -> public for a checkpoint with these original names: STF is told by its MBTF weights alone."""
+    """The table original -> public for a checkpoint with these original names; its MBTF weights alone tell STF."""
     fused = any(name.startswith("model.mm_projector_crosslayer.") for name in names)
     return {**LANGUAGE, **TOWER, **(STF_PROJECTOR if fused else PLAIN_PROJECTOR)}
 
@@ -82,7 +83,7 @@ def is_unused(name: str) -> bool:
 
 
 def adapter_name(name: str) -> str:
-    """Original name of a projector tensor whose file may prefix it otherwise (`base_model.model.model.mm_projector.0...`).
+    """Original name of a projector tensor, which its file may prefix otherwise (`base_model.model.model.mm_...`).
 
     A name without an `mm_projector` segment is returned as it is.
     """

@@ -1,4 +1,4 @@
-"""Find a checkpoint by name: a local path, or a repository on the Hugging Face hub, of which only what is needed is fetched."""
+"""Find a checkpoint by name: a local path, or a repository on the Hugging Face hub, fetched as far as needed."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from .weights import StoredTensor
 
 ROW_MULTIPLE = 64
 _BOOKKEEPING = {"architectures", "dtype", "transformers_version"}
-_LLAMA_FIELDS = {field.name for field in dataclasses.fields(LlamaConfig)} - _BOOKKEEPING | {"rope_theta", "rope_scaling"}
+_ROPE_FIELDS = {"rope_theta", "rope_scaling"}
+_LLAMA_FIELDS = {field.name for field in dataclasses.fields(LlamaConfig)} - _BOOKKEEPING | _ROPE_FIELDS
 _CLIP_FIELDS = {field.name for field in dataclasses.fields(CLIPVisionConfig)} - _BOOKKEEPING
 _SELECT_STRATEGY = {"patch": "default", "cls_patch": "full"}
 
@@ -50,7 +51,7 @@ def read_original(
     """
     names, config = source.index(), dict(source.config)
     if source.kind is Kind.LLAMA and adapter is None:
-        raise CheckpointError(f"{source.folder} is a language model without projector; convert an adapter with it as base.")
+        raise CheckpointError(f"{source.folder} is a language model alone; convert a projector file with it as base.")
     if adapter is not None:
         names = {name: stored for name, stored in names.items() if not name.startswith("model.mm_projector")}
         names |= adapter_tensors(adapter)
@@ -80,6 +81,11 @@ def read_original(
         sentencepiece=None,
     )
     _add_processor(parts, config)
+    if isinstance(model_config, LlavaStfConfig) and fusion_layers is None and len(model_config.fusion_states) != 8:
+        parts.notes.append(
+            f"The checkpoint does not say which tower states it fuses; {model_config.fusion_states} was assumed. If it "
+            "was trained on others, give them as fusion_layers."
+        )
     return parts
 
 
@@ -91,7 +97,8 @@ def adapter_tensors(adapter: Source) -> dict[str, StoredTensor]:
 def _refuse_other_llavas(source: Source, config: dict[str, Any]) -> None:
     """Raise `CheckpointError` for what is not LLaVA-1.5: several crops per image, or marker tokens around it."""
     file = source.folder / "config.json"
-    if "anyres" in str(config.get("image_aspect_ratio")) or str(config.get("mm_patch_merge_type")).startswith("spatial"):
+    modes = str(config.get("image_aspect_ratio")), str(config.get("mm_patch_merge_type"))
+    if "anyres" in modes[0] or "spatial" in modes[1]:
         raise CheckpointError(f"{file} is a LLaVA that cuts an image into several (anyres); expected LLaVA-1.5.")
     if config.get("mm_use_im_start_end"):
         raise CheckpointError(f"{file} wants marker tokens around images (mm_use_im_start_end); expected LLaVA-1.5.")
@@ -113,7 +120,9 @@ def _model_config(
     vision = {name: tower.config[name] for name in _CLIP_FIELDS if tower.config.get(name) is not None}
     feature = config.get("mm_vision_select_feature", "patch")
     if feature not in _SELECT_STRATEGY:
-        raise CheckpointError(f"{source.folder / 'config.json'}: mm_vision_select_feature is {feature!r}, expected 'patch'.")
+        raise CheckpointError(
+            f"{source.folder / 'config.json'}: mm_vision_select_feature must be 'patch', found {feature!r}."
+        )
     fields: dict[str, Any] = {
         "text_config": {**text, "model_type": "llama", "vocab_size": padded, "pad_token_id": vocab_size + 1},
         "vision_config": {**vision, "model_type": "clip_vision_model"},

@@ -1,4 +1,4 @@
-"""A checkpoint taken apart, whatever format it came in: what every reader of this package makes and every writer takes."""
+"""A checkpoint taken apart, whatever format it came in: what every reader makes and every writer takes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def fusion_fields(
         if stored is None or len(stored.shape) != 2 or not stored.shape[1] or stored.shape[1] % width:
             found = "none" if stored is None else f"{stored.name} of shape {list(stored.shape)} in {stored.file}"
             raise CheckpointError(
-                f"Expected a first {module} weight [hidden, n * {width}] on a vision tower of width {width}, found {found}."
+                f"Expected the first weight of {module} as [hidden, n * {width}] ({width} is the tower's width), "
+                f"found {found}."
             )
         shapes[module] = stored.shape
     states, places = shapes["block_fusion"][1] // width, shapes["spatial_fusion"][1] // width
@@ -100,6 +101,11 @@ def fusion_fields(
     if window * window != places:
         raise CheckpointError(f"The projector fuses {places} patches into a token; expected a square number.")
     fusion_layers = layers or layers_of(states, depth, select_layer)
+    if fusion_layers is None:
+        raise CheckpointError(
+            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, the deepest "
+            f"first (the default for {depth} blocks would be {default_fusion_layers(depth, select_layer)})."
+        )
     if len(fusion_layers) != states:
         raise CheckpointError(f"The projector fuses {states} tower states, fusion_layers names {len(fusion_layers)}.")
     return {
@@ -110,18 +116,16 @@ def fusion_fields(
     }
 
 
-def layers_of(states: int, depth: int, select_layer: int) -> list[int]:
-    """The authors' lists of eight and of four states are fixed whatever the tower; others follow its depth."""
+def layers_of(states: int, depth: int, select_layer: int) -> list[int] | None:
+    """The list of `states` fused states on a tower of `depth` blocks, as far as the number tells; else `None`.
+
+    The authors' lists of eight and of four are fixed whatever the tower; others follow its depth.
+    """
     fixed = {8: [21, 18, 15, 12, 9, 6, 3], 4: [18, 12, 6]}
     if states in fixed and depth >= fixed[states][0]:
         return [select_layer, *fixed[states]]
     layers = default_fusion_layers(depth, select_layer)
-    if len(layers) != states:
-        raise CheckpointError(
-            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, "
-            f"the deepest first (the default for {depth} blocks would be {layers})."
-        )
-    return layers
+    return layers if len(layers) == states else None
 
 
 def build_config(source: Source, cls: type[LlavaConfig], fields: dict[str, Any]) -> LlavaConfig:

@@ -81,7 +81,10 @@ def add_placeholders(
 
 
 def build_processor(
-    config: LlavaConfig, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+    config: LlavaConfig,
+    image_processor: BaseImageProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
 ) -> LlavaProcessor:
     """The processor of a model with this config; `template` is the chat template, by default the authors' v1."""
     common: dict[str, Any] = {
@@ -100,7 +103,7 @@ def build_processor(
 def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:
     """CLIP's preprocessing with the fields of a preprocessor_config.json, by default at `image_size` pixels.
 
-    `pad` puts each picture on a square of the mean colour first (the authors' stage 2), else the longer side is cropped.
+    `pad` puts each picture on a square of the mean colour first (the authors' stage 2), else its longer side is cut.
     """
     fields = {name: preprocessor[name] for name in _PREPROCESSOR_FIELDS if preprocessor.get(name) is not None}
     fields.setdefault("size", {"shortest_edge": image_size})

@@ -27,10 +27,12 @@ def publish(dst: Path) -> Iterator[Path]:
     refuse_existing(dst)
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(dst.parent / f".{dst.name}.lock", timeout=0)
-        with lock:
-            yield from _write_beside(dst)
-            Path(lock.lock_file).unlink(missing_ok=True)
+        lock = dst.parent / f".{dst.name}.lock"
+        with FileLock(lock, timeout=0):
+            try:
+                yield from _write_beside(dst)
+            finally:
+                lock.unlink(missing_ok=True)
     except Timeout as error:
         raise LlavaStfError(f"Another process is writing {dst} right now; wait for it or take another name.") from error
     except OSError as error:
@@ -64,8 +66,6 @@ def _write_beside(dst: Path) -> Iterator[Path]:
 
 def _flush(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        if path.is_file():
-            path.chmod(0o644)  # safetensors writes files that only their owner can read
         _flush_entry(path)
 
 

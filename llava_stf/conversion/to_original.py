@@ -29,14 +29,12 @@ _ROPE_TYPES = ("default", "linear", "dynamic")
 _PAD_ID = 0  # LLaVA-1.5 pads with <unk>
 
 
-def write_original(
-    parts: Parts, folder: Path, *, vision_tower: str | None, on_written: Callable[[int], None]
-) -> None:
+def write_original(parts: Parts, folder: Path, *, vision_tower: str | None, on_written: Callable[[int], None]) -> None:
     """Write `parts` into the empty `folder` as the authors' class would.
 
-    The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their tools
-    load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower, else a
-    folder beside the weights.
+    The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their
+    tools load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower,
+    else a folder beside the weights.
 
     Raises `CheckpointError` if that format cannot hold the model.
     """
@@ -60,8 +58,8 @@ def write_original(
     if tower == _FOLDER:
         _write_tower(parts, folder / _FOLDER)
         parts.notes.append(
-            f"The vision tower is in the subfolder {_FOLDER}; the authors' tools look for it from the working directory, so "
-            "run them in this folder or put the absolute path into config.json (mm_vision_tower)."
+            f"The vision tower is in the folder {_FOLDER}; the authors' tools look for it in the working directory: "
+            "run them in this folder, or put the absolute path into config.json (mm_vision_tower)."
         )
 
 
@@ -70,7 +68,9 @@ def _check_expressible(parts: Parts) -> None:
     config = parts.config
     rope = config.text_config.rope_parameters["rope_type"]
     if rope not in _ROPE_TYPES:
-        raise CheckpointError(f"The original format knows the rope types {', '.join(_ROPE_TYPES)}; this model has {rope!r}.")
+        raise CheckpointError(
+            f"The original format knows the rope types {', '.join(_ROPE_TYPES)}; this model has {rope!r}."
+        )
     if config.projector_hidden_act != "gelu" or not config.multimodal_projector_bias:
         raise CheckpointError("The original format has projectors with GELU and biases only; this one has others.")
     if not isinstance(config, LlavaStfConfig):
@@ -78,7 +78,9 @@ def _check_expressible(parts: Parts) -> None:
             raise CheckpointError("The original format of a plain LLaVA selects one tower state; this one has several.")
         return
     if config.fusion != "stf":
-        raise CheckpointError("The average-pooling baseline has no original format: the authors' code has no such model.")
+        raise CheckpointError(
+            "The average-pooling baseline has no original format: the authors' code has no such model."
+        )
     states, vision = config.fusion_states, config.vision_config
     if layers_of(len(states), vision.num_hidden_layers, states[0]) != states:
         raise CheckpointError(
@@ -88,8 +90,8 @@ def _check_expressible(parts: Parts) -> None:
     built_in = ([states[0], 21, 18, 15, 12, 9, 6, 3], 2, 4 * width, 16 * width)
     if (states, config.fusion_window, config.fusion_block_hidden_size, config.fusion_hidden_size) != built_in:
         parts.notes.append(
-            f"The authors' code has fusion layers {built_in[0]}, 2x2 windows and widths {built_in[2]} and {built_in[3]} "
-            "written in; to run this model it must be changed there."
+            f"The authors' code has fusion layers {built_in[0]}, 2x2 windows, widths {built_in[2]} and {built_in[3]} "
+            "in its source; to run this model, change them there."
         )
 
 
@@ -152,7 +154,7 @@ def _write_tokenizer(parts: Parts, folder: Path) -> None:
     else:
         write_json(folder / "tokenizer.json", data)
         parts.notes.append(
-            "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put the one of "
+            "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put that of "
             "the base model (Vicuna) beside the weights."
         )
     pre_tokenizer = data["pre_tokenizer"] or {}

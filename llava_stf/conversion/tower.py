@@ -30,7 +30,7 @@ CLIP_L_336_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower: its `CLIPVisionConfig` fields, preprocessor_config.json (may be empty), and folder if it has one."""
+    """A vision tower: fields of its `CLIPVisionConfig` and preprocessor_config.json (may be none), and its folder."""
 
     config: dict[str, Any]
     preprocessor: dict[str, Any]
@@ -76,9 +76,7 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, *
     if path is None:
         path = _fetch(str(name), folder, weights=not weights_inside)
     preprocessor = path / "preprocessor_config.json"
-    return Tower(
-        _vision_config(path / "config.json"), read_json(preprocessor) if preprocessor.is_file() else {}, path
-    )
+    return Tower(_vision_config(path / "config.json"), read_json(preprocessor) if preprocessor.is_file() else {}, path)
 
 
 def _fetch(name: str, folder: Path, *, weights: bool) -> Path:

@@ -1,7 +1,7 @@
 """Tensors on disk: what a folder or file holds, one tensor at a time, and safetensors shards written back.
 
 Nothing is read before it is needed: an index holds names, shapes and dtypes from the headers, files are memory-mapped,
-and a shard is dropped from memory once it is written.
+and one tensor at a time is copied.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
 
-MAX_SHARD_BYTES = 2 * 2**30
+MAX_SHARD_BYTES = 5 * 10**9
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -36,12 +35,14 @@ class StoredTensor:
     rows: int | None = None
 
     @property
+    def final_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor as `Reader.read` gives it."""
+        return self.shape if self.rows is None else (self.rows, *self.shape[1:])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensor as `Reader.read` gives it."""
-        count = torch.Size(self.shape).numel()
-        if self.rows is not None and self.shape[0]:
-            count = count // self.shape[0] * self.rows
-        return count * self.dtype.itemsize
+        return torch.Size(self.final_shape).numel() * self.dtype.itemsize
 
     def with_rows(self, rows: int) -> StoredTensor:
         return replace(self, rows=rows)
@@ -189,16 +190,15 @@ def save_shards(
 ) -> None:
     """Write `tensors` under their keys as `model.safetensors`, or as shards of at most `max_bytes` and an index.
 
-    At most one shard is in memory at a time. `on_written` is called with the bytes of each shard.
+    One tensor is in memory at a time. `on_written` is called with the bytes of each.
     """
     shards = _split(tensors, max_bytes)
     reader = Reader()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(folder / name, {key: reader.read(tensors[key]) for key in shard})
+        _save(folder / name, {key: tensors[key] for key in shard}, reader, on_written)
         weight_map |= dict.fromkeys(shard, name)
-        on_written(sum(tensors[key].nbytes for key in shard))
     if len(shards) > 1:
         total = sum(stored.nbytes for stored in tensors.values())
         write_json(
@@ -206,15 +206,28 @@ def save_shards(
         )
 
 
-def _save(file: Path, state: dict[str, Tensor]) -> None:
-    """safetensors refuses tensors that share storage, as tied weights in a pickle do: give each its own."""
-    seen: set[int] = set()
-    for key, tensor in state.items():
-        address = tensor.untyped_storage().data_ptr()
-        if address in seen:
-            state[key] = tensor.clone()
-        seen.add(address)
-    save_file(state, file, metadata={"format": "pt"})
+def _save(file: Path, tensors: dict[str, StoredTensor], reader: Reader, on_written: Callable[[int], None]) -> None:
+    """Write one safetensors file tensor by tensor; the library's own function wants all of them at once.
+
+    The format: the header's length in eight bytes, little-endian; the header in JSON, filled up with spaces to a
+    multiple of eight; the tensors without gaps, wide dtypes first so that each is aligned.
+    """
+    ordered = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key in ordered:
+        stored = tensors[key]
+        end = offset + stored.nbytes
+        header[key] = {"dtype": names[stored.dtype], "shape": stored.final_shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for key in ordered:
+            out.write(reader.read(tensors[key]).reshape(-1).view(torch.uint8).numpy().data)
+            on_written(tensors[key].nbytes)
 
 
 def _split(tensors: dict[str, StoredTensor], max_bytes: int) -> list[list[str]]:

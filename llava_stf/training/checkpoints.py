@@ -27,13 +27,15 @@ def newest_checkpoint(output: Path) -> Path | None:
 
 
 def prepare_output(output: Path, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None to start afresh; creates the folder, removes what a killed run left half-written.
+    """The checkpoint to go on from, or None to start afresh; creates the folder, clears what was left half-written.
 
     Raises `LlavaStfError` if the folder holds another run and this one does not resume, or cannot be written.
     """
     checkpoint = newest_checkpoint(output)
     if not resume and (checkpoint is not None or (output / LAST_FILE).exists()):
-        raise LlavaStfError(f"the output folder {output} already holds a run: give --resume to go on, or another folder")
+        raise LlavaStfError(
+            f"the output folder {output} already holds a run: give --resume to go on, or another folder"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,7 +48,7 @@ def prepare_output(output: Path, *, resume: bool) -> Path | None:
 
 
 def save_model(model: PreTrainedModel, processor: ProcessorMixin, output: Path, dtype: torch.dtype) -> None:
-    """Write the trained model and its processor to `output` in `dtype`, so that a half-written model is never found there."""
+    """Write the trained model, cast to `dtype`, and its processor, so that no half-written model is ever found."""
     partial = output / PARTIAL
     model.to(dtype).save_pretrained(partial)
     processor.save_pretrained(partial)

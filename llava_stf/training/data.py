@@ -1,8 +1,8 @@
 """Training samples from a LLaVA data file: token ids, labels and pixels, padded to batches.
 
-A data file is a JSON list, or JSON lines, of `{"id", "image", "conversations"}`; `image` (a path below the image folder, or
-a list of them) is absent in text-only samples. The dataset keeps the place of each sample in the file and reads it when it
-is asked for, so 665,000 samples take 11 MB of memory, in worker processes, too.
+A data file is a JSON list, or JSON lines, of `{"id", "image", "conversations"}`; `image` (a path below the image
+folder, or a list of them) is absent in text-only samples. The dataset keeps the place of each sample in the file and
+reads it when it is asked for, so 665,000 samples take 11 MB of memory, in worker processes, too.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class LlavaDataset(Dataset[Sample]):
         try:
             return self._prepare(record)
         except (DataError, ImageError) as error:
-            raise DataError(f"sample {record.get('id', index)} of {self.data.name} (number {index}): {error}") from error
+            raise DataError(
+                f"sample {record.get('id', index)} of {self.data.name} (number {index}): {error}"
+            ) from error
 
     def _prepare(self, record: Mapping[str, Any]) -> Sample:
         paths = record.get("image") or []
@@ -89,7 +91,9 @@ class LlavaDataset(Dataset[Sample]):
         )
         markers = ids.count(self.image_token_id)
         if markers != len(paths):
-            raise DataError(f"one {IMAGE_TOKEN} marker is needed per image, found {markers} markers and {len(paths)} images")
+            raise DataError(
+                f"one {IMAGE_TOKEN} marker is needed per image, found {markers} markers and {len(paths)} images"
+            )
         ids, labels = self._expand(ids, labels)
         if self.image_token_id in ids[self.max_length :]:
             raise DataError(
@@ -118,7 +122,7 @@ class LlavaDataset(Dataset[Sample]):
 def collate(samples: Sequence[Sample], *, pad_token_id: int) -> dict[str, Tensor]:
     """One batch, padded on the right: `input_ids`, `labels`, `attention_mask` [B, L] (int64).
 
-    With images also `pixel_values` [n_images, 3, height, width] in the order of their markers; a batch of text alone has none.
+    With images also `pixel_values` [n_images, 3, height, width] in the order of their markers; text alone has none.
     """
 
     def pad(rows: list[Tensor], value: int) -> Tensor:
@@ -163,7 +167,8 @@ def sample_spans(data: Path) -> np.ndarray:
 
 def _list_spans(text: str, position: int, data: Path) -> list[tuple[int, int]]:
     """Places of the objects in a JSON list, whose first value or closing bracket stands at or behind `position`."""
-    decoder, spans = json.JSONDecoder(strict=False), []
+    decoder = json.JSONDecoder(strict=False)
+    spans: list[tuple[int, int]] = []
 
     def skip_space(start: int) -> int:
         while text[start].isspace():
@@ -183,7 +188,9 @@ def _list_spans(text: str, position: int, data: Path) -> list[tuple[int, int]]:
             elif text[position] != "]":
                 raise DataError(f"the data file {data} is no JSON list: expected ',' or ']' at byte {position}")
     except (IndexError, json.JSONDecodeError) as error:
-        raise DataError(f"the data file {data} is no JSON list: it breaks off or is damaged at byte {position}") from error
+        raise DataError(
+            f"the data file {data} is no JSON list: it breaks off or is damaged at byte {position}"
+        ) from error
     return spans
 
 

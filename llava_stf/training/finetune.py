@@ -1,4 +1,4 @@
-"""Train LLaVA-STF: `accelerate launch -m llava_stf.training.finetune --config scripts/configs/tiny.yaml [--field value ...]`.
+"""Train LLaVA-STF: `accelerate launch -m llava_stf.training.finetune --config FILE.yaml [--field value ...]`.
 
 Stage `align` trains the projector alone on captions; stage `instruct` trains projector and LLM on conversations, with
 the vision tower frozen (arXiv 2506.07138, training recipe of LLaVA-1.5). A base without fusion gets a projector that
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import DataError, FusionError, LlavaStfError
 from llava_stf.training.checkpoints import prepare_output, save_model
 from llava_stf.training.config import FinetuneConfig, parse
 
@@ -46,6 +46,11 @@ def finetune(config: FinetuneConfig) -> None:
     set_seed(config.seed)
     model, processor = load_start(config, checkpoint)
     train_only(model, config.learning_rates)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        model.model.vision_tower.compile()
+        model.model.language_model.compile(dynamic=True)
     dataset = LlavaDataset(
         Path(config.data),
         None if config.images is None else Path(config.images),
@@ -62,29 +67,48 @@ def finetune(config: FinetuneConfig) -> None:
         processing_class=processor,
     )
     logger.info("%d samples, %d tokens per image", len(dataset), dataset.tokens_per_image)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except DataError as error:
+        # From a worker process the message comes inside that process's traceback, as its last line.
+        raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
     if trainer.is_world_process_zero():
-        save_model(trainer.accelerator.unwrap_model(trainer.model), processor, output, getattr(torch, config.save_dtype))
+        save_model(
+            trainer.accelerator.unwrap_model(trainer.model), processor, output, getattr(torch, config.save_dtype)
+        )
 
 
-def load_start(
-    config: FinetuneConfig, checkpoint: Path | None
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model that training starts from, in float32, and its processor: the checkpoint's, or the base with its reduction."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+def load_start(config: FinetuneConfig, checkpoint: Path | None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Model (float32, on the CPU) and processor that training starts from: the checkpoint, or the base, reduced.
 
-    from llava_stf.patch import apply_pooling, apply_stf
+    Raises `FusionError` if the base cannot be brought to the vision tokens asked for.
+    """
+    from llava_stf.loading import load_model
+    from llava_stf.patch import apply_pooling
 
-    source = config.base if checkpoint is None else str(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(source)
-    if type(model) is LlavaForConditionalGeneration and config.vision_tokens != "all":
-        if config.reduction == "pool":
-            apply_pooling(model, processor)
-        else:
-            apply_stf(model, processor, init=config.init)
+    load = partial(load_model, device="cpu", dtype="float32", attn_implementation=config.attn_implementation)
+    if checkpoint is not None:
+        model, processor = load(checkpoint, vision_tokens="all" if config.vision_tokens == "all" else None)
+    elif config.reduction == "stf":
+        model, processor = load(config.base, vision_tokens=config.vision_tokens, init=config.init)
+    else:
+        model, processor = load(config.base, vision_tokens="all")
+        grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        apply_pooling(model, processor, window=pooling_window(grid, config.vision_tokens))
     return model, processor
+
+
+def pooling_window(grid: int, vision_tokens: int | str | None) -> int:
+    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches; `None` asks for a quarter.
+
+    Raises `FusionError` if no window leaves that count.
+    """
+    if vision_tokens is None:
+        return 2
+    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
+    if vision_tokens not in windows:
+        raise FusionError(f"vision_tokens must be one of {', '.join(map(str, windows))}, found {vision_tokens}")
+    return windows[int(vision_tokens)]
 
 
 def pad_token_id(processor: LlavaProcessor) -> int:
@@ -111,8 +135,6 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         seed=config.seed,
         bf16=config.bf16,
         use_cpu=on_cpu,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.num_workers,
         dataloader_persistent_workers=config.num_workers > 0,
         dataloader_pin_memory=not on_cpu,

@@ -45,6 +45,6 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         part, decay = part_of(name), weight_decay if parameter.ndim >= 2 else 0.0
-        empty = {"part": part, "params": [], "lr": learning_rates[part], "weight_decay": decay}
+        empty: dict[str, Any] = {"part": part, "params": [], "lr": learning_rates[part], "weight_decay": decay}
         groups.setdefault((part, decay), empty)["params"].append(parameter)
     return list(groups.values())

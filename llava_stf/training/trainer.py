@@ -1,4 +1,4 @@
-"""The transformers Trainer with three changes: a learning rate per part, safe losses, and samples per second in the log."""
+"""The transformers Trainer with a learning rate per part, safe losses, and samples per second in its log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from llava_stf.errors import LlavaStfError
@@ -26,19 +26,21 @@ class FinetuneTrainer(Trainer):
             own would compare the public key names on disk with those in memory and skip what differs, silently.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init__(self, config: FinetuneConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.config = config
+        self.finetune_config = config
         self._logged_at, self._logged_step = time.perf_counter(), 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             groups = parameter_groups(
                 self.model if model is None else model,
-                self.config.learning_rates,
-                weight_decay=self.config.weight_decay,
+                self.finetune_config.learning_rates,
+                weight_decay=self.finetune_config.weight_decay,
             )
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.config.adam_beta2), fused=True)
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.finetune_config.adam_beta2), fused=True)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,128 @@
+"""Accuracy on drawn pictures, per question family, and what it costs: tokens and time to first token.
+
+The questions are those of the held-out split: pictures that no training seed can draw. An answer is right if it equals
+the reference but for case and a closing period.
+
+    python -m llava_stf_eval.drawn --model tiny-full --model tiny --pictures 1500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_stf.world import BENCHMARKS, Question, draw, questions_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from llava_stf import LlavaStf
+
+MAX_NEW_TOKENS = 12
+TIMED_PICTURES = 5
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model on the drawn pictures: shares of right answers, tokens per picture, seconds to the first token."""
+
+    model: str
+    pictures: int
+    seed: int
+    questions: int
+    accuracy: float
+    families: dict[str, float]
+    vision_tokens: int
+    first_token_seconds: float
+
+
+def is_right(answer: str, reference: str) -> bool:
+    """Whether the answer equals the reference but for case, spaces around and a closing period."""
+    return answer.strip().rstrip(".").lower() == reference.lower()
+
+
+def held_out(pictures: int, seed: int) -> list[tuple[Image, Question]]:
+    """Every question about the first pictures of a held-out seed, with its picture."""
+    from PIL import Image
+
+    pairs = []
+    for index in range(pictures):
+        scene, pixels = draw(index, seed=seed, split="held_out")
+        picture = Image.fromarray(pixels)
+        pairs += [(picture, question) for question in questions_of(scene, index, seed=seed, split="held_out")]
+    return pairs
+
+
+def evaluate(name: str, llava: LlavaStf, *, pictures: int, seed: int = 0, batch_size: int = 64) -> Result:
+    """Ask the model everything about the first `pictures` of a held-out seed; `name` goes into the result."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from llava_stf.inference import measure_first_token
+
+    pairs = held_out(pictures, seed)
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter(question.family for _, question in pairs)
+    starts = range(0, len(pairs), batch_size)
+    for start in track(starts, f"Asking {name}", console=Console(stderr=True), disable=not sys.stderr.isatty()):
+        batch = pairs[start : start + batch_size]
+        answers = llava.ask_batch(
+            [(picture, question.text) for picture, question in batch],
+            batch_size=batch_size,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        for answer, (_, question) in zip(answers, batch, strict=True):
+            right[question.family] += is_right(answer, question.answer)
+    times = [measure_first_token(llava, picture, question.text) for picture, question in pairs[:TIMED_PICTURES]]
+    return Result(
+        model=name,
+        pictures=pictures,
+        seed=seed,
+        questions=len(pairs),
+        accuracy=right.total() / len(pairs),
+        families={family: right[family] / asked[family] for family in BENCHMARKS if asked[family]},
+        vision_tokens=llava.vision_tokens,
+        first_token_seconds=statistics.median(times),
+    )
+
+
+def print_table(results: list[Result]) -> None:
+    """One row per family, one column per model."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("family", "mirrors", *(result.model for result in results))
+    for family, benchmark in BENCHMARKS.items():
+        table.add_row(family, benchmark, *(f"{100 * result.families.get(family, 0):.1f}" for result in results))
+    table.add_row("all", "", *(f"{100 * result.accuracy:.1f}" for result in results), end_section=True)
+    table.add_row("vision tokens", "", *(str(result.vision_tokens) for result in results))
+    table.add_row("ms to first token", "", *(f"{1000 * result.first_token_seconds:.1f}" for result in results))
+    Console().print(table)
+
+
+def main() -> None:
+    from llava_stf import load_model
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="model to ask; repeatable [tiny-full and tiny]")
+    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
+    parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
+    options = parser.parse_args()
+    results = []
+    for name in options.model or ["tiny-full", "tiny"]:
+        llava = load_model(name, vision_tokens="all" if name == "tiny-full" else None)
+        results.append(evaluate(name, llava, pictures=options.pictures, seed=options.seed))
+    print_table(results)
+    if options.output:
+        options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Load a LLaVA or LLaVA-STF from wherever it is and in whatever format, ready to be asked."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from .configuration_llava_stf import LlavaStfConfig
+from .conversation import CHAT_TEMPLATE
+from .conversion.cache import converted
+from .conversion.keys import is_unused
+from .conversion.locate import locate
+from .conversion.parts import build_config
+from .conversion.processors import read_processor
+from .conversion.sources import Kind, Source, recognise
+from .errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+from .inference import LlavaStf
+from .patch import apply_stf
+from .processing_llava_stf import LlavaStfProcessor
+
+EMBEDDED = ("tiny", "tiny-full")
+_DTYPES = ("float32", "bfloat16", "float16")
+# Only the language model is quantized; a list of names replaces the library's default, which spares the head alone.
+_UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "vision_tower", "multi_modal_projector", "lm_head"]
+
+
+def load_model(
+    name_or_path: str | Path = "tiny",
+    *,
+    vision_tokens: int | Literal["all"] | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantization: Literal["8bit", "4bit"] | None = None,
+    attn_implementation: str | None = None,
+    init: Literal["pool", "random"] | str | Path = "pool",
+    vision_tower: str | Path | None = None,
+) -> LlavaStf:
+    """Load a model and its processor.
+
+    Args:
+        name_or_path: `"tiny"` (the embedded LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
+            LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
+            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`).
+        vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
+            the window of patches that gives it. `"all"`: a plain LLaVA, untouched.
+        subfolder, revision: of the hub repository.
+        device: default a GPU if there is one.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
+        quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
+            the projector and the head as they are.
+        attn_implementation: as in transformers: `"sdpa"`, `"eager"`, ...
+        init: how a plain LLaVA's new projector starts, see `apply_stf`: `"pool"`, `"random"` or an adapter file.
+        vision_tower: folder or hub id of the tower, for an original checkpoint that does not say it.
+
+    Raises:
+        ModelNotFoundError: no such model here or on the hub, or the hub cannot be reached.
+        CheckpointError: damaged or incomplete weights, or no LLaVA.
+        FusionError: the model cannot be had at that number of vision tokens.
+        MissingDependencyError: quantization without bitsandbytes.
+        LlavaStfError: an option has no such value.
+    """
+    options = _loading_options(device, dtype, quantization, attn_implementation)
+    source = _find(name_or_path, subfolder, revision, vision_tower)
+    config = build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
+    window = _window(config, vision_tokens)
+    if isinstance(config, LlavaStfConfig) and init != "pool":
+        raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
+    processor = _read_processor(source, config)
+    model = _read_model(source, options)
+    if window is not None:
+        apply_stf(model, processor, window=window, init=init)
+    return LlavaStf(model.eval(), processor)
+
+
+def _find(name: str | Path, subfolder: str | None, revision: str | None, vision_tower: str | Path | None) -> Source:
+    """The checkpoint in a format that transformers loads."""
+    if name in EMBEDDED:
+        path = Path(__file__).parent / "assets" / name
+        if not path.is_dir():
+            raise ModelNotFoundError(
+                f"The embedded model '{name}' is not part of this installation; install the wheel."
+            )
+    else:
+        path = locate(name, subfolder=subfolder, revision=revision)
+    source = recognise(path)
+    if source.kind is Kind.ORIGINAL:
+        return recognise(converted(path, vision_tower))
+    if source.kind is Kind.ADAPTER:
+        raise CheckpointError(
+            f"{source.files[0]} holds a projector only; load its base model with init='{source.files[0]}', or convert "
+            "both into one checkpoint."
+        )
+    if source.kind is Kind.LLAMA:
+        raise CheckpointError(f"{source.folder} is a language model without a vision tower; expected a LLaVA.")
+    return source
+
+
+def _window(config: LlavaConfig, vision_tokens: int | str | None) -> int | None:
+    """Side of the windows to patch the model to, or `None` to leave it as it is."""
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    wanted = grid**2 if vision_tokens == "all" else vision_tokens
+    if isinstance(config, LlavaStfConfig):
+        if wanted not in (None, config.image_seq_length):
+            raise FusionError(
+                f"This checkpoint was trained for {config.image_seq_length} vision tokens and cannot give "
+                f"{vision_tokens}; load a plain LLaVA for another number."
+            )
+        return None
+    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
+    if wanted is None:
+        return 2
+    if wanted not in windows:
+        raise FusionError(
+            f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
+            f"{', '.join(map(str, windows))}, or 'all'."
+        )
+    window = windows[int(wanted)]
+    return None if window == 1 else window
+
+
+def _loading_options(
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    quantization: str | None,
+    attn_implementation: str | None,
+) -> dict[str, Any]:
+    """The keywords of `from_pretrained`."""
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise LlavaStfError(
+            f"device must be one that torch knows, such as 'cpu' or 'cuda:1', found '{device}'."
+        ) from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise LlavaStfError(f"device is '{device}', but torch sees no GPU here; take 'cpu'.")
+    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in ("auto", *_DTYPES):
+        raise LlavaStfError(f"dtype must be one of {', '.join(_DTYPES)}, found '{dtype}'.")
+    options: dict[str, Any] = {"device_map": {"": target}, "dtype": name}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if quantization is not None:
+        options["quantization_config"] = _quantization(quantization, name)
+    return options
+
+
+def _quantization(bits: str, dtype: str) -> BitsAndBytesConfig:
+    if bits not in ("8bit", "4bit"):
+        raise LlavaStfError(f"quantization must be '8bit' or '4bit', found '{bits}'.")
+    if find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("quantization needs bitsandbytes: pip install 'llava-stf[quantization]'")
+    if bits == "8bit":
+        # It warns at every single multiplication that the products are computed in float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_UNQUANTIZED)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
+        llm_int8_skip_modules=_UNQUANTIZED,
+    )
+
+
+def _read_model(source: Source, options: dict[str, Any]) -> LlavaForConditionalGeneration:
+    """The model with all its weights and no others."""
+    if "quantization_config" not in source.config:
+        source.index()  # reads every header, so that a damaged file is named
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source.folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(str(key) for key in report[fault] if not is_unused(str(key)))
+        if found:
+            raise CheckpointError(
+                f"{source.folder} does not fit its config.json: {len(found)} {fault.replace('_', ' ')}, the first is "
+                f"{found[0]}."
+            )
+    return model
+
+
+def _read_processor(source: Source, config: LlavaConfig) -> LlavaProcessor | None:
+    """The processor, tokenising as in training also for a plain LLaVA; `None` where there is no tokenizer."""
+    processor, _ = read_processor(source.folder)
+    if processor is None:
+        return None
+    if processor.image_token_id != config.image_token_id:
+        raise CheckpointError(
+            f"{source.folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
+            f"says {config.image_token_id}."
+        )
+    if type(processor) is LlavaProcessor and config.vision_feature_select_strategy == "default":
+        return LlavaStfProcessor(
+            image_processor=processor.image_processor,
+            tokenizer=processor.tokenizer,
+            patch_size=config.vision_config.patch_size,
+            chat_template=processor.chat_template or CHAT_TEMPLATE,
+            fusion_window=1,
+        )
+    return processor

@@ -1,0 +1,57 @@
+"""`llava-stf chat` from a pipe: a question a line, with all turns and pictures before it."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_stf import load_model
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any], stf_folder: Path) -> Callable[..., Any]:
+    """Runs a chat with these lines on stdin."""
+
+    def say_lines(lines: str, *arguments: object) -> Any:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        return run("chat", *arguments, "--model", stf_folder, "--max-new-tokens", 6)
+
+    return say_lines
+
+
+def test_turns_and_pictures_build_on_each_other(
+    say: Callable[..., Any], stf_folder: Path, pictures: list[Path]
+) -> None:
+    result = say(f"One?\n\n/image {pictures[1]}\nTwo?\n/quit\nnever asked\n", pictures[0], "--json")
+    chat = load_model(stf_folder).chat(pictures[0])
+    first = chat.ask("One?", max_new_tokens=6)
+    chat.add_image(pictures[1])
+    second = chat.ask("Two?", max_new_tokens=6)
+    assert (result.code, result.err) == (0, "")
+    assert [json.loads(line) for line in result.out.splitlines()] == [
+        {"question": "One?", "answer": first},
+        {"question": "Two?", "answer": second},
+    ]
+
+
+def test_answers_are_printed_a_line_each(say: Callable[..., Any], stf_folder: Path, pictures: list[Path]) -> None:
+    result = say("One?\n", *pictures)
+    answer = load_model(stf_folder).chat(pictures).ask("One?", max_new_tokens=6)
+    assert (result.code, result.out.strip()) == (0, answer)
+    assert result.out.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("/image missing.png", "missing.png"), ("/imgae a.png", "no command /imgae"), ("x" * 600, "positions")],
+)
+def test_a_bad_line_from_a_pipe_ends_the_chat(
+    say: Callable[..., Any], pictures: list[Path], line: str, said: str
+) -> None:
+    result = say(f"{line}\nOne?\n", pictures[0])
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert result.err.count("\n") == 1

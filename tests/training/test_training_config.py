@@ -1,0 +1,102 @@
+"""Options of a training run: file, flags, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from llava_stf.errors import LlavaStfError
+from llava_stf.training.config import FinetuneConfig, parse
+
+REQUIRED = ["--base", "tiny", "--data", "d.json", "--output", "out"]
+CONFIGS = sorted((Path(__file__).parents[2] / "scripts" / "configs").glob("*.yaml"))
+
+
+def test_flags_win_over_the_file_and_both_spellings_work(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("base: tiny\ndata: a.json\noutput: out\nlearning_rate: 1e-3\nvision_tokens: 16\nbf16: false\n")
+    config = parse(["--config", str(file), "--data", "b.json", "--max-steps", "7", "--max_length=99", "--resume"])
+    assert (config.base, config.data, config.max_steps, config.max_length) == ("tiny", "b.json", 7, 99)
+    assert (config.learning_rate, config.vision_tokens, config.bf16, config.resume) == (1e-3, 16, False, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--vision-tokens", "all"], "vision_tokens", "all"),
+        (["--vision-tokens", "none"], "vision_tokens", None),
+        (["--bf16", "false"], "bf16", False),
+        (["--epochs", "2"], "epochs", 2.0),
+        (["--learning-rate", "2e-5"], "learning_rate", 2e-5),
+        (["--stage=align"], "stage", "align"),
+    ],
+)
+def test_values_have_the_type_of_their_field(flags, field, value):
+    found = getattr(parse([*REQUIRED, *flags]), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning-rte", "1"], "--learning-rte.*--learning_rate"),
+        (["--stage", "distil"], "stage must be align or instruct, found 'distil'"),
+        (["--max-steps", "1.5"], "max_steps must be int"),
+        (["--max-steps", "0"], "max_steps must be at least 1"),
+        (["--bf16", "maybe"], "bf16 must be bool"),
+        (["--seed"], "seed must be int"),
+        (["--vision-tokens", "most"], "vision_tokens must be all or int"),
+        (["--warmup-ratio", "1"], "warmup_ratio"),
+        (["--stage", "align", "--vision-tower-learning-rate", "1e-4"], "align trains the projector alone"),
+        (["--vision-tokens", "all", "--reduction", "pool"], "leave out one"),
+        (["--data", ""], "--data is required"),
+        (["--config", "nowhere.yaml"], r"cannot read the config nowhere\.yaml"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence(flags, message):
+    with pytest.raises(LlavaStfError, match=message) as error:
+        parse([*REQUIRED, *flags])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- base\n", "base: [\n", "learning_rates: 3\n"])
+def test_wrong_files_are_refused(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(LlavaStfError):
+        parse(["--config", str(file), *REQUIRED])
+
+
+def test_learning_rates_follow_the_stage():
+    assert parse([*REQUIRED, "--stage", "align"]).learning_rates == {"projector": 1e-3}
+    assert parse(REQUIRED).learning_rates == {"projector": 2e-5, "language_model": 2e-5}
+    rates = parse(
+        [*REQUIRED, "--learning-rate", "3", "--projector-learning-rate", "2", "--vision-tower-learning-rate", "1"]
+    )
+    assert rates.learning_rates == {"projector": 2.0, "language_model": 3.0, "vision_tower": 1.0}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_valid(path):
+    assert isinstance(parse(["--config", str(path), *REQUIRED]), FinetuneConfig)
+
+
+def test_shipped_7b_configs_have_the_papers_hyper_parameters():
+    align, instruct = (
+        parse(["--config", str(path), *REQUIRED])
+        for stem in ("pretrain-7b", "finetune-7b")
+        for path in CONFIGS
+        if path.stem == stem
+    )
+    assert (align.stage, align.learning_rate, instruct.stage, instruct.learning_rate) == (
+        "align",
+        1e-3,
+        "instruct",
+        2e-5,
+    )
+    devices = 8
+    assert align.per_device_batch_size * align.gradient_accumulation * devices == 256
+    assert instruct.per_device_batch_size * instruct.gradient_accumulation * devices == 128
+    for config in (align, instruct):
+        assert (config.epochs, config.max_steps, config.scheduler, config.warmup_ratio) == (1.0, None, "cosine", 0.03)
+        assert (config.weight_decay, config.max_grad_norm, config.max_length, config.bf16) == (0.0, 1.0, 2048, True)
