@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaConfig
 
+from .conversion.keys import PROJECTOR, STF_PROJECTOR, adapter_name, rename
+from .conversion.weights import Reader, read_index
 from .errors import CheckpointError
+from .projector import LlavaStfProjector
 
-# The authors' names of the four layers and ours. Segments are matched whole: one name is a prefix of another.
-_LAYERS = {
-    "mm_projector_crosslayer.0": "block_fusion.linear_1",
-    "mm_projector_crosslayer.2": "block_fusion.linear_2",
-    "mm_projector.0": "spatial_fusion.linear_1",
-    "mm_projector.2": "spatial_fusion.linear_2",
-}
-_KEYS = [f"{layer}.{kind}" for layer in _LAYERS.values() for kind in ("weight", "bias")]
+_KEYS = [f"{layer.removeprefix(PROJECTOR)}.{kind}" for layer in STF_PROJECTOR.values() for kind in ("weight", "bias")]
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Adapter:
             "fusion_hidden_size": self.state["spatial_fusion.linear_1.weight"].shape[0],
         }
 
-    def load_into(self, projector: nn.Module) -> None:
+    def load_into(self, projector: LlavaStfProjector) -> None:
         """Copy the weights into `projector`; raises `CheckpointError` naming the first tensor of another shape."""
         for name, parameter in projector.named_parameters():
             if self.state[name].shape != parameter.shape:
@@ -58,34 +50,22 @@ class Adapter:
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """Read an adapter file: safetensors, or a torch pickle of plain tensors.
+    """Read an adapter file: safetensors, or a torch pickle of plain tensors, under the authors' names or ours.
 
     Raises `CheckpointError` if the file is absent, damaged, or does not hold exactly the eight tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"init must be 'pool', 'random' or an adapter file, found '{path}', which does not exist.")
-    try:
-        if path.suffix == ".safetensors":
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a readable adapter file ({error}).") from error
-    if not isinstance(tensors, dict):
-        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(tensors).__name__}.")
-    state = {_our_name(name): tensor for name, tensor in tensors.items()}
+        raise CheckpointError(f"init must be 'pool', 'random' or an adapter file; there is no file '{path}'.")
+    reader = Reader()
+    state = {}
+    for name, stored in read_index([path]).items():
+        public = rename(adapter_name(name), STF_PROJECTOR) or name
+        state[public.removeprefix(PROJECTOR)] = reader.read(stored)
     missing, unknown = sorted(set(_KEYS) - set(state)), sorted(set(state) - set(_KEYS))
     if missing or unknown:
         raise CheckpointError(
-            f"{path}: expected the eight projector tensors; missing {missing[:3] or 'none'}, unknown {unknown[:3] or 'none'}."
+            f"{path}: expected the eight projector tensors; missing {', '.join(missing[:3]) or 'none'}, "
+            f"unknown {', '.join(unknown[:3]) or 'none'}."
         )
     return Adapter(path, state)
-
-
-def _our_name(name: str) -> str:
-    """`model.mm_projector_crosslayer.0.weight` or `multi_modal_projector.block_fusion...` as the projector names it."""
-    name = name.rpartition("multi_modal_projector.")[2]
-    segments = name.split(".")
-    layer = _LAYERS.get(".".join(segments[-3:-1]))
-    return f"{layer}.{segments[-1]}" if layer else name

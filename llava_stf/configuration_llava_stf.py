@@ -33,6 +33,23 @@ def state_index(layer: int, num_blocks: int) -> int:
     return index
 
 
+def window_for(grid: int, vision_tokens: int | Literal["all"] | None) -> int:
+    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches; `None` asks for a quarter.
+
+    Raises `FusionError` if no window leaves that count.
+    """
+    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
+    if vision_tokens is None:
+        return 2
+    wanted = grid**2 if vision_tokens == "all" else vision_tokens
+    if wanted not in windows:
+        raise FusionError(
+            f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
+            f"{', '.join(map(str, windows))}, or 'all'."
+        )
+    return windows[wanted]
+
+
 class LlavaStfConfig(LlavaConfig):
     """A `LlavaConfig` whose projector fuses tokens.
 
@@ -53,6 +70,7 @@ class LlavaStfConfig(LlavaConfig):
 
     model_type = "llava_stf"
 
+    vision_feature_layer: int | list[int] = -2
     fusion: Literal["stf", "pool"] = "stf"
     fusion_layers: int | list[int] | None = None
     fusion_window: int = 2

@@ -16,7 +16,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from .configuration_llava_stf import LlavaStfConfig
+from .configuration_llava_stf import LlavaStfConfig, window_for
 from .conversation import CHAT_TEMPLATE
 from .conversion.cache import converted
 from .conversion.keys import is_unused
@@ -29,7 +29,8 @@ from .inference import LlavaStf
 from .patch import apply_stf
 from .processing_llava_stf import LlavaStfProcessor
 
-EMBEDDED = ("tiny", "tiny-full")
+# The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
+EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
 _DTYPES = ("float32", "bfloat16", "float16")
 # Only the language model is quantized; a list of names replaces the library's default, which spares the head alone.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "vision_tower", "multi_modal_projector", "lm_head"]
@@ -75,7 +76,7 @@ def load_model(
     options = _loading_options(device, dtype, quantization, attn_implementation)
     source = _find(name_or_path, subfolder, revision, vision_tower)
     config = build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
-    window = _window(config, vision_tokens)
+    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
     if isinstance(config, LlavaStfConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
     processor = _read_processor(source, config)
@@ -108,26 +109,17 @@ def _find(name: str | Path, subfolder: str | None, revision: str | None, vision_
     return source
 
 
-def _window(config: LlavaConfig, vision_tokens: int | str | None) -> int | None:
+def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | None) -> int | None:
     """Side of the windows to patch the model to, or `None` to leave it as it is."""
     grid = config.vision_config.image_size // config.vision_config.patch_size
-    wanted = grid**2 if vision_tokens == "all" else vision_tokens
     if isinstance(config, LlavaStfConfig):
-        if wanted not in (None, config.image_seq_length):
+        if vision_tokens is not None and window_for(grid, vision_tokens) != config.fusion_window:
             raise FusionError(
                 f"This checkpoint was trained for {config.image_seq_length} vision tokens and cannot give "
                 f"{vision_tokens}; load a plain LLaVA for another number."
             )
         return None
-    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
-    if wanted is None:
-        return 2
-    if wanted not in windows:
-        raise FusionError(
-            f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
-            f"{', '.join(map(str, windows))}, or 'all'."
-        )
-    window = windows[int(wanted)]
+    window = window_for(grid, vision_tokens)
     return None if window == 1 else window
 
 

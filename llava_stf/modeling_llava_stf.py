@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import output_capturing
@@ -21,7 +21,7 @@ from .projector import build_projector
 SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
 
 
-def tower_blocks(tower: nn.Module) -> nn.ModuleList:
+def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of a vision tower, in order: its one `ModuleList` as long as the config says.
 
     Raises `FusionError` if the tower is not built that way.
@@ -33,7 +33,7 @@ def tower_blocks(tower: nn.Module) -> nn.ModuleList:
     raise FusionError(f"Expected a vision tower with a list of {depth} blocks, found {type(tower).__name__}.")
 
 
-def select_states(tower: nn.Module, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
     """Hidden states of the tower at `layers`, each [B, 1 + N, C] with the class token at index 0; no other is kept."""
     depth = tower.config.num_hidden_layers
     wanted = [state_index(layer, depth) for layer in layers]
@@ -65,7 +65,7 @@ def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def skip_unused_blocks(tower: nn.Module, layers: Sequence[int]) -> None:
+def skip_unused_blocks(tower: PreTrainedModel, layers: Sequence[int]) -> None:
     """Do not run the blocks above the deepest state in `layers`; with select layer -2 that is the last one.
 
     Weights and state dict stay as they are. From then on the tower's own last state is the deepest selected one.
@@ -76,7 +76,7 @@ def skip_unused_blocks(tower: nn.Module, layers: Sequence[int]) -> None:
         block.forward = _pass_through
 
 
-def run_all_blocks(tower: nn.Module) -> None:
+def run_all_blocks(tower: PreTrainedModel) -> None:
     """Undo `skip_unused_blocks`."""
     for block in tower_blocks(tower):
         if vars(block).get("forward") is _pass_through:

@@ -20,7 +20,7 @@ from .configuration_llava_stf import LlavaStfConfig
 from .errors import FusionError
 from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, run_all_blocks, skip_unused_blocks
 from .processing_llava_stf import LlavaStfProcessor
-from .projector import build_projector, init_from_pooling
+from .projector import LlavaStfProjector, PooledProjector, init_from_pooling
 
 
 @dataclass
@@ -66,7 +66,7 @@ def apply_stf(
     config = _stf_config(model, fusion="stf", **fusion)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        projector = build_projector(config)
+        projector = LlavaStfProjector(config)
     if adapter is not None:
         adapter.load_into(projector)
     elif init == "pool":
@@ -82,12 +82,14 @@ def apply_pooling(
     Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. Raises `FusionError` as `apply_stf`.
     """
     config = _stf_config(model, fusion="pool", fusion_window=window)
-    projector = build_projector(config)
+    projector = PooledProjector(config)
     projector.load_state_dict(model.model.multi_modal_projector.state_dict())
     return _replace_parts(model, processor, config, projector)
 
 
-def remove_stf(model: nn.Module, processor: LlavaProcessor | None = None) -> LlavaForConditionalGeneration:
+def remove_stf(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None = None
+) -> LlavaForConditionalGeneration:
     """Undo `apply_stf` or `apply_pooling` in place; afterwards the model's outputs are bit-identical to before.
 
     Raises `FusionError` if the model was not patched in this process.
@@ -107,7 +109,7 @@ def remove_stf(model: nn.Module, processor: LlavaProcessor | None = None) -> Lla
     return model
 
 
-def _stf_config(model: nn.Module, **fusion: Any) -> LlavaStfConfig:
+def _stf_config(model: LlavaForConditionalGeneration, **fusion: Any) -> LlavaStfConfig:
     """The model's config as a `LlavaStfConfig`, sharing its vision and text configs."""
     if type(model) is not LlavaForConditionalGeneration:
         raise FusionError(
@@ -132,7 +134,7 @@ def _stf_config(model: nn.Module, **fusion: Any) -> LlavaStfConfig:
 
 
 def _replace_parts(
-    model: nn.Module, processor: LlavaProcessor | None, config: LlavaStfConfig, projector: nn.Module
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, config: LlavaStfConfig, projector: nn.Module
 ) -> LlavaStfForConditionalGeneration:
     former = model.model.multi_modal_projector
     weight = former.linear_1.weight

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .configuration_llava_stf import LlavaStfConfig
 from .errors import FusionError
@@ -43,8 +44,9 @@ def average_windows(x: Tensor, window: int) -> Tensor:
 class _TwoLayerMlp(nn.Module):
     """Linear, exact GELU, Linear: no normalisation, no residual, no activation at the end."""
 
-    def __init__(self, in_features: int, hidden: int, out_features: int, config: LlavaStfConfig) -> None:
+    def __init__(self, in_features: int, hidden: int | None, out_features: int, config: LlavaStfConfig) -> None:
         super().__init__()
+        assert hidden is not None  # a config fills in its widths
         self.linear_1 = nn.Linear(in_features, hidden, bias=config.multimodal_projector_bias)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(hidden, out_features, bias=config.multimodal_projector_bias)
@@ -106,7 +108,7 @@ def build_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProject
 
 
 @torch.no_grad()
-def init_from_pooling(projector: LlavaStfProjector, base: nn.Module) -> None:
+def init_from_pooling(projector: LlavaStfProjector, base: LlavaMultiModalProjector) -> None:
     """Warm start: make `projector` equal the mean over each window of `base`'s outputs, exactly up to rounding.
 
     `base` is LLaVA-1.5's projector (`linear_1`, GELU, `linear_2`) on the first fusion layer. Two facts carry it:

@@ -64,7 +64,7 @@ def test_loading_misses_nothing_and_saving_again_changes_nothing(stf_folder, tmp
     model.save_pretrained(tmp_path)
     with safe_open(stf_folder / "model.safetensors", "pt") as a, safe_open(tmp_path / "model.safetensors", "pt") as b:
         assert a.keys() == b.keys()
-        assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in a.keys())
+        assert all(torch.equal(a.get_tensor(key), b.get_tensor(key)) for key in list(a.keys()))
 
 
 def test_left_padded_batch_equals_single_prompts(loaded):
@@ -196,7 +196,9 @@ def test_pipeline(stf_folder):
         {"role": "user", "content": [{"type": "image", "image": PICTURES[0]}, {"type": "text", "text": "What is it?"}]}
     ]
     (result,) = pipe(text=messages, max_new_tokens=4, do_sample=False)
-    inputs = inputs_of(pipe.processor, pipe.processor.apply_chat_template(messages, add_generation_prompt=True), PICTURES[0])
+    inputs = inputs_of(
+        pipe.processor, pipe.processor.apply_chat_template(messages, add_generation_prompt=True), PICTURES[0]
+    )
     expected = pipe.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = result["generated_text"][-1]["content"]
     assert answer == pipe.processor.decode(expected, skip_special_tokens=True)

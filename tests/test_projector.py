@@ -102,7 +102,10 @@ def test_equals_the_authors_modules(golden_stf, case):
     reference = load_file(golden_stf / f"{case}.safetensors")
     cfg = config(grid=4, blocks=24, width=32, hidden=64, fusion_hidden_size=512)
     projector = LlavaStfProjector(cfg)
-    for ours, theirs in ((projector.block_fusion, "mm_projector_crosslayer"), (projector.spatial_fusion, "mm_projector")):
+    for ours, theirs in (
+        (projector.block_fusion, "mm_projector_crosslayer"),
+        (projector.spatial_fusion, "mm_projector"),
+    ):
         ours.linear_1.load_state_dict({k: weights[f"model.{theirs}.0.{k}"] for k in ("weight", "bias")})
         ours.linear_2.load_state_dict({k: weights[f"model.{theirs}.2.{k}"] for k in ("weight", "bias")})
     fused = projector.block_fusion(reference["mbtf_input_concat"])

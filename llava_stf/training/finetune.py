@@ -83,6 +83,7 @@ def load_start(config: FinetuneConfig, checkpoint: Path | None) -> tuple[LlavaFo
 
     Raises `FusionError` if the base cannot be brought to the vision tokens asked for.
     """
+    from llava_stf.configuration_llava_stf import window_for
     from llava_stf.loading import load_model
     from llava_stf.patch import apply_pooling
 
@@ -94,21 +95,8 @@ def load_start(config: FinetuneConfig, checkpoint: Path | None) -> tuple[LlavaFo
     else:
         model, processor = load(config.base, vision_tokens="all")
         grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-        apply_pooling(model, processor, window=pooling_window(grid, config.vision_tokens))
+        apply_pooling(model, processor, window=window_for(grid, config.vision_tokens))
     return model, processor
-
-
-def pooling_window(grid: int, vision_tokens: int | str | None) -> int:
-    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches; `None` asks for a quarter.
-
-    Raises `FusionError` if no window leaves that count.
-    """
-    if vision_tokens is None:
-        return 2
-    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
-    if vision_tokens not in windows:
-        raise FusionError(f"vision_tokens must be one of {', '.join(map(str, windows))}, found {vision_tokens}")
-    return windows[int(vision_tokens)]
 
 
 def pad_token_id(processor: LlavaProcessor) -> int:

@@ -72,8 +72,8 @@ class DenseReader(nn.Module):
         super().__init__()
         self.tower = tower
         self.head = nn.Linear(tower.config.hidden_size, sum(CLASSES.values()))
-        self.register_buffer("mean", 255 * torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1))
+        self.mean = 255 * torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1)
+        self.std = 255 * torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1)
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, 112, 112] -> logits [B, 64, classes] per target."""
@@ -98,7 +98,8 @@ def pretrain_tower(
     for step, batch in enumerate(loader, 1):
         with torch.autocast("cpu", torch.bfloat16):
             logits = reader(batch["pixels"])
-        loss = sum(F.cross_entropy(logits[name].float().flatten(0, 1), batch[name].flatten()) for name in CLASSES)
+        losses = [F.cross_entropy(logits[name].float().flatten(0, 1), batch[name].flatten()) for name in CLASSES]
+        loss = torch.stack(losses).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)

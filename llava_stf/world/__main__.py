@@ -19,7 +19,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="The split that is never trained on.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="Also align.json for stage 1.")] = False,
-    describe: Annotated[bool, typer.Option("--describe", help="End conversations with a request for the caption.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="End conversations with the caption.")] = False,
     family: Annotated[list[str], typer.Option(help="Ask this family only (may be repeated).")] = list(ALL),  # noqa: B006
     max_objects: Annotated[int, typer.Option(help="At most this many shapes in a picture.")] = 4,
     questions_per_image: Annotated[int, typer.Option(help="At most this many questions a picture.")] = 8,

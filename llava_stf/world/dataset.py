@@ -100,7 +100,10 @@ def write_dataset(
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         rows = pool.map(job, range(count), chunksize=64) if pool is not None else map(job, range(count))
         results = list(_tracked(rows, count) if progress else rows)
-    _write_json(out / "instruct.json", [_instruct(index, *result, describe) for index, result in enumerate(results)])
+    conversations = [
+        _instruct(index, asked, text, describe) for index, (asked, text) in enumerate(results) if asked or describe
+    ]
+    _write_json(out / "instruct.json", conversations)
     if captions:
         _write_json(out / "align.json", [_align(index, text) for index, (_, text) in enumerate(results)])
     if split == "held_out":

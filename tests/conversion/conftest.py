@@ -60,6 +60,11 @@ class Original:
             self.projector[f"model.{name}.weight"] = torch.randn(rows, columns) / columns**0.5
             self.projector[f"model.{name}.bias"] = torch.randn(rows)
 
+    @classmethod
+    def small(cls, **sizes) -> "Original":
+        """One with few tensors, for tests that are not about sizes."""
+        return cls(**{"depth": 3, "layers": (-2,), **sizes})
+
     def tower_tensors(self) -> dict[str, torch.Tensor]:
         names = {name.removeprefix("vision_model."): tensor for name, tensor in self.tower.state_dict().items()}
         return {f"vision_model.{name}": tensor.to(self.dtype).contiguous() for name, tensor in names.items()}

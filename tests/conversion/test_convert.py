@@ -44,7 +44,7 @@ def test_sizes_are_read_from_the_files(sizes, original_class, logits_of, tmp_pat
 @pytest.mark.parametrize("tower", [False, True], ids=["tower outside", "tower inside"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_all_containers_give_the_same_folder(pickle, tower, shards, original_class, tmp_path):
-    original = original_class(depth=18, dtype=torch.bfloat16)
+    original = original_class.small(dtype=torch.bfloat16)
     convert_checkpoint(original.write(tmp_path / "one"), tmp_path / "expected", progress=False)
     source = original.write(tmp_path / "src", tower=tower, shards=shards, pickle=pickle)
     convert_checkpoint(source, tmp_path / "dst", progress=False)
@@ -54,7 +54,7 @@ def test_all_containers_give_the_same_folder(pickle, tower, shards, original_cla
     assert (tmp_path / "expected" / "config.json").read_text() == (tmp_path / "dst" / "config.json").read_text()
 
 
-@pytest.mark.parametrize("sizes", [{"depth": 18}, {"plain": True, "depth": 4}], ids=["STF", "plain"])
+@pytest.mark.parametrize("sizes", [{"depth": 18}, {"plain": True, "depth": 3}], ids=["STF", "plain"])
 def test_there_and_back_keeps_every_bit(sizes, original_class, tmp_path):
     original = original_class(dtype=torch.bfloat16, **sizes)
     source = original.write(tmp_path / "src")
@@ -78,7 +78,7 @@ def test_there_and_back_keeps_every_bit(sizes, original_class, tmp_path):
 
 
 def test_new_vocabulary_rows_are_the_mean_and_never_generated(original_class, tmp_path):
-    original = original_class(depth=18)
+    original = original_class.small()
     convert_checkpoint(original.write(tmp_path / "src"), tmp_path / "dst", progress=False)
     tensors = load_file(tmp_path / "dst" / "model.safetensors")
     head = tensors["language_model.lm_head.weight"]
@@ -90,7 +90,7 @@ def test_new_vocabulary_rows_are_the_mean_and_never_generated(original_class, tm
 
 
 def test_generation_settings_of_the_trainer_are_made_greedy(original_class, tmp_path):
-    source = original_class(depth=18).write(tmp_path / "src")
+    source = original_class.small().write(tmp_path / "src")
     settings = {"do_sample": True, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 2, "max_length": 99}
     (source / "generation_config.json").write_text(json.dumps(settings))
     convert_checkpoint(source, tmp_path / "dst", progress=False)
@@ -102,8 +102,8 @@ def test_generation_settings_of_the_trainer_are_made_greedy(original_class, tmp_
 
 @pytest.mark.parametrize("base_kind", ["llama", "original", "hf"])
 def test_a_projector_file_on_its_base_is_the_whole_checkpoint(base_kind, original_class, logits_of, tmp_path):
-    whole = original_class(depth=18)
-    base = original_class(depth=18, plain=True)
+    whole = original_class.small()
+    base = original_class.small(plain=True)
     folder = base.write(tmp_path / "base")
     if base_kind == "llama":
         tensors = {name: tensor for name, tensor in base.tensors().items() if "mm_" not in name and "tower" not in name}
@@ -126,7 +126,7 @@ def test_a_projector_file_on_its_base_is_the_whole_checkpoint(base_kind, origina
 
 
 def test_a_projector_file_needs_a_base(original_class, tmp_path):
-    torch.save(original_class(depth=18).projector, tmp_path / "mm_projector.bin")
+    torch.save(original_class.small().projector, tmp_path / "mm_projector.bin")
     with pytest.raises(CheckpointError, match="give the model it was trained on as base"):
         convert_checkpoint(tmp_path / "mm_projector.bin", tmp_path / "dst")
     with pytest.raises(CheckpointError, match="load its base model with init"):
@@ -134,7 +134,7 @@ def test_a_projector_file_needs_a_base(original_class, tmp_path):
 
 
 def test_fusion_layers_that_no_file_tells_are_asked_for(original_class, logits_of, tmp_path):
-    original = original_class(layers=(-2, 10, 1), depth=18)
+    original = original_class(layers=(-2, 10, 1), depth=12)
     source = original.write(tmp_path / "src")
     with pytest.raises(CheckpointError, match="give them as fusion_layers"):
         convert_checkpoint(source, tmp_path / "dst", progress=False)
@@ -147,7 +147,7 @@ def test_fusion_layers_that_no_file_tells_are_asked_for(original_class, logits_o
 
 
 def test_a_tower_may_be_a_whole_clip_elsewhere(original_class, tmp_path):
-    original = original_class(depth=18, extra={"mm_vision_tower": "nobody/nothing"})
+    original = original_class.small(extra={"mm_vision_tower": "nobody/nothing"})
     source = original.write(tmp_path / "src", tower=False)
     tower = shutil.move(source / "tower", tmp_path / "clip")
     config = json.loads((tower / "config.json").read_text())
@@ -162,7 +162,7 @@ def test_a_tower_may_be_a_whole_clip_elsewhere(original_class, tmp_path):
 
 def test_the_known_tower_is_not_asked_for_when_its_weights_are_inside(original_class, tmp_path):
     """Its config is built in, so the wrong shapes are noticed; a download would have been reported as impossible."""
-    original = original_class(depth=18, extra={"mm_vision_tower": "openai/clip-vit-large-patch14-336"})
+    original = original_class.small(extra={"mm_vision_tower": "openai/clip-vit-large-patch14-336"})
     with pytest.raises(CheckpointError, match="1024"):
         convert_checkpoint(original.write(tmp_path / "inside"), tmp_path / "dst", progress=False)
     with pytest.raises(ModelNotFoundError, match="clip-vit-large"):
@@ -180,16 +180,16 @@ def test_the_known_tower_is_not_asked_for_when_its_weights_are_inside(original_c
         ({"mm_vision_tower": "gone"}, ModelNotFoundError, "gone"),
         ({"mm_vision_select_feature": "cls_patch"}, FusionError, "class token"),
         ({"mm_vision_select_layer": -40}, FusionError, "-40"),
-        ({"vocab_size": 91}, CheckpointError, "embed_tokens.weight.*expected \\[91, 48\\]"),
+        ({"vocab_size": 91}, CheckpointError, r"\[90, 48\], expected \[91, 48\]"),
         ({"vocab_size": "many"}, CheckpointError, "vocab_size"),
-        ({"hidden_size": 64}, CheckpointError, "expected \\[90, 64\\]"),
+        ({"hidden_size": 64}, CheckpointError, r"expected \[90, 64\]"),
         ({"hidden_size": "wide"}, CheckpointError, "hidden_size"),
         ({"num_attention_heads": 0}, CheckpointError, "config.json"),
         ({"num_hidden_layers": 10**9}, CheckpointError, "1000000000 language model blocks expected, weights of 2"),
     ],
 )
 def test_a_config_that_does_not_fit_is_named(change, error, message, original_class, tmp_path):
-    source = original_class(depth=18, extra=change).write(tmp_path / "src")
+    source = original_class.small(extra=change).write(tmp_path / "src")
     with pytest.raises(error, match=message):
         convert_checkpoint(source, tmp_path / "dst", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["src"]
@@ -197,7 +197,7 @@ def test_a_config_that_does_not_fit_is_named(change, error, message, original_cl
 
 def test_windows_that_do_not_fit_the_tower_are_refused(original_class, tmp_path):
     with pytest.raises(FusionError, match="4x4"):
-        convert_checkpoint(original_class(grid=4, depth=18).write(tmp_path / "src"), tmp_path / "dst", progress=False)
+        convert_checkpoint(original_class.small(grid=4).write(tmp_path / "src"), tmp_path / "dst", progress=False)
     assert not (tmp_path / "dst").exists()
 
 
@@ -207,7 +207,7 @@ def test_lora_and_language_models_are_told_apart(original_class, tmp_path):
     (lora / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="merge"):
         convert_checkpoint(lora, tmp_path / "dst")
-    llama = original_class(depth=18, extra={"model_type": "llama"}).write(tmp_path / "llama")
+    llama = original_class.small(extra={"model_type": "llama"}).write(tmp_path / "llama")
     with pytest.raises(CheckpointError, match="language model alone"):
         convert_checkpoint(llama, tmp_path / "dst")
     with pytest.raises(CheckpointError, match="no weights"):
@@ -215,7 +215,7 @@ def test_lora_and_language_models_are_told_apart(original_class, tmp_path):
 
 
 def test_a_whole_model_takes_no_base(original_class, tmp_path):
-    source = original_class(depth=18).write(tmp_path / "src")
+    source = original_class.small().write(tmp_path / "src")
     with pytest.raises(CheckpointError, match="takes no base"):
         convert_checkpoint(source, tmp_path / "dst", base=source)
     with pytest.raises(LlavaStfError, match="'hf' or 'original'"):

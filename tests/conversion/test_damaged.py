@@ -20,7 +20,7 @@ FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture(scope="module")
 def source(original_class, tmp_path_factory):
-    small = original_class(depth=3, layers=(-2,), grid=2, window=1, hidden=16, dtype=torch.bfloat16)
+    small = original_class.small(grid=2, window=1, hidden=16, dtype=torch.bfloat16)
     return small.write(tmp_path_factory.mktemp("source") / "src")
 
 
@@ -69,7 +69,9 @@ def test_an_unknown_weight_is_named(data, attempt):
 def test_a_weight_of_another_shape_is_refused(data, source, attempt):
     name = data.draw(st.sampled_from(sorted(load_file(source / "model.safetensors"))))
     shape = data.draw(st.lists(st.integers(0, 5), max_size=4))
-    attempt(change_tensors(lambda tensors: tensors.update({name: torch.zeros(shape)})), (CheckpointError, LlavaStfError))
+    attempt(
+        change_tensors(lambda tensors: tensors.update({name: torch.zeros(shape)})), (CheckpointError, LlavaStfError)
+    )
 
 
 @FUZZ

@@ -87,7 +87,7 @@ def test_a_tokenizer_of_another_vocabulary_is_left_out_with_a_note(golden_stf, t
 @pytest.mark.parametrize("vocab", [700, 720])
 def test_converted_tokenizers_give_the_authors_ids(legacy, vocab, golden_stf, original_class, tmp_path):
     """Also after the processor was saved and loaded again, and where the model has more rows than the tokenizer."""
-    source = original_class(depth=18, vocab=vocab).write(tmp_path / "src")
+    source = original_class.small(vocab=vocab).write(tmp_path / "src")
     config = json.loads((golden_stf / "tokenizer" / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({**config, "legacy": legacy}))
     shutil.copyfile(golden_stf / "tokenizer" / "tokenizer.model", source / "tokenizer.model")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from llava_stf.errors import FusionError, LlavaStfError
 from llava_stf.training.checkpoints import newest_checkpoint, prepare_output
 from llava_stf.training.config import from_values
-from llava_stf.training.finetune import finetune, load_start, main, pooling_window, training_arguments
+from llava_stf.training.finetune import finetune, load_start, main, training_arguments
 from llava_stf.training.optim import part_of
 
 
@@ -178,13 +178,6 @@ def test_bf16_computes_in_bfloat16_on_a_cpu_with_float32_weights(tmp_path, llava
 def test_save_dtype_is_the_dtype_on_disk(run):
     output = run(max_steps=1, save_dtype="bfloat16")
     assert {value.dtype for value in weights(output).values()} == {torch.bfloat16}
-
-
-def test_pooling_window_of_a_token_count():
-    assert pooling_window(24, None) == 2
-    assert pooling_window(24, 64) == 3
-    with pytest.raises(FusionError, match="576, 144, 64"):
-        pooling_window(24, 100)
 
 
 def test_user_errors_are_one_sentence_and_exit_code_2(run, tmp_path, llava_base, data_folder, capsys):
