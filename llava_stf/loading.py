@@ -19,11 +19,12 @@ from transformers import (
 from .configuration_llava_stf import LlavaStfConfig, window_for
 from .conversation import CHAT_TEMPLATE
 from .conversion.cache import converted
-from .conversion.keys import is_unused
+from .conversion.keys import HUGGING_FACE, is_unused
 from .conversion.locate import locate
-from .conversion.parts import build_config
+from .conversion.parts import build_config, check_tensors, public_tensors
 from .conversion.processors import read_processor
 from .conversion.sources import Kind, Source, recognise
+from .conversion.weights import read_json
 from .errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError, ModelNotFoundError
 from .inference import LlavaStf
 from .patch import apply_stf
@@ -80,7 +81,7 @@ def load_model(
     if isinstance(config, LlavaStfConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
     processor = _read_processor(source, config)
-    model = _read_model(source, options)
+    model = _read_model(source, config, options)
     if window is not None:
         apply_stf(model, processor, window=window, init=init)
     return LlavaStf(model.eval(), processor)
@@ -166,10 +167,20 @@ def _quantization(bits: str, dtype: str) -> BitsAndBytesConfig:
     )
 
 
-def _read_model(source: Source, options: dict[str, Any]) -> LlavaForConditionalGeneration:
+def _check_weights(source: Source, config: LlavaConfig) -> None:
+    """Name damaged files and what is wrong in them, which transformers does not, and with quantization cannot."""
+    index = source.index()
+    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
+        check_tensors(source, config, public_tensors(index, HUGGING_FACE))
+
+
+def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
     """The model with all its weights and no others."""
+    generation = source.folder / "generation_config.json"
+    if generation.is_file():
+        read_json(generation)  # transformers passes over a broken one
     if "quantization_config" not in source.config:
-        source.index()  # reads every header, so that a damaged file is named
+        _check_weights(source, config)
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             source.folder, output_loading_info=True, ignore_mismatched_sizes=True, **options

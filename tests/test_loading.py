@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfProcessor, convert_checkpoint, load_model
 from llava_stf.errors import (
@@ -18,13 +19,20 @@ from llava_stf.errors import (
     ModelNotFoundError,
 )
 
+PICTURE = Image.radial_gradient("L").convert("RGB")
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"
 
 
 @pytest.fixture
-def inputs(pictures):
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAVA_STF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def inputs():
     def make(model, processor):
-        return processor(images=pictures[0], text=PROMPT, return_tensors="pt").to(model.device, model.dtype)
+        return processor(images=PICTURE, text=PROMPT, return_tensors="pt").to(model.device, model.dtype)
 
     return make
 
@@ -111,10 +119,25 @@ def test_options_without_meaning(option, message, stf_folder):
         load_model(stf_folder, **option)
 
 
+@pytest.fixture(scope="module")
+def wide_folders(plain_folder, tmp_path_factory):
+    """A plain LLaVA and a LLaVA-STF whose layers are as wide as bitsandbytes' 4-bit blocks."""
+    folders = tmp_path_factory.mktemp("wide")
+    plain = shutil.copytree(plain_folder, folders / "plain")
+    config = LlavaConfig.from_pretrained(plain)
+    config.text_config.hidden_size, config.text_config.head_dim = 64, 32
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).save_pretrained(plain)
+    model, processor = load_model(plain, init="random")
+    model.save_pretrained(folders / "stf")
+    processor.save_pretrained(folders / "stf")
+    return folders
+
+
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 @pytest.mark.parametrize("kind", ["stf", "plain"])
-def test_quantization_is_of_the_language_model_alone(bits, kind, stf_folder, plain_folder, inputs):
-    folder = stf_folder if kind == "stf" else plain_folder
+def test_quantization_is_of_the_language_model_alone(bits, kind, wide_folders, inputs):
+    folder = wide_folders / kind
     exact, processor = load_model(folder)
     model, _ = load_model(folder, quantization=bits)
     layers = {
@@ -164,14 +187,14 @@ def test_the_authors_format_is_converted_once(stf_folder, tmp_path, cache, input
     assert len(list(cache.glob("*/*/model.safetensors"))) == 1
 
 
-def test_a_checkpoint_without_tokenizer_loads_but_cannot_be_asked(stf_folder, tmp_path, pictures):
+def test_a_checkpoint_without_tokenizer_loads_but_cannot_be_asked(stf_folder, tmp_path):
     folder = shutil.copytree(stf_folder, tmp_path / "model")
     for file in folder.glob("tokenizer*"):
         file.unlink()
     llava = load_model(folder)
     assert llava.processor is None
     with pytest.raises(CheckpointError, match="without a tokenizer"):
-        llava.ask(pictures[0], "What?")
+        llava.ask(PICTURE, "What?")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing.here"])

@@ -65,7 +65,7 @@ def convert_checkpoint(
     refuse_existing(dst)
     source = recognise(locate(src, subfolder=subfolder, revision=revision))
     parts = _take_apart(source, base, vision_tower, fusion_layers)
-    check_tensors(parts)
+    check_tensors(parts.source, parts.config, parts.tensors, rows=parts.stored_rows, source_name=parts.source_name)
     total = sum(stored.nbytes for stored in parts.tensors.values())
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with (

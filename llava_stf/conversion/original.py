@@ -81,7 +81,11 @@ def read_original(
         sentencepiece=None,
     )
     _add_processor(parts, config)
-    if isinstance(model_config, LlavaStfConfig) and fusion_layers is None and len(model_config.fusion_states) not in (1, 8):
+    if (
+        isinstance(model_config, LlavaStfConfig)
+        and fusion_layers is None
+        and len(model_config.fusion_states) not in (1, 8)
+    ):
         parts.notes.append(
             f"The checkpoint does not say which tower states it fuses; {model_config.fusion_states} was assumed. If it "
             "was trained on others, give them as fusion_layers."

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
@@ -17,10 +17,8 @@ from ..configuration_llava_stf import LlavaStfConfig, default_fusion_layers
 from ..errors import CheckpointError, LlavaStfError
 from ..modeling_llava_stf import LlavaStfForConditionalGeneration
 from .keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
+from .sources import Source
 from .weights import StoredTensor
-
-if TYPE_CHECKING:
-    from .sources import Source
 
 
 @dataclass
@@ -103,7 +101,7 @@ def fusion_fields(
     fusion_layers = layers or layers_of(states, depth, select_layer)
     if fusion_layers is None:
         raise CheckpointError(
-            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, the deepest "
+            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, deepest "
             f"first (the default for {depth} blocks would be {default_fusion_layers(depth, select_layer)})."
         )
     if len(fusion_layers) != states:
@@ -138,54 +136,67 @@ def build_config(source: Source, cls: type[LlavaConfig], fields: dict[str, Any])
         raise CheckpointError(f"{source.folder / 'config.json'} does not describe a model: {error}") from error
 
 
-def check_tensors(parts: Parts) -> None:
-    """Raise `CheckpointError` naming the first offenders unless `parts.tensors` are exactly the model's weights.
+def check_tensors(
+    source: Source,
+    config: LlavaConfig,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    rows: int | None = None,
+    source_name: Callable[[str], str] = str,
+) -> None:
+    """Raise `CheckpointError` naming the first offenders unless `tensors` are exactly the weights of `config`'s model.
 
-    The vocabulary's two matrices have `parts.stored_rows` rows and not yet those of the config.
+    Args:
+        tensors: by public name.
+        rows: rows that the vocabulary's two matrices have on disk, where they are not yet the config's.
+        source_name: the source's name of a public one, for what is missing.
     """
-    where = f"{parts.source.folder} does not fit its config.json"
-    _check_depth(parts, where)
-    expected = _expected_shapes(parts)
-    missing = [name for name in expected if name not in parts.tensors]
-    if parts.config.tie_word_embeddings and HEAD in missing:
+    where = f"{source.folder} does not fit its config.json"
+    _check_depth(config, tensors, where)
+    expected = _expected_shapes(source, config)
+    missing = [name for name in expected if name not in tensors]
+    if config.tie_word_embeddings and HEAD in missing:
         missing.remove(HEAD)
     if missing:
-        raise CheckpointError(f"{where}: missing {_some([parts.source_name(name) for name in missing])}.")
-    unknown = [stored for name, stored in parts.tensors.items() if name not in expected]
+        raise CheckpointError(f"{where}: missing {_some([source_name(name) for name in missing])}.")
+    unknown = [stored for name, stored in tensors.items() if name not in expected]
     if unknown:
         raise CheckpointError(f"{where}: unknown {_some([stored.name for stored in unknown])} in {unknown[0].file}.")
-    for name, stored in parts.tensors.items():
-        shape = (parts.stored_rows, *expected[name][1:]) if name in (EMBEDDING, HEAD) else expected[name]
+    for name, stored in tensors.items():
+        shape = expected[name]
+        if rows is not None and name in (EMBEDDING, HEAD):
+            shape = (rows, *shape[1:])
         if stored.shape != shape:
             raise CheckpointError(
                 f"{where}: {stored.name} in {stored.file} has shape {list(stored.shape)}, expected {list(shape)}."
             )
 
 
-def _check_depth(parts: Parts, where: str) -> None:
+def _check_depth(config: LlavaConfig, tensors: Mapping[str, StoredTensor], where: str) -> None:
     """Before a model is built: a wrong depth would make it arbitrarily large."""
     depths = {
-        r"language_model\.model\.layers": parts.config.text_config.num_hidden_layers,
-        r"vision_tower\.vision_model\.encoder\.layers": parts.config.vision_config.num_hidden_layers,
+        "language_model.model.layers": config.text_config.num_hidden_layers,
+        "vision_tower.vision_model.encoder.layers": config.vision_config.num_hidden_layers,
     }
     for blocks, expected in depths.items():
-        numbers = [int(match[1]) for name in parts.tensors if (match := re.match(rf"{blocks}\.(\d+)\.", name))]
-        found = max(numbers, default=-1) + 1
+        pattern = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+        found = max((int(match[1]) for name in tensors if (match := pattern.match(name))), default=-1) + 1
         if found != expected:
             part = "language model" if blocks.startswith("language") else "vision tower"
             raise CheckpointError(f"{where}: {expected} {part} blocks expected, weights of {found} found.")
 
 
-def _expected_shapes(parts: Parts) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(source: Source, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every weight by public name, from a model that is built without memory."""
-    model_class = LlavaStfForConditionalGeneration if parts.fused else LlavaForConditionalGeneration
+    fused = isinstance(config, LlavaStfConfig)
+    model_class = LlavaStfForConditionalGeneration if fused else LlavaForConditionalGeneration
     try:
         with torch.device("meta"):
-            model = model_class(parts.config)
+            model = model_class(config)
     except LlavaStfError:
         raise
     except Exception as error:  # as in build_config
-        raise CheckpointError(f"{parts.source.folder / 'config.json'} does not describe a model: {error}") from error
+        raise CheckpointError(f"{source.folder / 'config.json'} does not describe a model: {error}") from error
     names = ((rename(name, HUGGING_FACE), tensor) for name, tensor in model.state_dict().items())
     return {name: tuple(tensor.shape) for name, tensor in names if name is not None}
 

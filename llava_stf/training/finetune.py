@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.errors import DataError, FusionError, LlavaStfError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.training.checkpoints import prepare_output, save_model
 from llava_stf.training.config import FinetuneConfig, parse
 

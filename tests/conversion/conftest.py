@@ -154,13 +154,6 @@ def image_logits(model, pixel_values: torch.Tensor, before: list[int], after: li
     return model(input_ids=torch.tensor([ids]), pixel_values=pixel_values.to(model.dtype)).logits[0]
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A cache folder of this test's own for `load_model`."""
-    monkeypatch.setenv("LLAVA_STF_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="session")
 def original_class():
     return Original

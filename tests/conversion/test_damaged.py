@@ -26,7 +26,7 @@ def source(original_class, tmp_path_factory):
 
 @pytest.fixture
 def attempt(source, tmp_path):
-    """Convert a copy of the checkpoint after `change(copy)`; it must fail with `CheckpointError`. Returns the message."""
+    """Convert a copy of the checkpoint after `change(copy)`, which must fail with `CheckpointError`; its message."""
 
     def convert(change, error=CheckpointError) -> str:
         shutil.rmtree(tmp_path / "work", ignore_errors=True)
@@ -107,7 +107,7 @@ def test_wrong_json_is_named(text, attempt):
 @FUZZ
 @given(data=st.data())
 def test_wrong_values_in_the_config_are_refused(data, source, attempt):
-    """Whatever stands in a field that decides the model's shape, the answer is an error and never a traceback of ours."""
+    """Whatever stands in a field that decides the model's shape, the answer is an error of ours."""
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     field = data.draw(st.sampled_from(fields))
     value = data.draw(st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3)))

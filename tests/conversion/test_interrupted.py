@@ -81,9 +81,13 @@ def test_a_full_disk_is_one_sentence(large, tmp_path):
 
 
 def test_a_failure_inside_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), publish(tmp_path / "dst") as folder:
-        (folder / "file").write_text("half")
-        raise ZeroDivisionError
+    def fail():
+        with publish(tmp_path / "dst") as folder:
+            (folder / "file").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not list(tmp_path.iterdir())
 
 

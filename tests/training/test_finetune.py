@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_stf.errors import FusionError, LlavaStfError
+from llava_stf.errors import LlavaStfError
 from llava_stf.training.checkpoints import newest_checkpoint, prepare_output
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import finetune, load_start, main, training_arguments
