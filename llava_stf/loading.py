@@ -100,6 +100,8 @@ def _find(name: str | Path, subfolder: str | None, revision: str | None, vision_
     source = recognise(path)
     if source.kind is Kind.ORIGINAL:
         return recognise(converted(path, vision_tower))
+    if vision_tower is not None:
+        raise LlavaStfError(f"{source.folder} has its vision tower inside and takes no other (vision_tower).")
     if source.kind is Kind.ADAPTER:
         raise CheckpointError(
             f"{source.files[0]} holds a projector only; load its base model with init='{source.files[0]}', or convert "
@@ -199,7 +201,7 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
 
 def _read_processor(source: Source, config: LlavaConfig) -> LlavaProcessor | None:
     """The processor, tokenising as in training also for a plain LLaVA; `None` where there is no tokenizer."""
-    processor, _ = read_processor(source.folder)
+    processor, _ = read_processor(source.folder, config)
     if processor is None:
         return None
     if processor.image_token_id != config.image_token_id:

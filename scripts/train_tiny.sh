@@ -28,15 +28,17 @@ data compare-data --count 30000 --seed 2 --captions --questions-per-image 4
 finetune "$processes" "$out/base" --base "$out/start" --data "$out/base-data/instruct.json" --vision-tokens all \
     --max-steps 5000 --per-device-batch-size $((16 / processes)) --learning-rate 1e-3 --vision-tower-learning-rate 2e-4
 
-compare() { # NAME OPTIONS: the two stages of one of the three models
+align() { # NAME OPTIONS
     finetune 1 "$out/$1-align" --base "$out/base" --stage align --data "$out/compare-data/align.json" \
         --max-steps 500 --per-device-batch-size 16 --learning-rate 1e-3 "${@:2}"
-    finetune 1 "$out/$1" --base "$out/$1-align" --stage instruct --data "$out/compare-data/instruct.json" \
-        --max-steps 1800 --per-device-batch-size 16 --learning-rate 5e-4 --save-dtype bfloat16 "${@:4}"
 }
-compare full --vision-tokens all --vision-tokens all
-compare pool --reduction pool
-compare stf --reduction stf
+instruct() { # NAME OPTIONS
+    finetune 1 "$out/$1" --base "$out/$1-align" --stage instruct --data "$out/compare-data/instruct.json" \
+        --max-steps 1800 --per-device-batch-size 16 --learning-rate 5e-4 --save-dtype bfloat16 "${@:2}"
+}
+align full --vision-tokens all && instruct full --vision-tokens all
+align pool --reduction pool && instruct pool
+align stf --reduction stf && instruct stf
 
-PYTHONPATH=eval "$python" -m llava_stf_eval.drawn --model "$out/full" --model "$out/pool" --model "$out/stf" \
+PYTHONPATH=eval "$python" -m llava_stf_eval.drawn --full "$out/full" --model "$out/pool" --model "$out/stf" \
     --pictures 1500 --output "$out/results.json"

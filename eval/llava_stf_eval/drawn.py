@@ -3,7 +3,7 @@
 The questions are those of the held-out split: pictures that no training seed can draw. An answer is right if it equals
 the reference but for case and a closing period.
 
-    python -m llava_stf_eval.drawn --model tiny-full --model tiny --pictures 1500
+    python -m llava_stf_eval.drawn --pictures 1500          # the embedded models
 """
 
 from __future__ import annotations
@@ -110,15 +110,17 @@ def main() -> None:
     from llava_stf import load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="model to ask; repeatable [tiny-full and tiny]")
+    parser.add_argument("--model", action="append", default=[], help="model to ask, at its own vision tokens; repeatable")
+    parser.add_argument("--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable")
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
-    results = []
-    for name in options.model or ["tiny-full", "tiny"]:
-        llava = load_model(name, vision_tokens="all" if name == "tiny-full" else None)
-        results.append(evaluate(name, llava, pictures=options.pictures, seed=options.seed))
+    models = [(name, "all") for name in options.full] + [(name, None) for name in options.model]
+    results = [
+        evaluate(name, load_model(name, vision_tokens=tokens), pictures=options.pictures, seed=options.seed)
+        for name, tokens in models or [("tiny-full", None), ("tiny", None)]
+    ]
     print_table(results)
     if options.output:
         options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")

@@ -64,12 +64,14 @@ def convert_checkpoint(
     dst = Path(dst).expanduser()
     refuse_existing(dst)
     source = recognise(locate(src, subfolder=subfolder, revision=revision))
-    parts = _take_apart(source, base, vision_tower, fusion_layers)
+    parts = _take_apart(source, base, None if to == "original" and source.has_tower else vision_tower, fusion_layers)
     check_tensors(parts.source, parts.config, parts.tensors, rows=parts.stored_rows, source_name=parts.source_name)
     total = sum(stored.nbytes for stored in parts.tensors.values())
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not (progress and console.is_terminal)
     with (
-        Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar,
+        Progress(*columns, console=console, transient=True, disable=hidden) as bar,
         publish(dst) as folder,
     ):
         task = bar.add_task("", total=total)
@@ -80,7 +82,8 @@ def convert_checkpoint(
         if to == "hf":
             write_hugging_face(parts, folder, on_written=on_written)
         else:
-            write_original(parts, folder, vision_tower=_tower_name(source, vision_tower), on_written=on_written)
+            name = vision_tower if source.has_tower else None
+            write_original(parts, folder, vision_tower=name, on_written=on_written)
     for note in parts.notes:
         logger.warning(note)
     return dst
@@ -103,9 +106,8 @@ def _take_apart(
         raise CheckpointError(f"{source.folder} is a whole model and takes no base; base is for a projector file.")
     if source.kind in (Kind.ORIGINAL, Kind.LLAMA):
         return read_original(source, vision_tower=vision_tower, fusion_layers=fusion_layers, adapter=adapter)
+    if vision_tower is not None:
+        raise CheckpointError(f"{source.folder} has its vision tower inside and takes no other (vision_tower).")
+    if fusion_layers is not None and adapter is None:
+        raise CheckpointError(f"{source.folder} says itself what it fuses and takes no fusion_layers.")
     return read_hugging_face(source, fusion_layers=fusion_layers, adapter=adapter)
-
-
-def _tower_name(source: Source, vision_tower: str | Path | None) -> str | None:
-    """What config.json shall call the tower: the user's word, where it was not needed to find the tower."""
-    return str(vision_tower) if vision_tower is not None and source.kind in (Kind.STF, Kind.LLAVA) else None

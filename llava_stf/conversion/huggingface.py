@@ -33,7 +33,7 @@ def read_hugging_face(
             f"{config.vision_config.model_type} and {config.text_config.model_type}."
         )
     tensors = public_tensors(source.index(), HUGGING_FACE)
-    processor, image_processor = read_processor(source.folder)
+    processor, image_processor = read_processor(source.folder, config)
     if adapter is not None:
         tensors = {name: stored for name, stored in tensors.items() if not name.startswith(PROJECTOR)}
         named = adapter_tensors(adapter)

@@ -7,11 +7,11 @@ from typing import Any
 
 from tokenizers import AddedToken
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
     GenerationConfig,
+    LlamaConfig,
     LlavaConfig,
     LlavaImageProcessorPil,
     LlavaProcessor,
@@ -44,7 +44,8 @@ def tokenizer_folder(folder: Path) -> Path | None:
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; raises `CheckpointError` if its files cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        # With a config of its own it does not look into the folder's config.json, whose model type it does not know.
+        return AutoTokenizer.from_pretrained(folder, config=LlamaConfig())
     except Exception as error:  # three libraries read these files, each with its own exceptions
         raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
 
@@ -111,24 +112,27 @@ def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad:
     return LlavaImageProcessorPil(do_pad=True, **fields) if pad else CLIPImageProcessorPil(**fields)
 
 
-def read_processor(folder: Path) -> tuple[LlavaProcessor | None, BaseImageProcessor | None]:
+def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | None, BaseImageProcessor | None]:
     """Processor and image processor of a Hugging Face folder; `None` where it has no such files.
 
     Both preprocess with Pillow, as the authors do, also where torchvision is installed.
 
     Raises `CheckpointError` if the files cannot be read.
     """
-    has_images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZER_FILES)
-    if not has_images:
+    files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
+    files = [file for file in files if file.is_file()]
+    if not files:
         return None, None
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        values = read_json(files[-1])
+        values = values.get("image_processor", values)
+        image_size = config.vision_config.image_size
+        return None, build_image_processor(values, image_size, pad=values.get("do_pad") is True)
     try:
-        if has_tokenizer:
-            processor = AutoProcessor.from_pretrained(folder, backend="pil")
-            return processor, processor.image_processor
-        return None, AutoImageProcessor.from_pretrained(folder, backend="pil")
+        processor = AutoProcessor.from_pretrained(folder, backend="pil")
     except Exception as error:  # as in read_tokenizer
         raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+    return processor, processor.image_processor
 
 
 def read_generation(folder: Path, config: LlavaConfig) -> GenerationConfig:

@@ -34,6 +34,11 @@ class Source:
     config: dict[str, Any]
     files: tuple[Path, ...]
 
+    @property
+    def has_tower(self) -> bool:
+        """Whether it describes and holds its vision tower, as every Hugging Face folder does."""
+        return self.kind in (Kind.STF, Kind.LLAVA)
+
     def index(self) -> dict[str, StoredTensor]:
         """Every tensor by its name on disk; see `read_index`."""
         return read_index(list(self.files))

@@ -29,7 +29,9 @@ _ROPE_TYPES = ("default", "linear", "dynamic")
 _PAD_ID = 0  # LLaVA-1.5 pads with <unk>
 
 
-def write_original(parts: Parts, folder: Path, *, vision_tower: str | None, on_written: Callable[[int], None]) -> None:
+def write_original(
+    parts: Parts, folder: Path, *, vision_tower: str | Path | None, on_written: Callable[[int], None]
+) -> None:
     """Write `parts` into the empty `folder` as the authors' class would.
 
     The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their
@@ -42,7 +44,7 @@ def write_original(parts: Parts, folder: Path, *, vision_tower: str | None, on_w
     config = parts.config
     vision = config.vision_config
     known = all(getattr(vision, name) == value for name, value in CLIP_L_336_CONFIG.items())
-    tower = vision_tower or (CLIP_L_336 if known else _FOLDER)
+    tower = str(vision_tower or (CLIP_L_336 if known else _FOLDER))
     table = public_to_original(parts.fused)
     tensors = {
         str(rename(name, table)): stored.with_rows(config.image_token_id) if name in (EMBEDDING, HEAD) else stored

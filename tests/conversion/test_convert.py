@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_stf import LlavaStfForConditionalGeneration, convert_checkpoint, load_model
+from llava_stf.conversion import keys
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, ModelNotFoundError
 
 BEFORE, AFTER = [1, 5, 17, 80], [33, 4, 9]
@@ -100,8 +101,9 @@ def test_generation_settings_of_the_trainer_are_made_greedy(original_class, tmp_
     assert (written["eos_token_id"], written["max_length"]) == (2, 99)
 
 
+@pytest.mark.parametrize("form", ["authors'", "PEFT's", "public"])
 @pytest.mark.parametrize("base_kind", ["llama", "original", "hf"])
-def test_a_projector_file_on_its_base_is_the_whole_checkpoint(base_kind, original_class, logits_of, tmp_path):
+def test_a_projector_file_on_its_base_is_the_whole_checkpoint(form, base_kind, original_class, logits_of, tmp_path):
     whole = original_class.small()
     base = original_class.small(plain=True)
     folder = base.write(tmp_path / "base")
@@ -112,9 +114,15 @@ def test_a_projector_file_on_its_base_is_the_whole_checkpoint(base_kind, origina
         (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     if base_kind == "hf":
         convert_checkpoint(folder, tmp_path / "hf", progress=False)
-    torch.save(whole.projector, tmp_path / "mm_projector.bin")
+    adapter = tmp_path / ("adapter.safetensors" if form == "public" else "mm_projector.bin")
+    if form == "public":
+        table = keys.original_table(whole.projector)
+        save_file({keys.rename(name, table): tensor for name, tensor in whole.projector.items()}, adapter)
+    else:
+        prefix = "base_model.model." if form == "PEFT's" else ""
+        torch.save({prefix + name: tensor for name, tensor in whole.projector.items()}, adapter)
     convert_checkpoint(
-        tmp_path / "mm_projector.bin",
+        adapter,
         tmp_path / "dst",
         base=tmp_path / "hf" if base_kind == "hf" else folder,
         vision_tower=tmp_path / "base" / "tower" if base_kind == "llama" else None,
@@ -220,6 +228,18 @@ def test_a_whole_model_takes_no_base(original_class, tmp_path):
         convert_checkpoint(source, tmp_path / "dst", base=source)
     with pytest.raises(LlavaStfError, match="'hf' or 'original'"):
         convert_checkpoint(source, tmp_path / "dst", to="gguf")
+
+
+def test_options_that_nothing_would_read_are_refused(stf_folder, tmp_path):
+    with pytest.raises(CheckpointError, match="takes no other"):
+        convert_checkpoint(stf_folder, tmp_path / "dst", vision_tower="openai/clip-vit-base-patch32")
+    with pytest.raises(CheckpointError, match="takes no fusion_layers"):
+        convert_checkpoint(stf_folder, tmp_path / "dst", fusion_layers=[-2])
+    with pytest.raises(LlavaStfError, match="takes no other"):
+        load_model(stf_folder, vision_tower="openai/clip-vit-base-patch32")
+    convert_checkpoint(stf_folder, tmp_path / "dst", to="original", vision_tower="/my/tower", progress=False)
+    assert json.loads((tmp_path / "dst" / "config.json").read_text())["mm_vision_tower"] == "/my/tower"
+    assert not (tmp_path / "dst" / "clip_tower").exists()
 
 
 def test_hugging_face_folders_convert_to_public_names(plain_folder, stf_folder, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor
+from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from llava_stf import convert_checkpoint, load_model
 from llava_stf.conversation import tokenize_chunks
@@ -46,7 +46,7 @@ def test_features_logits_and_greedy_ids(name, converted, golden_stf):
 def test_pixels_are_bit_equal(converted, golden_stf):
     case = load_file(golden_stf / "preprocess.safetensors")
     pictures = [case[f"image{i}.uint8_hwc"].numpy() for i in range(2)]
-    processor = AutoImageProcessor.from_pretrained(converted, backend="pil")
+    processor = LlavaImageProcessorPil.from_pretrained(converted)
     assert np.array_equal(processor(pictures, return_tensors="np").pixel_values, case["pixel_values.pad"].numpy())
 
 
@@ -58,7 +58,7 @@ def test_square_mode_is_bit_equal(golden_stf, tmp_path):
     (source / "config.json").write_text(json.dumps({**config, "image_aspect_ratio": "square"}))
     convert_checkpoint(source, tmp_path / "dst", progress=False)
     case = load_file(golden_stf / "preprocess.safetensors")
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "dst", backend="pil")
+    processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "dst")
     found = processor(case["image0.uint8_hwc"].numpy(), return_tensors="np").pixel_values
     assert np.array_equal(found, case["pixel_values.square"].numpy())
 

@@ -10,7 +10,7 @@ from PIL import Image
 from typer import Exit
 
 from llava_stf.errors import DataError
-from llava_stf.world import ALL, corpus, draw, questions_of, write_dataset
+from llava_stf.world import ALL, caption, corpus, draw, questions_of, write_dataset
 from llava_stf.world.__main__ import main
 
 
@@ -34,6 +34,16 @@ def test_instruct_and_align_have_the_llava_format(tmp_path: Path) -> None:
             assert turns[0]["value"].startswith("<image>\n")
             assert sum("<image>" in turn["value"] for turn in turns) == 1
     assert not (tmp_path / "questions.json").exists()
+
+
+def test_describe_ends_every_conversation_with_the_caption(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 30, seed=4, describe=True, questions_per_image=2)
+    for index, row in enumerate(json.loads((tmp_path / "instruct.json").read_text())):
+        *_, request, answer = row["conversations"]
+        assert request["value"].removeprefix("<image>\n") == "Describe the picture."
+        assert answer == {"from": "gpt", "value": caption(draw(index, seed=4)[0])}
+        assert [turn["value"].count("<image>") for turn in row["conversations"]].count(1) == 1
+        assert row["conversations"][0]["value"].startswith("<image>\n")
 
 
 def test_files_hold_what_draw_and_questions_of_give(tmp_path: Path) -> None:

@@ -1,0 +1,73 @@
+"""The recipe of the embedded models, in small: a tower from dense targets, a plain LLaVA around it."""
+
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+from llava_stf import load_model
+from llava_stf.conversation import SYSTEM_PROMPT
+from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer
+from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnPictures, pretrain_tower, tower_config
+from llava_stf.world import caption, draw, patch_labels, questions_of
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tower")
+    pretrain_tower(folder, pictures=48, batch_size=16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(tower, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("start") / "llava"
+    assemble_tiny(tower, folder)
+    return folder
+
+
+def test_pretraining_learns(capsys, tmp_path):
+    torch.manual_seed(0)
+    batch = next(iter(torch.utils.data.DataLoader(DrawnPictures(16, 0), batch_size=16)))
+    reader = DenseReader(CLIPVisionModel(tower_config()))
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3)
+
+    def loss():
+        logits = reader(batch["pixels"])
+        return sum(torch.nn.functional.cross_entropy(logits[n].flatten(0, 1), batch[n].flatten()) for n in CLASSES)
+
+    first = loss().item()
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < 0.5 * first
+
+
+def test_pictures_carry_their_labels():
+    sample = next(iter(DrawnPictures(1, seed=3)))
+    scene, pixels = draw(0, seed=3)
+    assert torch.equal(sample["pixels"], torch.from_numpy(pixels).permute(2, 0, 1))
+    for name in CLASSES:
+        assert sample[name].tolist() == patch_labels(scene)[name].reshape(-1).tolist()
+
+
+def test_assembled_model_has_the_tower_and_answers(tower, start):
+    llava = load_model(start, vision_tokens="all")
+    trained = CLIPVisionModel.from_pretrained(tower).state_dict()
+    state = llava.model.model.vision_tower.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.items())
+    assert llava.vision_tokens == 64
+    assert isinstance(llava.ask(draw(0)[1], "How many shapes are there?", max_new_tokens=3), str)
+
+
+def test_tokenizer_spends_one_piece_on_a_word_of_the_pictures():
+    tokenizer = train_tokenizer()
+    scene = draw(5)[0]
+    texts = [SYSTEM_PROMPT, caption(scene), *(question.text for question in questions_of(scene, 5))]
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+    words = SYSTEM_PROMPT.replace(".", " .").replace(",", " ,").replace("'", " ' ").split()
+    assert len(tokenizer(SYSTEM_PROMPT, add_special_tokens=False)["input_ids"]) == len(words)
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>"]) == [0, 1, 2]
+    assert tokenizer.convert_tokens_to_ids("<image>") + 1 == tokenizer.pad_token_id
