@@ -110,8 +110,12 @@ def main() -> None:
     from llava_stf import load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", default=[], help="model to ask, at its own vision tokens; repeatable")
-    parser.add_argument("--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable")
+    parser.add_argument(
+        "--model", action="append", default=[], help="model to ask, at its own vision tokens; repeatable"
+    )
+    parser.add_argument(
+        "--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable"
+    )
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")

@@ -1,0 +1,55 @@
+"""Scoring on drawn pictures."""
+
+import json
+import sys
+
+import pytest
+
+from llava_stf import LlavaStf, load_model
+from llava_stf_eval import drawn
+
+
+class Oracle(LlavaStf):
+    """Answers every question of the held-out pictures rightly, but for one family."""
+
+    def __init__(self, llava, pictures, wrong):
+        super().__init__(*llava)
+        pairs = drawn.held_out(pictures, seed=0)
+        self.answers = [question.answer if question.family != wrong else "?" for _, question in pairs]
+
+    def ask_batch(self, pairs, **options):
+        return [f" {self.answers.pop(0).capitalize()}. " for _ in pairs]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [(" Yes. ", "yes", True), ("A", "a", True), ("blue square", "blue", False), ("", "no", False), ("12", "12", True)],
+)
+def test_is_right(answer, reference, right):
+    assert drawn.is_right(answer, reference) is right
+
+
+def test_held_out_repeats_itself_and_depends_on_the_seed():
+    one, again, other = (drawn.held_out(5, seed) for seed in (0, 0, 1))
+    assert [question for _, question in one] == [question for _, question in again]
+    assert [question for _, question in one] != [question for _, question in other]
+    assert all(picture.tobytes() == same.tobytes() for (picture, _), (same, _) in zip(one, again, strict=True))
+
+
+def test_shares_are_per_family(stf_folder):
+    result = drawn.evaluate("oracle", Oracle(load_model(stf_folder), 40, "choice"), pictures=40, batch_size=7)
+    assert result.families.pop("choice") == 0
+    assert set(result.families.values()) == {1.0}
+    assert 0.7 < result.accuracy < 1
+    assert (result.vision_tokens, result.questions) == (4, len(drawn.held_out(40, 0)))
+    assert result.first_token_seconds > 0
+
+
+def test_command_writes_the_results(stf_folder, plain_folder, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "results.json"
+    arguments = ["--full", str(plain_folder), "--model", str(stf_folder), "--pictures", "2", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", ["drawn", *arguments])
+    drawn.main()
+    full, fused = json.loads(output.read_text())
+    assert (full["vision_tokens"], fused["vision_tokens"]) == (16, 4)
+    assert "ms to first token" in capsys.readouterr().out
