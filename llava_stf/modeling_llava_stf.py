@@ -86,6 +86,7 @@ def run_all_blocks(tower: PreTrainedModel) -> None:
 class LlavaStfModel(LlavaModel):
     """`LlavaModel` whose projector fuses tokens and whose tower runs only as deep as the fusion layers reach."""
 
+    config_class = LlavaStfConfig
     config: LlavaStfConfig
 
     def __init__(self, config: LlavaStfConfig) -> None:
@@ -127,6 +128,7 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
     `config.image_token_id` upwards are placeholders and padding rows; `generate` never emits them.
     """
 
+    config_class = LlavaStfConfig
     config: LlavaStfConfig
 
     def __init__(self, config: LlavaStfConfig) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from llava_stf import LlavaStfForConditionalGeneration, LlavaStfProcessor
+from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor
 from llava_stf.errors import FusionError
 from llava_stf.modeling_llava_stf import select_states, suppressed_ids, tower_blocks
 
@@ -44,6 +44,16 @@ def test_auto_classes_know_the_model_in_any_import_order(stf_folder, order):
     code += f"type(P.from_pretrained(r'{stf_folder}')).__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["LlavaStfForConditionalGeneration", "LlavaStfProcessor"]
+
+
+@pytest.mark.parametrize("cls", [LlavaStfForConditionalGeneration, LlavaStfModel, AutoModel])
+def test_classes_load_by_themselves(stf_folder, loaded, cls):
+    model, info = cls.from_pretrained(stf_folder, output_loading_info=True)
+    assert not info["missing_keys"]
+    pixels = torch.ones(1, 3, 56, 56)
+    assert torch.equal(
+        model.eval().get_image_features(pixels).pooler_output[0], loaded[0].get_image_features(pixels).pooler_output[0]
+    )
 
 
 def test_files_carry_the_public_key_names(stf_folder, loaded):
