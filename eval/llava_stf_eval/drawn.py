@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,11 +121,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
-    models = [(name, "all") for name in options.full] + [(name, None) for name in options.model]
-    results = [
-        evaluate(name, load_model(name, vision_tokens=tokens), pictures=options.pictures, seed=options.seed)
-        for name, tokens in models or [("tiny-full", None), ("tiny", None)]
-    ]
+    if not options.full and not options.model:
+        options.model = ["tiny-full", "tiny"]
+    loaded = chain(
+        ((name, load_model(name, vision_tokens="all")) for name in options.full),
+        ((name, load_model(name)) for name in options.model),
+    )
+    results = [evaluate(name, llava, pictures=options.pictures, seed=options.seed) for name, llava in loaded]
     print_table(results)
     if options.output:
         options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
