@@ -185,4 +185,4 @@ def _print_tables(shown: Sequence[Shown], costs: tuple[Cost, Cost], output: Path
         right = f"{sum(bool(asked.right(answer)) for asked, answer in answers)} of {len(rows)}" if rows else ""
         table.add_row(name, str(cost.vision_tokens), right, f"{1000 * cost.first_token_seconds:.1f} ms")
     console.print(table)
-    console.print(f"figure: {output}", markup=False, highlight=False)
+    console.print(f"figure: {output}", markup=False, highlight=False, soft_wrap=True)
