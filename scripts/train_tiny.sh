@@ -8,7 +8,7 @@
 # alone, questions about one shape, about up to two, about up to four. From that common start three models are trained
 # under one budget, the tower frozen, in the paper's two stages: all 64 tokens, 16 by mean pooling, 16 by MBTF and STF.
 # The embedded weights differ from this script in one thing: their stage `questions` was the first 1,600 steps of a
-# cosine schedule over 4,800. About two and a half hours on two CPU cores; PROCESSES=1 keeps to one.
+# cosine schedule over 4,800. About two hours on two CPU cores; PROCESSES=1 keeps to one.
 set -euo pipefail
 out=${1:-runs/tiny}
 python=${PYTHON:-.venv/bin/python}

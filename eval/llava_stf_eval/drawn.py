@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.world import BENCHMARKS, Question, draw, questions_of
+from llava_stf.world import BENCHMARKS, Question, draw, is_right, questions_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,11 +41,6 @@ class Result:
     families: dict[str, float]
     vision_tokens: int
     first_token_seconds: float
-
-
-def is_right(answer: str, reference: str) -> bool:
-    """Whether the answer equals the reference but for case, spaces around and a closing period."""
-    return answer.strip().rstrip(".").lower() == reference.lower()
 
 
 def held_out(pictures: int, seed: int) -> list[tuple[Image, Question]]:

@@ -35,9 +35,9 @@ class Asked:
 
     def right(self, answer: str) -> bool | None:
         """Whether the answer is the reference but for case and a closing period; None without a reference."""
-        if self.reference is None:
-            return None
-        return answer.strip().rstrip(".").lower() == self.reference.lower()
+        from llava_stf.world import is_right
+
+        return None if self.reference is None else is_right(answer, self.reference)
 
 
 @dataclass(frozen=True)

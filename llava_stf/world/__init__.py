@@ -6,7 +6,7 @@ Pictures are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 g
 from .dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset
 from .drawing import render
 from .families import ALL, BENCHMARKS, FAMILIES, ask, caption
-from .questions import UNANSWERABLE, Question
+from .questions import UNANSWERABLE, Question, is_right
 from .scene import (
     CHARACTERS,
     COLOURS,
@@ -43,6 +43,7 @@ __all__ = [
     "corpus",
     "draw",
     "generator",
+    "is_right",
     "patch_labels",
     "prior_accuracy",
     "questions_of",

@@ -21,6 +21,11 @@ UNANSWERABLE_SHARE = 0.43
 WHERE = tuple("in the centre" if place == "centre" else f"at the {place}" for place in PLACES)
 
 
+def is_right(answer: str, reference: str) -> bool:
+    """Whether the answer equals the reference but for case, spaces around and a closing period."""
+    return answer.strip().rstrip(".").lower() == reference.lower()
+
+
 @dataclass(frozen=True)
 class Question:
     """One question and its only right answer; `options` are the texts behind A, B, ... where there are any."""

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from llava_stf import LlavaStf, load_model
+from llava_stf.world import is_right
 from llava_stf_eval import drawn
 
 
@@ -26,7 +27,7 @@ class Oracle(LlavaStf):
     [(" Yes. ", "yes", True), ("A", "a", True), ("blue square", "blue", False), ("", "no", False), ("12", "12", True)],
 )
 def test_is_right(answer, reference, right):
-    assert drawn.is_right(answer, reference) is right
+    assert is_right(answer, reference) is right
 
 
 def test_held_out_repeats_itself_and_depends_on_the_seed():
