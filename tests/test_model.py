@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -212,3 +213,23 @@ def test_pipeline(stf_folder):
     expected = pipe.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     answer = result["generated_text"][-1]["content"]
     assert answer == pipe.processor.decode(expected, skip_special_tokens=True)
+
+
+def test_lora_trains_and_merges(stf_folder, loaded):
+    model = AutoModelForImageTextToText.from_pretrained(stf_folder)
+    config = LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)", modules_to_save=["spatial_fusion"])
+    wrapped = get_peft_model(model, config)
+    inputs = inputs_of(loaded[1], PROMPTS[0], PICTURES[0])
+    optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.5)
+    losses = []
+    for _ in range(3):
+        loss = wrapped(**inputs, labels=inputs["input_ids"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    expected = wrapped.eval()(**inputs).logits
+    merged = wrapped.merge_and_unload()
+    torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-4, rtol=0)
+    assert type(merged) is LlavaStfForConditionalGeneration
