@@ -53,5 +53,5 @@ align full --vision-tokens all && instruct full --vision-tokens all
 align pool --reduction pool && instruct pool
 align stf --reduction stf && instruct stf
 
-PYTHONPATH=eval "$python" -m llava_stf_eval.drawn --full "$out/full" --model "$out/pool" --model "$out/stf" \
-    --pictures 1500 --output "$out/results.json"
+"$python" -m llava_stf_eval.drawn --full "$out/full" --model "$out/pool" --model "$out/stf" \
+    --pictures 1000 --output "$out/results.json"
