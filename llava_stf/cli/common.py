@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from llava_stf.inference import LlavaStf
 
-EMBEDDED = ("tiny", "tiny-full")
 NOTICE = (
     "'{model}' knows only pictures drawn by llava_stf itself; name a real model for photographs, "
     "for instance --model llava-hf/llava-1.5-7b-hf."
@@ -57,7 +56,7 @@ def load(
     with waiting("Importing torch and transformers"):
         from transformers.utils.logging import disable_progress_bar
 
-        from llava_stf.loading import load_model
+        from llava_stf.loading import EMBEDDED, load_model
     options: dict[str, Any] = {
         "vision_tokens": int(vision_tokens) if vision_tokens and vision_tokens != "all" else vision_tokens,
         "quantization": quantization,
@@ -89,6 +88,8 @@ def read_image(source: str) -> "Image":
 
 def notice(model: str) -> None:
     """Says on stderr, in one line, what an embedded model cannot do."""
+    from llava_stf.loading import EMBEDDED
+
     if model in EMBEDDED:
         print(NOTICE.format(model=model), file=sys.stderr)
 
