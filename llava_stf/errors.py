@@ -25,6 +25,10 @@ class FusionError(LlavaStfError, ValueError):
     """The requested fusion does not fit the model: grid and window, widths, or fusion layers."""
 
 
+class KernelError(LlavaStfError, ValueError):
+    """Triton kernels were asked for where they cannot run, or kernels of an unknown name."""
+
+
 class DataError(LlavaStfError, ValueError):
     """A training sample or data file does not have the LLaVA format."""
 

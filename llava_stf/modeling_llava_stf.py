@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import output_capturing
+from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
+from transformers.utils import can_return_tuple, output_capturing
+
+from llava_stf_kernels import check_count, place_tokens
 
 from .configuration_llava_stf import LlavaStfConfig, state_index
 from .errors import FusionError
@@ -117,8 +120,44 @@ class LlavaStfModel(LlavaModel):
         if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
             raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
         states = select_states(self.vision_tower, pixel_values, config.fusion_states)
-        features = self.multi_modal_projector(torch.cat([state[:, 1:] for state in states], dim=-1))
+        features = self.multi_modal_projector(states)
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LlavaModelOutputWithPast:
+        """As `LlavaModel.forward`, without waiting for a GPU when the image tokens enter the prompt.
+
+        Raises `ValueError` if the number of image places in `input_ids` [B, T] is not that of the image tokens; on a
+        GPU that is a failed device assertion, while `generate` raises before it starts.
+        """
+        choices: dict[str, Any] = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "image_sizes": image_sizes,
+        }
+        kwargs["return_dict"] = True
+        given = inputs_embeds is not None or kwargs.get("mm_encoder_outputs")
+        if pixel_values is None or input_ids is None or given:
+            return super().forward(
+                input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **choices, **kwargs
+            )
+        embeddings = self.get_input_embeddings()(input_ids)
+        tokens = torch.cat(self.get_image_features(pixel_values, **choices).pooler_output)
+        tokens = tokens.to(embeddings.device, embeddings.dtype)
+        mask = input_ids == self.config.image_token_id
+        embeddings = place_tokens(embeddings, tokens, mask, backend=self.multi_modal_projector.kernels)
+        outputs = super().forward(inputs_embeds=embeddings, **kwargs)
+        outputs.image_hidden_states = tokens
+        return outputs
 
 
 class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
@@ -138,7 +177,14 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         self.post_init()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, never emitting a placeholder id (see `suppressed_ids`)."""
+        """As `GenerationMixin.generate`, never emitting a placeholder id (see `suppressed_ids`).
+
+        Raises `ValueError` if the prompt's image places are not as many as the images have tokens.
+        """
+        ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
+        if ids is not None and pixel_values is not None:
+            # Counted on the host, before any work is queued that the count would have to wait for.
+            check_count((ids == self.config.image_token_id).cpu(), len(pixel_values) * self.config.image_seq_length)
         generation_config = kwargs.get("generation_config") or self.generation_config
         asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})

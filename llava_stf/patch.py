@@ -20,7 +20,7 @@ from .configuration_llava_stf import LlavaStfConfig
 from .errors import FusionError
 from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, run_all_blocks, skip_unused_blocks
 from .processing_llava_stf import LlavaStfProcessor
-from .projector import LlavaStfProjector, PooledProjector, init_from_pooling
+from .projector import LlavaStfProjector, PooledProjector, init_from_pooling, use_kernels
 
 
 @dataclass
@@ -39,6 +39,7 @@ def apply_stf(
     fusion_layers: list[int] | None = None,
     init: Literal["pool", "random"] | str | Path = "pool",
     seed: int = 0,
+    kernels: Literal["auto", "triton", "torch"] = "auto",
 ) -> LlavaStfForConditionalGeneration:
     """Make a loaded LLaVA fuse each `window` x `window` patches into one vision token, in place.
 
@@ -51,6 +52,7 @@ def apply_stf(
             PyTorch's Linear initialisation as in the paper's first stage, a path loads the adapter file (safetensors
             or `mm_projector.bin`) written there.
         seed: of the random weights.
+        kernels: what the projector runs on, see `use_kernels`.
 
     Returns:
         The same object, now a `LlavaStfForConditionalGeneration`.
@@ -58,6 +60,7 @@ def apply_stf(
     Raises:
         FusionError: the model is no plain LLaVA, the window does not divide the grid, or a warm start does not fit.
         CheckpointError: the adapter file does not fit.
+        KernelError: Triton kernels were asked for and cannot run here; the model is then as it was.
     """
     adapter = load_adapter(init) if init not in ("pool", "random") else None
     fusion = {"fusion_window": window, "fusion_layers": fusion_layers}
@@ -71,20 +74,24 @@ def apply_stf(
         adapter.load_into(projector)
     elif init == "pool":
         init_from_pooling(projector, model.model.multi_modal_projector)
-    return _replace_parts(model, processor, config, projector)
+    return _replace_parts(model, processor, config, projector, kernels)
 
 
 def apply_pooling(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None = None, *, window: int = 2
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor | None = None,
+    *,
+    window: int = 2,
+    kernels: Literal["auto", "triton", "torch"] = "auto",
 ) -> LlavaStfForConditionalGeneration:
     """Make a loaded LLaVA average its projected patches over each window, in place: the baseline of every comparison.
 
-    Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. Raises `FusionError` as `apply_stf`.
+    Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. `kernels` and errors as `apply_stf`.
     """
     config = _stf_config(model, fusion="pool", fusion_window=window)
     projector = PooledProjector(config)
     projector.load_state_dict(model.model.multi_modal_projector.state_dict())
-    return _replace_parts(model, processor, config, projector)
+    return _replace_parts(model, processor, config, projector, kernels)
 
 
 def remove_stf(
@@ -134,12 +141,18 @@ def _stf_config(model: LlavaForConditionalGeneration, **fusion: Any) -> LlavaStf
 
 
 def _replace_parts(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, config: LlavaStfConfig, projector: nn.Module
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor | None,
+    config: LlavaStfConfig,
+    projector: nn.Module,
+    kernels: str,
 ) -> LlavaStfForConditionalGeneration:
     former = model.model.multi_modal_projector
     weight = former.linear_1.weight
+    projector.to(weight.device, weight.dtype).train(former.training)
+    use_kernels(projector, kernels)
     model._before_stf = _Original(model.config, former)
-    model.model.multi_modal_projector = projector.to(weight.device, weight.dtype).train(former.training)
+    model.model.multi_modal_projector = projector
     model.model.config = model.config = config
     model.__class__, model.model.__class__ = LlavaStfForConditionalGeneration, LlavaStfModel
     skip_unused_blocks(model.model.vision_tower, config.fusion_states)

@@ -9,40 +9,35 @@ per patch (8192 channels) and MBTF squeezes them back to 1024. STF joins each 2x
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from llava_stf_kernels import (
+    BackendError,
+    check_backend,
+    choose_backend,
+    fuse_blocks,
+    fuse_windows,
+    gather_windows,
+    pool_tokens,
+    prepare_window_weight,
+)
+
 from .configuration_llava_stf import LlavaStfConfig
-from .errors import FusionError
-
-
-def gather_windows(x: Tensor, window: int) -> Tensor:
-    """Regroup patches into non-overlapping windows: [B, N, C] -> [B, N / k**2, C * k**2].
-
-    Tokens keep the raster order of the windows. Inside a token the layout is channel-major: element
-    `c*k*k + dy*k + dx` is channel c of the patch at row dy, column dx of the window, the order of `pixel_unshuffle`
-    and of a k x k convolution's weight. Checkpoints depend on it.
-    """
-    batch, patches, channels = x.shape
-    grid = math.isqrt(patches)
-    if grid * grid != patches or grid % window:
-        raise FusionError(f"Windows of {window}x{window} need a square grid they divide, found {patches} patches.")
-    side = grid // window
-    x = x.view(batch, side, window, side, window, channels)
-    return x.permute(0, 1, 3, 5, 2, 4).reshape(batch, side * side, channels * window * window)
-
-
-def average_windows(x: Tensor, window: int) -> Tensor:
-    """Mean over each window of patches: [B, N, C] -> [B, N / k**2, C], in raster order."""
-    return gather_windows(x, window).unflatten(-1, (x.shape[-1], window * window)).mean(-1)
+from .errors import FusionError, KernelError
 
 
 class _TwoLayerMlp(nn.Module):
-    """Linear, exact GELU, Linear: no normalisation, no residual, no activation at the end."""
+    """Linear, exact GELU, Linear: no normalisation, no residual, no activation at the end.
+
+    `kernels` says what the first layer runs on, see `use_kernels`.
+    """
+
+    kernels = "auto"
 
     def __init__(self, in_features: int, hidden: int | None, out_features: int, config: LlavaStfConfig) -> None:
         super().__init__()
@@ -50,45 +45,88 @@ class _TwoLayerMlp(nn.Module):
         self.linear_1 = nn.Linear(in_features, hidden, bias=config.multimodal_projector_bias)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(hidden, out_features, bias=config.multimodal_projector_bias)
+        self._is_exact_gelu = config.projector_hidden_act == "gelu"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _layers(self, x: Tensor) -> Tensor:
         return self.linear_2(self.act(self.linear_1(x)))
+
+    def _first_layer_is_plain(self) -> bool:
+        """Whether a kernel may stand in for the first layer: not quantized, LoRA-wrapped, sharded or offloaded."""
+        layer = self.linear_1
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+        return self._is_exact_gelu and type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not hooked
 
 
 class MultiBlockTokenFusion(_TwoLayerMlp):
-    """Squeeze K tower states, joined per patch on the channel axis, to one: [B, N, K*C] -> [B, N, C]."""
+    """Squeeze K tower states [B, 1 + N, C] to one, the class token dropped: [B, N, C].
+
+    The first layer's weight is [4C, K*C], its columns in the order of the states.
+    """
 
     def __init__(self, config: LlavaStfConfig) -> None:
         width = config.vision_config.hidden_size
         super().__init__(len(config.fusion_states) * width, config.fusion_block_hidden_size, width, config)
 
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        if not self._first_layer_is_plain():
+            return self._layers(torch.cat([state[:, 1:] for state in states], dim=-1))
+        return self.linear_2(fuse_blocks(states, self.linear_1.weight, self.linear_1.bias, backend=self.kernels))
+
 
 class SpatialTokenFusion(_TwoLayerMlp):
-    """Fuse each k x k window of patches into one LLM token: [B, N, C] -> [B, N / k**2, H]."""
+    """Fuse each k x k window of patches into one LLM token: [B, N, C] -> [B, N / k**2, H].
+
+    The first layer's weight stays in the checkpoint's channel-major order. For a Triton kernel without gradients a copy
+    in the kernel's order is kept beside it (128 MiB for 7B in 16 bits), renewed when the weight has changed.
+    """
+
+    window_weight: Tensor | None
 
     def __init__(self, config: LlavaStfConfig) -> None:
         joined = config.vision_config.hidden_size * config.fusion_window**2
         super().__init__(joined, config.fusion_hidden_size, config.text_config.hidden_size, config)
         self.window = config.fusion_window
+        self.register_buffer("window_weight", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(gather_windows(x, self.window))
+        if not self._first_layer_is_plain():
+            return self._layers(gather_windows(x, self.window))
+        weight, bias = self.linear_1.weight, self.linear_1.bias
+        training = torch.is_grad_enabled() and weight.requires_grad
+        if not training and choose_backend(self.kernels, x, weight, bias) == "triton":
+            self.lay_out_weight()
+            weight = weight if self.window_weight is None else self.window_weight
+        return self.linear_2(fuse_windows(x, weight, bias, self.window, backend=self.kernels))
+
+    @torch.no_grad()
+    def lay_out_weight(self) -> None:
+        """Bring `window_weight` up to date; inside a compiled graph it stays as it was when compiled."""
+        weight = self.linear_1.weight
+        if torch.compiler.is_compiling() or weight.is_inference():
+            return
+        # Kept on the weight itself, so that another weight is never taken for this one.
+        stamp = (weight._version, weight.data_ptr())
+        if self.window_weight is None or vars(weight).get("laid_out") != stamp:
+            self.window_weight = prepare_window_weight(weight, self.window)
+            vars(weight)["laid_out"] = stamp
 
 
 class LlavaStfProjector(nn.Module):
-    """The projector of LLaVA-STF: MBTF, then STF. [B, N, K*C] -> [B, N / k**2, H]."""
+    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, 1 + N, C] -> [B, N / k**2, H]."""
+
+    kernels = "auto"
 
     def __init__(self, config: LlavaStfConfig) -> None:
         super().__init__()
         self.block_fusion = MultiBlockTokenFusion(config)
         self.spatial_fusion = SpatialTokenFusion(config)
 
-    def forward(self, image_features: Tensor) -> Tensor:
-        return self.spatial_fusion(self.block_fusion(image_features))
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        return self.spatial_fusion(self.block_fusion(states))
 
 
 class PooledProjector(_TwoLayerMlp):
-    """The average-pooling baseline: LLaVA-1.5's projector, then the mean over each window. [B, N, C] -> [B, M, H].
+    """The average-pooling baseline: LLaVA-1.5's projector, then the mean over each window. [B, 1 + N, C] -> [B, M, H].
 
     It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
     """
@@ -98,8 +136,26 @@ class PooledProjector(_TwoLayerMlp):
         super().__init__(len(config.fusion_states) * config.vision_config.hidden_size, width, width, config)
         self.window = config.fusion_window
 
-    def forward(self, image_features: Tensor) -> Tensor:
-        return average_windows(super().forward(image_features), self.window)
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        # The class token goes along and is stepped over by the pooling: cheaper than a copy without it.
+        joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
+        return pool_tokens(self._layers(joined), self.window, backend=self.kernels)
+
+
+def use_kernels(projector: nn.Module, kernels: str) -> None:
+    """Choose what the projector runs on: `"triton"`, `"torch"`, or `"auto"` for the best that its device has.
+
+    `"auto"` heeds the environment variable `LLAVA_STF_KERNELS`. Quantized, LoRA-wrapped, sharded or offloaded layers
+    run as they are in any case. Raises `KernelError` where Triton is asked for and cannot run.
+    """
+    reference = next(projector.parameters())
+    try:
+        check_backend(kernels, reference.device, reference.dtype)
+    except BackendError as error:
+        raise KernelError(str(error)) from error
+    for module in projector.modules():
+        if isinstance(module, (_TwoLayerMlp, LlavaStfProjector)):
+            module.kernels = kernels
 
 
 def build_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProjector:

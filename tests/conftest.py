@@ -4,7 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+# Triton reads it at its first import: without a GPU its interpreter runs the kernels' tests.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The first example of a test pays for imports, and a shared machine has no steady clock.
 settings.register_profile("default", deadline=None)
@@ -18,11 +23,8 @@ GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "stf_offici
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") is not None:
-        import torch
-
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
@@ -13,28 +11,11 @@ from llava_stf.errors import FusionError
 from llava_stf.projector import (
     LlavaStfProjector,
     PooledProjector,
-    average_windows,
-    gather_windows,
     init_from_pooling,
 )
+from llava_stf_kernels import gather_windows
 
 from .test_config import config
-
-
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 2))
-def test_windows_are_channel_major(side, window, channels, batch):
-    grid = side * window
-    x = torch.randn(batch, grid * grid, channels)
-    tokens = gather_windows(x, window)
-    assert tokens.shape == (batch, side * side, channels * window * window)
-    image = x.transpose(1, 2).reshape(batch, channels, grid, grid)
-    assert torch.equal(tokens, F.pixel_unshuffle(image, window).flatten(2).transpose(1, 2))
-    for row in range(side):
-        for column in range(side):
-            for c in range(channels):
-                dy, dx = window - 1, 0
-                u = tokens[:, row * side + column, c * window * window + dy * window + dx]
-                assert torch.equal(u, x[:, (row * window + dy) * grid + column * window + dx, c])
 
 
 def test_first_stf_layer_is_a_strided_convolution():
@@ -48,18 +29,6 @@ def test_first_stf_layer_is_a_strided_convolution():
     torch.testing.assert_close(stf(x), stf.linear_2(F.gelu(conv)))
 
 
-def test_average_is_the_mean_over_each_window():
-    x = torch.randn(2, 36, 5, dtype=torch.double)
-    image = x.transpose(1, 2).reshape(2, 5, 6, 6)
-    torch.testing.assert_close(average_windows(x, 3), F.avg_pool2d(image, 3).flatten(2).transpose(1, 2))
-
-
-@pytest.mark.parametrize("patches", [25, 24, 15])
-def test_no_patch_is_lost_silently(patches):
-    with pytest.raises(FusionError, match=f"found {patches} patches"):
-        gather_windows(torch.zeros(1, patches, 2), 2)
-
-
 @pytest.mark.parametrize("window", [1, 2, 4])
 @pytest.mark.parametrize("blocks", [3, 6, 12])
 def test_warm_start_is_exactly_mean_pooling(window, blocks):
@@ -70,8 +39,8 @@ def test_warm_start_is_exactly_mean_pooling(window, blocks):
     projector = LlavaStfProjector(cfg).double()
     pooled.double()
     init_from_pooling(projector, pooled)
-    states = torch.randn(2, 16, 16 * len(cfg.fusion_states), dtype=torch.double)
-    expected = pooled(states[..., :16])
+    states = list(torch.randn(len(cfg.fusion_states), 2, 17, 16, dtype=torch.double))
+    expected = pooled(states[:1])
     # The base's weights pass through float32 on their way; they are float32 values.
     torch.testing.assert_close(projector(states), expected, atol=1e-14, rtol=0)
 
@@ -81,7 +50,7 @@ def test_warm_start_leaves_every_unused_unit_able_to_learn():
     base = LlavaMultiModalProjector(config(grid=4, fusion="pool"))
     projector = LlavaStfProjector(cfg)
     init_from_pooling(projector, base)
-    projector(torch.randn(2, 16, 32)).square().sum().backward()
+    projector(list(torch.randn(2, 2, 17, 16))).square().sum().backward()
     for layer in (projector.block_fusion.linear_2, projector.spatial_fusion.linear_2):
         assert (layer.weight.grad.abs().sum(0) > 0).float().mean() > 0.9
 
@@ -108,9 +77,11 @@ def test_equals_the_authors_modules(golden_stf, case):
     ):
         ours.linear_1.load_state_dict({k: weights[f"model.{theirs}.0.{k}"] for k in ("weight", "bias")})
         ours.linear_2.load_state_dict({k: weights[f"model.{theirs}.2.{k}"] for k in ("weight", "bias")})
-    fused = projector.block_fusion(reference["mbtf_input_concat"])
+    patches = reference["mbtf_input_concat"].split(32, dim=-1)
+    states = [torch.nn.functional.pad(state, (0, 0, 1, 0), value=float("nan")) for state in patches]  # a class token
+    fused = projector.block_fusion(states)
     torch.testing.assert_close(fused, reference["mbtf_output"], atol=1e-4, rtol=0)
     windows = gather_windows(reference["mbtf_output"], 2)
     assert torch.equal(windows, reference["stf_unfold"])
-    features = projector(reference["mbtf_input_concat"])
+    features = projector(states)
     torch.testing.assert_close(features, reference["image_features"], atol=1e-4, rtol=0)

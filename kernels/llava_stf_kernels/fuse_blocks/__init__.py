@@ -1,0 +1,6 @@
+"""MBTF's first layer over tower states that are never joined."""
+
+from .naive import naive_fuse_blocks
+from .op import fuse_blocks
+
+__all__ = ["fuse_blocks", "naive_fuse_blocks"]

@@ -1,0 +1,90 @@
+"""`fuse_blocks` as an operation that torch knows: autograd, `torch.compile`, and the choice of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import cast_for_autocast, choose_backend
+from .naive import naive_fuse_blocks
+
+
+def fuse_blocks(
+    states: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
+    """MBTF's first layer: GELU of a linear layer on tower states joined per patch (arXiv 2506.07138, MBTF).
+
+    Args:
+        states: K tensors [B, 1 + N, C] with the class token at index 0, in the order of the weight's channels.
+        weight: [O, K*C], in the checkpoint's layout: columns [k*C, (k+1)*C) belong to state k.
+        bias: [O] or `None`.
+        backend: `"triton"`, `"torch"`, or `None` for `LLAVA_STF_KERNELS`, else the best that the device has.
+
+    Returns:
+        [B, N, O] in the dtype of the inputs (float32, bfloat16 or float16; under autocast, autocast's). The Triton path
+        makes no copy of the states and keeps only its inputs for the backward pass, which computes the layer again.
+
+    Raises:
+        ValueError: shapes do not fit, or Triton was asked for where it cannot run (`BackendError`).
+    """
+    shapes = {tuple(state.shape) for state in states}
+    if len(shapes) != 1 or states[0].dim() != 3 or weight.shape[1] != len(states) * states[0].shape[-1]:
+        raise ValueError(
+            f"Expected K states [B, 1 + N, C] of one shape and a weight [O, K*C], found states of {sorted(shapes)} and "
+            f"a weight of {tuple(weight.shape)}."
+        )
+    states = [cast_for_autocast(state) for state in states]
+    weight, bias = cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias)
+    if choose_backend(backend, weight, bias, *states) == "torch":
+        return naive_fuse_blocks(states, weight, bias)
+    return torch.ops.llava_stf.fuse_blocks(states, weight, bias)
+
+
+@torch.library.custom_op("llava_stf::fuse_blocks", mutates_args=())
+def _forward(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    from . import kernel  # imports Triton
+
+    return kernel.forward(states, weight, bias)
+
+
+@_forward.register_fake
+def _(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
+    batch, tokens, _ = states[0].shape
+    return weight.new_empty(batch, tokens - 1, weight.shape[0])
+
+
+@torch.library.custom_op("llava_stf::fuse_blocks_backward", mutates_args=())
+def _backward(
+    grad: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor | None, needs_weight: bool, needs_states: bool
+) -> list[Tensor]:
+    from . import kernel
+
+    return kernel.backward(grad, states, weight, bias, needs_weight, needs_states)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor | None, needs_weight: bool, needs_states: bool
+) -> list[Tensor]:
+    of_weight = [weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])] if needs_weight else []
+    return of_weight + ([state.new_empty(state.shape) for state in states] if needs_states else [])
+
+
+def _save(ctx: Any, inputs: tuple[list[Tensor], Tensor, Tensor | None], output: Tensor) -> None:
+    states, weight, bias = inputs
+    ctx.save_for_backward(weight, bias, *states)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    weight, bias, *states = ctx.saved_tensors
+    of_states, of_weight, of_bias = ctx.needs_input_grad
+    needs_weight, needs_states = of_weight or of_bias, any(of_states)
+    grads = torch.ops.llava_stf.fuse_blocks_backward(grad, states, weight, bias, needs_weight, needs_states)
+    weight_grad, bias_grad = (grads.pop(0), grads.pop(0)) if needs_weight else (None, None)
+    return grads or [None] * len(states), weight_grad, bias_grad if of_bias else None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

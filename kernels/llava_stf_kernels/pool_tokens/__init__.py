@@ -1,0 +1,6 @@
+"""Mean of adjacent patches, straight from a tower state."""
+
+from .naive import naive_pool_tokens
+from .op import pool_tokens
+
+__all__ = ["naive_pool_tokens", "pool_tokens"]

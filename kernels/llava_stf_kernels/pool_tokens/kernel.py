@@ -1,0 +1,127 @@
+"""`pool_tokens` on Triton: every patch is read once and every token written once; the class token is stepped over.
+
+Names: T tokens (B * M, the rows), C channels; `o_` offsets, `p_` pointers, `b_` tiles [BT tokens, BC channels].
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dispatch import is_interpreting
+from ..windows import grid_side
+
+
+def _config(tokens: int, channels: int, warps: int) -> triton.Config:
+    return triton.Config({"BLOCK_T": tokens, "BLOCK_C": channels}, num_warps=warps)
+
+
+# A thread moves 16 bytes of each patch of a window, or twice that; how many tokens a program takes decides how many
+# such loads are in flight.
+CONFIGS = [_config(1, 1024, 4), _config(2, 512, 4), _config(2, 1024, 4), _config(4, 1024, 8), _config(8, 256, 4)]
+INTERPRETED_CONFIGS = [_config(4, 128, 4)]
+_tuned = triton.autotune(
+    INTERPRETED_CONFIGS if is_interpreting() else CONFIGS,
+    key=["rows_bucket", "channels", "window"],
+    cache_results=True,
+)
+
+
+@triton.jit
+def _window_rows(o_t, side, window, stride_b, stride_n):
+    """Where the first patch of each token's window begins, in elements; patch 0 lies behind the class token."""
+    tokens = side * side
+    first = (o_t % tokens // side) * (window * window * side) + (o_t % side) * window
+    return (o_t // tokens).to(tl.int64) * stride_b + (first + 1).to(tl.int64) * stride_n
+
+
+@_tuned
+@triton.jit
+def pool_kernel(
+    states,
+    out,
+    rows,
+    rows_bucket,
+    side,
+    window: tl.constexpr,
+    channels,
+    stride_b,
+    stride_n,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """out [T, C] = mean over each window of states [B, 1 + N, C]; `side` windows a side."""
+    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (o_t < rows)[:, None] & (o_c < channels)[None, :]
+    p_window = states + _window_rows(o_t, side, window, stride_b, stride_n)[:, None] + o_c[None, :]
+    total = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
+    for dy in tl.static_range(window):
+        for dx in tl.static_range(window):
+            patch = (dy * window * side + dx) * stride_n
+            total += tl.load(p_window + patch, mask=inside, other=0.0).to(tl.float32)
+    o_out = o_t.to(tl.int64)[:, None] * channels + o_c[None, :]
+    tl.store(out + o_out, total / (window * window), mask=inside)
+
+
+@_tuned
+@triton.jit
+def spread_kernel(
+    grad,
+    out,
+    rows,
+    rows_bucket,
+    side,
+    window: tl.constexpr,
+    channels,
+    stride_b,
+    stride_n,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradient: each token's grad [T, C], shared out equally, to the patches of out [B, 1 + N, C]."""
+    o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = (o_t < rows)[:, None] & (o_c < channels)[None, :]
+    o_grad = o_t.to(tl.int64)[:, None] * channels + o_c[None, :]
+    share = tl.load(grad + o_grad, mask=inside, other=0.0).to(tl.float32) / (window * window)
+    p_window = out + _window_rows(o_t, side, window, stride_b, stride_n)[:, None] + o_c[None, :]
+    for dy in tl.static_range(window):
+        for dx in tl.static_range(window):
+            tl.store(p_window + (dy * window * side + dx) * stride_n, share, mask=inside)
+
+
+def forward(states: Tensor, window: int) -> Tensor:
+    """states [B, 1 + N, C] -> [B, N / k**2, C]."""
+    if states.stride(-1) != 1:
+        states = states.contiguous()
+    batch, patches, channels = states.shape[0], states.shape[1] - 1, states.shape[2]
+    out = torch.empty(batch, patches // window**2, channels, dtype=states.dtype, device=states.device)
+    _launch(pool_kernel, states, window, states=states, out=out)
+    return out
+
+
+def backward(grad: Tensor, window: int) -> Tensor:
+    """grad [B, N / k**2, C] -> [B, 1 + N, C]; the class token takes no part."""
+    batch, tokens, channels = grad.shape
+    out = torch.empty(batch, 1 + tokens * window**2, channels, dtype=grad.dtype, device=grad.device)
+    _launch(spread_kernel, out, window, grad=grad.contiguous(), out=out)
+    out[:, 0] = 0
+    return out
+
+
+def _launch(kernel: triton.JITFunction, patches: Tensor, window: int, **tensors: Tensor) -> None:
+    batch, count, channels = patches.shape
+    side = grid_side(count - 1, window) // window
+    rows = batch * side * side
+    grid = lambda args: (triton.cdiv(rows, args["BLOCK_T"]), triton.cdiv(channels, args["BLOCK_C"]))  # noqa: E731
+    kernel[grid](
+        **tensors,
+        rows=rows,
+        rows_bucket=triton.next_power_of_2(rows),
+        side=side,
+        window=window,
+        channels=channels,
+        stride_b=patches.stride(0),
+        stride_n=patches.stride(1),
+    )

@@ -1,0 +1,70 @@
+"""`pool_tokens` as an operation that torch knows: autograd, `torch.compile`, and the choice of a backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import choose_backend
+from ..windows import grid_side
+from .naive import naive_pool_tokens
+
+
+def pool_tokens(states: Tensor, window: int, *, backend: str | None = None) -> Tensor:
+    """Mean over each k x k window of adjacent patches: the average-pooling baseline of token reduction.
+
+    Args:
+        states: [B, 1 + N, C], the class token at index 0, then patches in raster order on a square grid.
+        window: side k of a window; must divide the grid.
+        backend: `"triton"`, `"torch"`, or `None` for `LLAVA_STF_KERNELS`, else the best that the device has.
+
+    Returns:
+        [B, N / k**2, C] in the dtype of `states` (float32, bfloat16 or float16), summed in float32, windows in raster
+        order.
+
+    Raises:
+        ValueError: the window does not divide the grid, or Triton was asked for where it cannot run (`BackendError`).
+    """
+    if states.dim() != 3:
+        raise ValueError(f"Expected states [B, 1 + N, C], found {tuple(states.shape)}.")
+    grid_side(states.shape[1] - 1, window)
+    if choose_backend(backend, states) == "torch":
+        return naive_pool_tokens(states, window)
+    return torch.ops.llava_stf.pool_tokens(states, window)
+
+
+@torch.library.custom_op("llava_stf::pool_tokens", mutates_args=())
+def _forward(states: Tensor, window: int) -> Tensor:
+    from . import kernel  # imports Triton
+
+    return kernel.forward(states, window)
+
+
+@_forward.register_fake
+def _(states: Tensor, window: int) -> Tensor:
+    return states.new_empty(states.shape[0], (states.shape[1] - 1) // window**2, states.shape[2])
+
+
+@torch.library.custom_op("llava_stf::pool_tokens_backward", mutates_args=())
+def _backward(grad: Tensor, window: int) -> Tensor:
+    from . import kernel
+
+    return kernel.backward(grad, window)
+
+
+@_backward.register_fake
+def _(grad: Tensor, window: int) -> Tensor:
+    return grad.new_empty(grad.shape[0], 1 + grad.shape[1] * window**2, grad.shape[2])
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    _, ctx.window = inputs
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.llava_stf.pool_tokens_backward(grad, ctx.window), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
