@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .joined_linear import gradients, kernel
+from .joined_linear import gradients, product, tuning
 from .place_tokens import kernel as place
 from .pool_tokens import kernel as pool
 
@@ -33,7 +33,6 @@ _POINTERS = {
     "weight": "{}", "bias": "{}", "grad": "{}", "out": "{}", "states": "{}", "embeddings": "{}", "tokens": "{}",
     "out_embeddings": "{}", "out_tokens": "{}", "mask": "i1", "rank": "i32",
 }  # fmt: skip
-_SOURCES = 8
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,25 @@ class Compiled:
         return self.shared <= SHARED_MEMORY[self.capability]
 
 
-def compile_all(capability: int, dtypes: tuple[str, ...] = ("bf16", "fp32")) -> Iterator[Compiled]:
+def compile_all(capability: int, dtypes: Sequence[str] = ("bf16", "fp32")) -> Iterator[Compiled]:
     """Compile every kernel for `capability` (80 for sm_80), in all configurations that a user's device may try."""
     for dtype in dtypes:
         size = DTYPES[dtype]
-        joined: list[tuple[str, Any, list[triton.Config], dict[str, Any]]] = [
-            ("fuse", kernel.product_kernel, kernel.configs_for(kernel.HALF_CONFIGS, size), _FORWARD),
-            ("fuse, recomputed", kernel.product_kernel, kernel.configs_for(kernel.HALF_CONFIGS, size, True), _BACKWARD),
-        ]
-        gradient_configs = kernel.configs_for(kernel.HALF_GRADIENT_CONFIGS, size)
-        joined += [
-            ("fuse, weight gradient", gradients.weight_grad_kernel, gradient_configs, {"EVEN_ROWS": True}),
-            ("fuse, source gradient", gradients.source_grad_kernel, gradient_configs, {"EVEN_OUTPUTS": True}),
-        ]
-        for name, function, configs, constants in joined:
-            constants = {"PRECISION": "ieee"} | constants
-            for config in configs:
-                yield _compile(name, function, config, constants, capability, dtype, aligned=True)
-            odd = {key: False if key.startswith("EVEN") else value for key, value in constants.items()}
-            yield _compile(name, function, configs[0], odd, capability, dtype, aligned=False)
+        forward = tuning.configs_for(tuning.HALF_CONFIGS, size)
+        recomputed = tuning.configs_for(tuning.HALF_CONFIGS, size, True)
+        gradient = tuning.configs_for(tuning.HALF_GRADIENT_CONFIGS, size)
+        for operation, sources in (("fuse_blocks", _BLOCKS), ("fuse_windows", _WINDOWS)):
+            for part, function, configs, constants in (
+                ("", product.product_kernel, forward, _FORWARD),
+                (", recomputed", product.product_kernel, recomputed, _BACKWARD),
+                (", weight gradient", gradients.weight_grad_kernel, gradient, {"EVEN_ROWS": True}),
+                (", source gradient", gradients.source_grad_kernel, gradient, {"EVEN_OUTPUTS": True}),
+            ):
+                constants = {"PRECISION": "ieee", **sources, **constants}
+                for config in configs:
+                    yield _compile(operation + part, function, config, constants, capability, dtype, aligned=True)
+                odd = {key: False if key.startswith("EVEN") else value for key, value in constants.items()}
+                yield _compile(operation + part, function, configs[0], odd, capability, dtype, aligned=False)
         for name, function in (("pool", pool.pool_kernel), ("pool, gradient", pool.spread_kernel)):
             for config in pool.CONFIGS:
                 yield _compile(name, function, config, {"window": 2}, capability, dtype, aligned=True)
@@ -83,8 +82,10 @@ def compile_all(capability: int, dtypes: tuple[str, ...] = ("bf16", "fp32")) -> 
             yield _compile(name, function, blocks, {}, capability, dtype, aligned=True)
 
 
-_FORWARD = {"HAS_BIAS": True, "BACKWARD": False, "EVEN_CHANNELS": True, "grad": None}
-_BACKWARD = {"HAS_BIAS": True, "BACKWARD": True, "EVEN_CHANNELS": True}
+_BLOCKS: dict[str, Any] = {"SOURCES": 8, "WINDOW": 1}
+_WINDOWS: dict[str, Any] = {"SOURCES": 4, "WINDOW": 2}
+_FORWARD: dict[str, Any] = {"HAS_BIAS": True, "BACKWARD": False, "EVEN_CHANNELS": True, "grad": None}
+_BACKWARD: dict[str, Any] = {"HAS_BIAS": True, "BACKWARD": True, "EVEN_CHANNELS": True}
 
 
 def _compile(
@@ -97,17 +98,18 @@ def _compile(
     *,
     aligned: bool,
 ) -> Compiled:
-    while not isinstance(function, triton.JITFunction):  # under the autotuner and the heuristics
+    while not isinstance(function, triton.JITFunction):  # under the autotuner
         function = function.fn
     constants = constants | config.kwargs
+    tensors = 1 if constants.get("WINDOW", 1) > 1 else constants.get("SOURCES", 1)
     signature: dict[str, Any] = {}
     divisible: list[tuple[int, ...]] = []
     for index, argument in enumerate(function.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
-        elif argument in ("sources", "places"):
-            signature[argument] = ("*" + dtype,) * _SOURCES
-            divisible += [(index, source) for source in range(_SOURCES)]
+        elif argument == "tensors":
+            signature[argument] = ("*" + dtype,) * tensors
+            divisible += [(index, tensor) for tensor in range(tensors)]
         elif argument in _POINTERS:
             signature[argument] = "*" + _POINTERS[argument].format(dtype)
             divisible.append((index,))
@@ -144,11 +146,12 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, choices=sorted(SHARED_MEMORY), default=90)
+    parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=["bf16", "fp32"])
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     arguments = parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("TRITON_INTERPRET is set: interpreted kernels are not compiled. Unset it.")
-    for compiled in compile_all(arguments.capability):
+    for compiled in compile_all(arguments.capability, arguments.dtypes):
         if arguments.json:
             print(json.dumps(asdict(compiled) | {"fits": compiled.fits}), flush=True)
         else:

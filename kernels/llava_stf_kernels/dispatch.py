@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 logger = logging.getLogger("llava_stf_kernels")
 
@@ -26,17 +26,16 @@ class BackendError(ValueError):
     """Triton was asked for where it cannot run, or a backend of an unknown name."""
 
 
-def choose_backend(backend: str | None, *tensors: Tensor | None) -> str:
+def choose_backend(backend: str | None, *tensors: Tensor) -> str:
     """`"triton"` or `"torch"` for a call on these tensors.
 
     `backend` is `"triton"`, `"torch"`, or `"auto"` (as is `None`): the environment's choice, else Triton on a CUDA
     device that can run it, else torch. Raises `BackendError` where Triton was asked for and cannot run.
     """
-    present = [tensor for tensor in tensors if tensor is not None]
-    kinds = tuple((tensor.device.type, tensor.device.index, tensor.dtype) for tensor in present)
-    if backend in (None, "auto") and any(tensor.numel() == 0 for tensor in present):
+    if backend in (None, "auto") and any(tensor.numel() == 0 for tensor in tensors):
         return "torch"
-    return _choose(backend or "auto", kinds)
+    kinds = dict.fromkeys([(tensor.device, tensor.dtype) for tensor in tensors])
+    return _choose(backend or "auto", tuple((device.type, device.index, dtype) for device, dtype in kinds))
 
 
 def check_backend(backend: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -44,10 +43,20 @@ def check_backend(backend: str, device: torch.device, dtype: torch.dtype) -> Non
     _choose(backend, ((device.type, device.index, dtype),))
 
 
-def cast_for_autocast(tensor: Tensor) -> Tensor:
-    """The tensor in the dtype that torch's own matrix products would take it in under the autocast in force, if any."""
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype in which torch's own matrix products would take the tensor under the autocast in force, if any."""
     device = tensor.device.type
-    return tensor.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else tensor
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def launches_directly(*tensors: Tensor) -> bool:
+    """Whether only the device needs to know of a call: nothing is differentiated, traced or wrapped.
+
+    Such a call launches its kernel without torch's dispatcher, whose time on the host counts at batch 1.
+    """
+    if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
+        return False
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def is_interpreting() -> bool:
@@ -90,8 +99,8 @@ def _obstacle(kinds: tuple[tuple[str, int | None, torch.dtype], ...], *, interpr
     if find_spec("triton") is None:
         return "Triton is not installed (pip install triton)"
     device, index, dtype = kinds[0]
-    if any(kind != kinds[0] for kind in kinds):
-        found = ", ".join(f"{kind[2]} on {kind[0]}" for kind in dict.fromkeys(kinds))
+    if len(kinds) > 1:
+        found = ", ".join(f"{kind[2]} on {kind[0]}" for kind in kinds)
         return f"the tensors differ in device or dtype: {found}"
     if dtype not in DTYPES:
         return f"the kernels take float32, bfloat16 and float16, not {dtype}"

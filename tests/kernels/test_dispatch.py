@@ -99,7 +99,7 @@ def test_an_empty_batch_gives_an_empty_result():
     ("call", "message"),
     [
         (lambda: fuse_blocks(STATES * 2, torch.zeros(6, 4)), "weight of \\(6, 4\\)"),
-        (lambda: fuse_blocks([STATES[0], torch.zeros(1, 4, 4)], torch.zeros(6, 8)), "\\(1, 4, 4\\), \\(1, 5, 4\\)"),
+        (lambda: fuse_blocks([STATES[0], torch.zeros(1, 4, 4)], torch.zeros(6, 8)), "\\(1, 5, 4\\), \\(1, 4, 4\\)"),
         (lambda: fuse_blocks([], torch.zeros(6, 8)), "states of \\[\\]"),
         (lambda: fuse_windows(STATES[0][:, 1:], torch.zeros(6, 8), window=2), "\\[O, 16\\], or prepared \\[O, 4, 4\\]"),
         (lambda: fuse_windows(STATES[0], torch.zeros(6, 16), window=2), "found 5 patches"),

@@ -188,10 +188,11 @@ def test_frozen_inputs_get_no_gradient_and_the_others_do(device, frozen):
 def test_other_tiles_give_the_same(device, monkeypatch, blocks):
     import triton
 
-    from llava_stf_kernels.joined_linear import kernel
+    from llava_stf_kernels.joined_linear.product import PRODUCT
 
     tiles = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), blocks, strict=True))
-    monkeypatch.setattr(kernel.product_kernel, "configs", [triton.Config(tiles, num_warps=4, num_stages=2)])
+    monkeypatch.setattr(PRODUCT.tuner, "configs", [triton.Config(tiles, num_warps=4, num_stages=2)])
+    monkeypatch.setattr(PRODUCT, "_best", {})
     make = {"device": device, "dtype": torch.float32}
     states, weight = [random(2, 20, 24, seed=i, **make) for i in range(2)], random(300, 48, seed=9, **make)
     expected = naive_fuse_blocks([state.double() for state in states], weight.double(), None)

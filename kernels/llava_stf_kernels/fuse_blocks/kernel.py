@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from ..joined_linear.gradients import weight_grad, write_source_grads
-from ..joined_linear.kernel import joined_linear
+from ..joined_linear.product import joined_linear
+from ..joined_linear.sources import tower_states
 
 
 def forward(states: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     """K states [B, 1 + N, C] -> GELU(linear) [B, N, O]."""
-    return joined_linear(_patches(states), weight.contiguous(), bias).flatten(1, 2)
+    batch, tokens, _ = states[0].shape
+    return joined_linear(tower_states(states), weight.contiguous(), bias).view(batch, tokens - 1, -1)
 
 
 def backward(
@@ -21,22 +23,15 @@ def backward(
 ) -> list[Tensor]:
     """Gradients [dweight, dbias] and [dstates...] as needed, of the gradient [B, N, O]."""
     weight = weight.contiguous()
-    sources = _patches(states)
-    grad = joined_linear(sources, weight, bias, grad.contiguous().unsqueeze(1))
+    sources = tower_states(states)
+    grad = joined_linear(sources, weight, bias, grad.contiguous().flatten(0, 1))
     grads = []
     if needs_weight:
-        grads += [weight_grad(sources, grad), grad.sum((0, 1, 2), dtype=torch.float32).to(grad.dtype)]
+        grads += [weight_grad(sources, grad), grad.sum(0, dtype=torch.float32).to(grad.dtype)]
     if needs_states:
-        states_grad = [torch.empty(state.shape, dtype=state.dtype, device=state.device) for state in states]
-        write_source_grads(_patches(states_grad), weight, grad)
-        for state_grad in states_grad:
-            state_grad[:, 0] = 0  # the class token takes no part
-        grads += states_grad
+        of_states = [torch.empty(state.shape, dtype=state.dtype, device=state.device) for state in states]
+        write_source_grads(tower_states(of_states), weight, grad)
+        for of_state in of_states:
+            of_state[:, 0] = 0  # the class token takes no part
+        grads += of_states
     return grads
-
-
-def _patches(states: Sequence[Tensor]) -> list[Tensor]:
-    """The patches of each state as [B, 1, N, C]: views, unless a state is laid out unlike the others."""
-    if states[0].stride(-1) != 1 or any(state.stride() != states[0].stride() for state in states):
-        states = [state.contiguous() for state in states]
-    return [state[:, 1:].unsqueeze(1) for state in states]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import cast_for_autocast, choose_backend
+from ..dispatch import autocast_dtype, choose_backend, launches_directly
 from .naive import naive_fuse_blocks
 
 
@@ -30,24 +32,34 @@ def fuse_blocks(
     Raises:
         ValueError: shapes do not fit, or Triton was asked for where it cannot run (`BackendError`).
     """
-    shapes = {tuple(state.shape) for state in states}
-    if len(shapes) != 1 or states[0].dim() != 3 or weight.shape[1] != len(states) * states[0].shape[-1]:
+    states = list(states)
+    shapes = dict.fromkeys([state.shape for state in states])
+    if len(shapes) != 1 or states[0].dim() != 3 or weight.shape[1] != len(states) * states[0].shape[2]:
         raise ValueError(
-            f"Expected K states [B, 1 + N, C] of one shape and a weight [O, K*C], found states of {sorted(shapes)} and "
-            f"a weight of {tuple(weight.shape)}."
+            f"Expected K states [B, 1 + N, C] of one shape and a weight [O, K*C], found states of "
+            f"{[tuple(shape) for shape in shapes]} and a weight of {tuple(weight.shape)}."
         )
-    states = [cast_for_autocast(state) for state in states]
-    weight, bias = cast_for_autocast(weight), None if bias is None else cast_for_autocast(bias)
-    if choose_backend(backend, weight, bias, *states) == "torch":
+    dtype = autocast_dtype(weight)
+    if dtype is not None:
+        states, weight = [state.to(dtype) for state in states], weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    tensors = [weight, *states] if bias is None else [weight, bias, *states]
+    if choose_backend(backend, *tensors) == "torch":
         return naive_fuse_blocks(states, weight, bias)
+    if launches_directly(*tensors):
+        return _kernel().forward(states, weight, bias)
     return torch.ops.llava_stf.fuse_blocks(states, weight, bias)
+
+
+@cache
+def _kernel() -> Any:
+    """The module that imports Triton."""
+    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op("llava_stf::fuse_blocks", mutates_args=())
 def _forward(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    from . import kernel  # imports Triton
-
-    return kernel.forward(states, weight, bias)
+    return _kernel().forward(states, weight, bias)
 
 
 @_forward.register_fake
@@ -60,9 +72,7 @@ def _(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
 def _backward(
     grad: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor | None, needs_weight: bool, needs_states: bool
 ) -> list[Tensor]:
-    from . import kernel
-
-    return kernel.backward(grad, states, weight, bias, needs_weight, needs_states)
+    return _kernel().backward(grad, states, weight, bias, needs_weight, needs_states)
 
 
 @_backward.register_fake

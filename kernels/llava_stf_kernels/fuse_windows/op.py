@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import cast_for_autocast, choose_backend
+from ..dispatch import autocast_dtype, choose_backend, launches_directly
 from ..windows import grid_side, prepare_window_weight, restore_window_weight
 from .naive import naive_fuse_windows
 
@@ -42,19 +44,27 @@ def fuse_windows(
             f"Expected a weight [O, {channels * places}], or prepared [O, {places}, {channels}], for windows of "
             f"{window}x{window} and {channels} channels, found {tuple(weight.shape)}."
         )
-    x, weight = cast_for_autocast(x), cast_for_autocast(weight)
-    bias = None if bias is None else cast_for_autocast(bias)
-    if choose_backend(backend, x, weight, bias) == "torch":
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    if choose_backend(backend, *tensors) == "torch":
         return naive_fuse_windows(x, weight if weight.dim() == 2 else restore_window_weight(weight), bias, window)
     prepared = weight if weight.dim() == 3 else prepare_window_weight(weight, window)
+    if launches_directly(*tensors):
+        return _kernel().forward(x, prepared, bias, window)
     return torch.ops.llava_stf.fuse_windows(x, prepared, bias, window)
+
+
+@cache
+def _kernel() -> Any:
+    """The module that imports Triton."""
+    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op("llava_stf::fuse_windows", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
-    from . import kernel  # imports Triton
-
-    return kernel.forward(x, weight, bias, window)
+    return _kernel().forward(x, weight, bias, window)
 
 
 @_forward.register_fake
@@ -66,9 +76,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: int, needs_weight: bool, needs_x: bool
 ) -> list[Tensor]:
-    from . import kernel
-
-    return kernel.backward(grad, x, weight, bias, window, needs_weight, needs_x)
+    return _kernel().backward(grad, x, weight, bias, window, needs_weight, needs_x)
 
 
 @_backward.register_fake

@@ -3,20 +3,19 @@
 dW_s = dZ^T A_s        dA_s = dZ W_s        written straight into the places of the sources
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .kernel import HALF_GRADIENT_CONFIGS, add_product, pick, precision, row_offsets, source_shape, tile, tiles, tuned
+from .sources import Sources
+from .tiles import add_product, row_offsets, source_pointer, tile
+from .tuning import HALF_GRADIENT_CONFIGS, WIDEST_K, TunedKernel
 
 
-@tuned(HALF_GRADIENT_CONFIGS, EVEN_ROWS=lambda args: args["rows"] % args["BLOCK_K"] == 0)
 @triton.jit
 def weight_grad_kernel(
-    sources,
+    tensors,
     grad,
     out,
     rows,
@@ -28,21 +27,26 @@ def weight_grad_kernel(
     stride_b,
     stride_r,
     stride_q,
+    first,
+    jump_r,
+    jump_q,
+    SOURCES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    EVEN_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EVEN_ROWS: tl.constexpr,
 ):
-    """out [O, S*C]: a tile is [BM outputs, BN channels of one source] of grad^T A_s. EVEN_ROWS: BLOCK_K | M."""
+    """out [O, S*C]: a tile is [BM outputs, BN channels of one source] of grad^T A_s. EVEN_ROWS: 64 | M."""
     tiles_c = tl.cdiv(channels, BLOCK_N)
-    i_m, i_n = tile(tl.program_id(0), tl.cdiv(outputs, BLOCK_M), tiles_c * len(sources), 8)
+    i_m, i_n = tile(tl.program_id(0), tl.cdiv(outputs, BLOCK_M), tiles_c * SOURCES, 8)
     source = i_n // tiles_c
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_n % tiles_c * BLOCK_N + tl.arange(0, BLOCK_N)
     m_g, m_a = (o_m < outputs)[None, :], (o_n < channels)[None, :]
     p_g = grad + o_m[None, :]
-    p_a = pick(sources, source) + o_n[None, :]
+    p_a = source_pointer(tensors, source, first, jump_r, jump_q, WINDOW) + o_n[None, :]
 
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, rows, BLOCK_K):
@@ -59,14 +63,13 @@ def weight_grad_kernel(
         total = add_product(total, b_g.T, b_a, PRECISION)
 
     m_out = (o_m < outputs)[:, None] & (o_n < channels)[None, :]
-    o_out = o_m.to(tl.int64)[:, None] * (channels * len(sources)) + (source * channels + o_n)[None, :]
+    o_out = o_m.to(tl.int64)[:, None] * (channels * SOURCES) + (source * channels + o_n)[None, :]
     tl.store(out + o_out, total, mask=m_out)
 
 
-@tuned(HALF_GRADIENT_CONFIGS, EVEN_OUTPUTS=lambda args: args["outputs"] % args["BLOCK_K"] == 0)
 @triton.jit
 def source_grad_kernel(
-    places,
+    tensors,
     weight,
     grad,
     rows,
@@ -78,20 +81,25 @@ def source_grad_kernel(
     stride_b,
     stride_r,
     stride_q,
+    first,
+    jump_r,
+    jump_q,
+    SOURCES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    EVEN_OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EVEN_OUTPUTS: tl.constexpr,
 ):
-    """places S x [M, C]: a tile is [BM rows, BN channels of one source] of grad W_s. EVEN_OUTPUTS: BLOCK_K | O."""
+    """The sources' gradients: a tile is [BM rows, BN channels of one source] of grad W_s. EVEN_OUTPUTS: 64 | O."""
     tiles_c = tl.cdiv(channels, BLOCK_N)
-    i_m, i_n = tile(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tiles_c * len(places), 8)
+    i_m, i_n = tile(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tiles_c * SOURCES, 8)
     source = i_n // tiles_c
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_n % tiles_c * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
-    width = channels * len(places)
+    width = channels * SOURCES
     p_g = grad + tl.where(o_m < rows, o_m, 0).to(tl.int64)[:, None] * outputs + o_k[None, :]
     p_w = weight + o_k[:, None] * width + (source * channels + o_n)[None, :]
     m_w = (o_n < channels)[None, :]
@@ -111,36 +119,40 @@ def source_grad_kernel(
 
     m_out = (o_m < rows)[:, None] & (o_n < channels)[None, :]
     row = row_offsets(o_m, rows_r, rows_q, stride_b, stride_r, stride_q)
-    tl.store(pick(places, source) + row[:, None] + o_n[None, :], total, mask=m_out)
+    tl.store(
+        source_pointer(tensors, source, first, jump_r, jump_q, WINDOW) + row[:, None] + o_n[None, :], total, mask=m_out
+    )
 
 
-def weight_grad(sources: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """dW [O, S*C] from S sources [B, R, Q, C] and contiguous dZ [B, R, Q, O]."""
-    channels, outputs = sources[0].shape[-1], grad.shape[-1]
-    out = torch.empty(outputs, len(sources) * channels, dtype=grad.dtype, device=grad.device)
-    weight_grad_kernel[
-        lambda args: (tiles(outputs, args["BLOCK_M"]) * tiles(channels, args["BLOCK_N"]) * len(sources),)
-    ](
-        sources=tuple(sources),
+WEIGHT_GRAD = TunedKernel(weight_grad_kernel, HALF_GRADIENT_CONFIGS)
+SOURCE_GRAD = TunedKernel(source_grad_kernel, HALF_GRADIENT_CONFIGS)
+
+
+def weight_grad(sources: Sources, grad: Tensor) -> Tensor:
+    """dW [O, S*C] from the sources and contiguous dZ [M, O]."""
+    channels, outputs = sources.channels, grad.shape[1]
+    out = torch.empty((outputs, sources.count * channels), dtype=grad.dtype, device=grad.device)
+    WEIGHT_GRAD.launch(
+        lambda blocks: (
+            triton.cdiv(outputs, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * sources.count
+        ),
+        sources,
         grad=grad,
         out=out,
         outputs=outputs,
-        **source_shape(sources[0]),
-        PRECISION=precision(),
+        EVEN_ROWS=sources.rows % WIDEST_K == 0,
     )
     return out
 
 
-def write_source_grads(places: Sequence[Tensor], weight: Tensor, grad: Tensor) -> None:
-    """Write dA_s into S places [B, R, Q, C], alike in strides, from contiguous weight [O, S*C] and dZ [B, R, Q, O]."""
-    shape = source_shape(places[0])
-    source_grad_kernel[
-        lambda args: (tiles(shape["rows"], args["BLOCK_M"]) * tiles(shape["channels"], args["BLOCK_N"]) * len(places),)
-    ](
-        places=tuple(places),
+def write_source_grads(places: Sources, weight: Tensor, grad: Tensor) -> None:
+    """Write dA_s into the places of the sources, from contiguous weight [O, S*C] and dZ [M, O]."""
+    rows, channels, outputs = places.rows, places.channels, weight.shape[0]
+    SOURCE_GRAD.launch(
+        lambda blocks: triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * places.count,
+        places,
         weight=weight,
         grad=grad,
-        outputs=weight.shape[0],
-        **shape,
-        PRECISION=precision(),
+        outputs=outputs,
+        EVEN_OUTPUTS=outputs % WIDEST_K == 0,
     )

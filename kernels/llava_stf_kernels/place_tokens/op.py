@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import choose_backend
+from ..dispatch import choose_backend, launches_directly
 from .naive import naive_place_tokens
 
 
@@ -36,6 +38,8 @@ def place_tokens(embeddings: Tensor, tokens: Tensor, mask: Tensor, *, backend: s
     check_count(mask, len(tokens))
     if choose_backend(backend, embeddings, tokens) == "torch":
         return naive_place_tokens(embeddings, tokens, mask)
+    if launches_directly(embeddings, tokens):
+        return _kernel().forward(embeddings, tokens, mask)
     return torch.ops.llava_stf.place_tokens(embeddings, tokens, mask)
 
 
@@ -51,11 +55,15 @@ def check_count(mask: Tensor, tokens: int) -> None:
         )
 
 
+@cache
+def _kernel() -> Any:
+    """The module that imports Triton."""
+    return import_module(".kernel", __package__)
+
+
 @torch.library.custom_op("llava_stf::place_tokens", mutates_args=())
 def _forward(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    from . import kernel  # imports Triton
-
-    return kernel.forward(embeddings, tokens, mask)
+    return _kernel().forward(embeddings, tokens, mask)
 
 
 @_forward.register_fake
@@ -65,9 +73,7 @@ def _(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 @torch.library.custom_op("llava_stf::place_tokens_backward", mutates_args=())
 def _backward(grad: Tensor, mask: Tensor, rows: int) -> list[Tensor]:
-    from . import kernel
-
-    return kernel.backward(grad, mask, rows)
+    return _kernel().backward(grad, mask, rows)
 
 
 @_backward.register_fake

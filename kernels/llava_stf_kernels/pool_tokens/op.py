@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import choose_backend
+from ..dispatch import choose_backend, launches_directly
 from ..windows import grid_side
 from .naive import naive_pool_tokens
 
@@ -32,14 +34,20 @@ def pool_tokens(states: Tensor, window: int, *, backend: str | None = None) -> T
     grid_side(states.shape[1] - 1, window)
     if choose_backend(backend, states) == "torch":
         return naive_pool_tokens(states, window)
+    if launches_directly(states):
+        return _kernel().forward(states, window)
     return torch.ops.llava_stf.pool_tokens(states, window)
+
+
+@cache
+def _kernel() -> Any:
+    """The module that imports Triton."""
+    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op("llava_stf::pool_tokens", mutates_args=())
 def _forward(states: Tensor, window: int) -> Tensor:
-    from . import kernel  # imports Triton
-
-    return kernel.forward(states, window)
+    return _kernel().forward(states, window)
 
 
 @_forward.register_fake
@@ -49,9 +57,7 @@ def _(states: Tensor, window: int) -> Tensor:
 
 @torch.library.custom_op("llava_stf::pool_tokens_backward", mutates_args=())
 def _backward(grad: Tensor, window: int) -> Tensor:
-    from . import kernel
-
-    return kernel.backward(grad, window)
+    return _kernel().backward(grad, window)
 
 
 @_backward.register_fake
