@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint format bench
+.PHONY: demo test lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -28,6 +28,13 @@ format: $(VENV)/.installed-dev
 # Vision tokens and time to first token of the embedded models.
 bench: $(VENV)/.installed
 	$(BIN)/llava-stf demo --json
+
+# Kernels, projector and time to first token on a CUDA GPU, and the tables of the READMEs; floors where there is no GPU.
+bench-kernels: $(VENV)/.installed
+	$(BIN)/python kernels/benchmarks/bench_ops.py
+	$(BIN)/python kernels/benchmarks/bench_projector.py
+	$(BIN)/python kernels/benchmarks/bench_model.py
+	$(BIN)/python kernels/benchmarks/tables.py
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
