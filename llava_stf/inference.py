@@ -26,6 +26,7 @@ from .images import ImageSource, load_image
 from .modeling_llava_stf import suppressed_ids
 
 if TYPE_CHECKING:
+    from .compiled import CompiledGeneration
     from .processing_llava_stf import LlavaStfProcessor
 
 Images = ImageSource | Sequence[ImageSource]
@@ -38,6 +39,7 @@ class LlavaStf:
     Args:
         model: a LLaVA-STF, or a plain LLaVA (the 100 % baseline).
         processor: its processor; `None` where the checkpoint has no tokenizer, and then nothing can be asked.
+        compiled: what generates in the model's place (see `load_model`); `None` is the model itself.
 
     Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
     and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
@@ -47,9 +49,15 @@ class LlavaStf:
             not fit the model's positions.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaStfProcessor | None) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaStfProcessor | None,
+        compiled: CompiledGeneration | None = None,
+    ) -> None:
         self.model = model
         self.processor = processor
+        self._compiled = compiled
 
     def __iter__(self) -> Iterator[Any]:
         yield self.model
@@ -84,11 +92,13 @@ class LlavaStf:
         turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
-            batch = slice(start, start + batch_size)
-            loaded = [[load_image(source) for source in _as_list(images)] for images, _ in pairs[batch]]
-            inputs = self._encode([[turn] for turn in turns[batch]], loaded)
+            rows = list(range(start, min(start + batch_size, len(pairs))))
+            if self._compiled is not None and start:
+                rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
+            loaded = [[load_image(source) for source in _as_list(pairs[row][0])] for row in rows]
+            inputs = self._encode([[turns[row]] for row in rows], loaded)
             answers += self._answers(inputs, max_new_tokens, generate_kwargs)
-        return answers
+        return answers[: len(pairs)]
 
     def stream(
         self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any
@@ -147,6 +157,8 @@ class LlavaStf:
             **generate_kwargs,
             "max_new_tokens": min(max_new_tokens, room),
         }
+        if self._compiled is not None and self._compiled.covers(options):
+            return self._compiled.generate(inputs, options)
         return self.model.generate(**inputs, **options)
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
@@ -257,19 +269,20 @@ def user_turn(question: str, images: int) -> Message:
 
 
 def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
-    """Median seconds to the first token over `runs`, after one run to warm up.
+    """Median seconds to the first token over `runs`, after one run to warm up, or three where generation is compiled.
 
     Measured from the preprocessed prompt on the device to the first new id: vision tower, projector, prefill and the
     choice of the id. Reading the image, tokenising and the copy to the device are excluded.
     """
     turn = user_turn(question, len(_as_list(images, required=True)))
     inputs = llava._encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+    warm_up = 1 if llava._compiled is None else 3  # compile, record CUDA graphs, replay
     times = []
-    for _ in range(runs + 1):
+    for _ in range(warm_up + runs):
         start = _clock(llava.model.device)
         llava._generate(inputs, 1, {})
         times.append(_clock(llava.model.device) - start)
-    return statistics.median(times[1:])
+    return statistics.median(times[warm_up:])
 
 
 def _clock(device: torch.device) -> float:

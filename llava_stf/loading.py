@@ -16,6 +16,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from .compiled import compile_generation
 from .configuration_llava_stf import LlavaStfConfig, window_for
 from .conversation import CHAT_TEMPLATE
 from .conversion.cache import converted
@@ -25,10 +26,11 @@ from .conversion.parts import build_config, check_tensors, public_tensors
 from .conversion.processors import read_processor
 from .conversion.sources import Kind, Source, recognise
 from .conversion.weights import read_json
-from .errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+from .errors import CheckpointError, FusionError, KernelError, LlavaStfError, MissingDependencyError, ModelNotFoundError
 from .inference import LlavaStf
 from .patch import apply_stf
 from .processing_llava_stf import LlavaStfProcessor
+from .projector import use_kernels
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
 EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
@@ -49,6 +51,8 @@ def load_model(
     attn_implementation: str | None = None,
     init: Literal["pool", "random"] | str | Path = "pool",
     vision_tower: str | Path | None = None,
+    kernels: Literal["auto", "triton", "torch"] = "auto",
+    compile: bool = False,
 ) -> LlavaStf:
     """Load a model and its processor.
 
@@ -66,11 +70,21 @@ def load_model(
         attn_implementation: as in transformers: `"sdpa"`, `"eager"`, ...
         init: how a plain LLaVA's new projector starts, see `apply_stf`: `"pool"`, `"random"` or an adapter file.
         vision_tower: folder or hub id of the tower, for an original checkpoint that does not say it.
+        kernels: what a fused projector runs on: `"triton"` (an error without a CUDA device), `"torch"`, or `"auto"`:
+            what the environment variable `LLAVA_STF_KERNELS` says, else Triton where it can run. Said once in the log.
+        compile: what `LlavaStf` and `Chat` generate is compiled with a static cache, on CUDA into CUDA graphs. The
+            first request of a shape pays for its compilation: number of images for the tower and projector, batch size
+            and prompt length (padded to a bucket) for the prefill, batch size and cache length for decoding. Caches are
+            kept for later requests, `2 * layers * batch * kv_heads * head_dim * length` elements each, of the four
+            shapes used last. The answers are those of the eager model up to rounding, and `model` itself, unpacked,
+            saved or trained, is as without it. Beam search runs eagerly; where nothing can be compiled everything does.
+            Either says so in one sentence in the log.
 
     Raises:
         ModelNotFoundError: no such model here or on the hub, or the hub cannot be reached.
         CheckpointError: damaged or incomplete weights, or no LLaVA.
         FusionError: the model cannot be had at that number of vision tokens.
+        KernelError: Triton kernels were asked for where they cannot run.
         MissingDependencyError: quantization without bitsandbytes.
         LlavaStfError: an option has no such value.
     """
@@ -83,8 +97,13 @@ def load_model(
     processor = _read_processor(source, config)
     model = _read_model(source, config, options)
     if window is not None:
-        apply_stf(model, processor, window=window, init=init)
-    return LlavaStf(model.eval(), processor)
+        apply_stf(model, processor, window=window, init=init, kernels=kernels)
+    elif isinstance(config, LlavaStfConfig):
+        use_kernels(model.model.multi_modal_projector, kernels)
+    elif kernels == "triton":
+        raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
+    model.eval()
+    return LlavaStf(model, processor, compile_generation(model) if compile else None)
 
 
 def _find(name: str | Path, subfolder: str | None, revision: str | None, vision_tower: str | Path | None) -> Source:

@@ -40,8 +40,10 @@ def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence
     """Hidden states of the tower at `layers`, each [B, 1 + N, C] with the class token at index 0; no other is kept."""
     depth = tower.config.num_hidden_layers
     wanted = [state_index(layer, depth) for layer in layers]
-    if SELECTIVE_CAPTURE:
-        states = tower(pixel_values, output_hidden_states=wanted, return_dict=True).hidden_states
+    if SELECTIVE_CAPTURE or torch.compiler.is_compiling():
+        # Tracing cannot register hooks, and of states that nothing reads it keeps none.
+        capture = wanted if SELECTIVE_CAPTURE else True
+        states = tower(pixel_values, output_hidden_states=capture, return_dict=True).hidden_states
         return [states[index] for index in wanted]
 
     kept: dict[int, Tensor] = {}

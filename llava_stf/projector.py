@@ -106,9 +106,15 @@ class SpatialTokenFusion(_TwoLayerMlp):
             return
         # Kept on the weight itself, so that another weight is never taken for this one.
         stamp = (weight._version, weight.data_ptr())
-        if self.window_weight is None or vars(weight).get("laid_out") != stamp:
-            self.window_weight = prepare_window_weight(weight, self.window)
-            vars(weight)["laid_out"] = stamp
+        laid_out = self.window_weight
+        if laid_out is not None and vars(weight).get("laid_out") == stamp:
+            return
+        fresh = prepare_window_weight(weight, self.window)
+        if laid_out is not None and (laid_out.dtype, laid_out.device) == (fresh.dtype, fresh.device):
+            laid_out.copy_(fresh)  # in place: a recorded CUDA graph reads it there
+        else:
+            self.window_weight = fresh
+        vars(weight)["laid_out"] = stamp
 
 
 class LlavaStfProjector(nn.Module):

@@ -10,7 +10,9 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_stf import apply_pooling, apply_stf, convert_checkpoint, load_model
+from llava_stf.compiled import CompiledGeneration
 from llava_stf.errors import KernelError
+from llava_stf.inference import LlavaStf
 from llava_stf.projector import use_kernels
 from llava_stf_kernels import dispatch
 from llava_stf_kernels.dispatch import is_interpreting
@@ -96,6 +98,26 @@ def test_weights_that_change_are_laid_out_again(stf_folder, device):
         use_kernels(llava.model.model.multi_modal_projector, "triton")
         layer.weight = nn.Parameter(layer.weight * -0.5)
         torch.testing.assert_close(llava.model(**inputs).logits, before)
+
+
+def test_a_compiled_model_sees_weights_that_change(stf_folder, device):
+    llava = model_with("triton", stf_folder, device)
+    compiled = LlavaStf(llava.model, llava.processor, CompiledGeneration(llava.model, backend="eager"))
+    layer = llava.model.model.multi_modal_projector.spatial_fusion.linear_1
+
+    def first_scores(asked):
+        seen = []
+        asked.ask(
+            PICTURE, "What?", max_new_tokens=1, logits_processor=[lambda ids, scores: seen.append(scores) or scores]
+        )
+        return seen[0]
+
+    torch.testing.assert_close(first_scores(compiled), first_scores(llava), atol=1e-4, rtol=1e-4)
+    before = first_scores(compiled)
+    with torch.no_grad():
+        layer.weight.mul_(-2)
+    torch.testing.assert_close(first_scores(compiled), first_scores(llava), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(first_scores(compiled), before)
 
 
 def test_the_kernels_order_is_never_saved(stf_folder, device, tmp_path):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llava_stf.cli.common import (
+    Compile,
     Device,
     Dtype,
     MaxNewTokens,
@@ -27,13 +28,16 @@ def ask(
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
+    compile: Compile = False,
     max_new_tokens: MaxNewTokens = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Ask one question about one or more pictures; the answer streams."""
     sources = [image, *(also or [])]
     images = [read_image(source) for source in sources]
-    llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
+    llava = load(
+        model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
+    )
     pieces = llava.stream(images, question, max_new_tokens=max_new_tokens)
     notice(model)
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_stf.cli.common import (
+    Compile,
     Device,
     Dtype,
     MaxNewTokens,
@@ -31,12 +32,15 @@ def chat(
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
+    compile: Compile = False,
     max_new_tokens: MaxNewTokens = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
 ) -> None:
     """Talk about pictures, a question a line; also from a pipe. `/image PATH` adds a picture, `/quit` ends."""
     loaded = [read_image(source) for source in images]
-    llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
+    llava = load(
+        model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
+    )
     conversation = llava.chat(loaded)
     notice(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

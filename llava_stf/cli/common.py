@@ -41,6 +41,7 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; default: the loader's.")
 ]
 Device = Annotated[str | None, typer.Option(help="For instance 'cpu' or 'cuda:1'; default: a GPU if there is one.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the model; the first answers wait for that.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
@@ -51,6 +52,7 @@ def load(
     quantization: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
+    compile: bool | None = None,
 ) -> "LlavaStf":
     """Loads a model for a command; options left out are the loader's own defaults."""
     with waiting("Importing torch and transformers"):
@@ -62,6 +64,7 @@ def load(
         "quantization": quantization,
         "dtype": dtype,
         "device": device,
+        "compile": compile,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if model not in EMBEDDED and sys.stderr.isatty():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import autocast_dtype, choose_backend, launches_directly
 from .naive import naive_fuse_blocks
 
@@ -48,7 +49,7 @@ def fuse_blocks(
         return naive_fuse_blocks(states, weight, bias)
     if launches_directly(*tensors):
         return _kernel().forward(states, weight, bias)
-    return torch.ops.llava_stf.fuse_blocks(states, weight, bias)
+    return ops.fuse_blocks(states, weight, bias)
 
 
 @cache
@@ -57,7 +58,7 @@ def _kernel() -> Any:
     return import_module(".kernel", __package__)
 
 
-@torch.library.custom_op("llava_stf::fuse_blocks", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fuse_blocks"), mutates_args=())
 def _forward(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     return _kernel().forward(states, weight, bias)
 
@@ -68,7 +69,7 @@ def _(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
     return weight.new_empty(batch, tokens - 1, weight.shape[0])
 
 
-@torch.library.custom_op("llava_stf::fuse_blocks_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fuse_blocks_backward"), mutates_args=())
 def _backward(
     grad: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor | None, needs_weight: bool, needs_states: bool
 ) -> list[Tensor]:
@@ -92,7 +93,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[list[Tensor | None], Tensor 
     weight, bias, *states = ctx.saved_tensors
     of_states, of_weight, of_bias = ctx.needs_input_grad
     needs_weight, needs_states = of_weight or of_bias, any(of_states)
-    grads = torch.ops.llava_stf.fuse_blocks_backward(grad, states, weight, bias, needs_weight, needs_states)
+    grads = ops.fuse_blocks_backward(grad, states, weight, bias, needs_weight, needs_states)
     weight_grad, bias_grad = (grads.pop(0), grads.pop(0)) if needs_weight else (None, None)
     return grads or [None] * len(states), weight_grad, bias_grad if of_bias else None
 

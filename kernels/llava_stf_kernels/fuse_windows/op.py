@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import autocast_dtype, choose_backend, launches_directly
 from ..windows import grid_side, prepare_window_weight, restore_window_weight
 from .naive import naive_fuse_windows
@@ -53,7 +54,7 @@ def fuse_windows(
     prepared = weight if weight.dim() == 3 else prepare_window_weight(weight, window)
     if launches_directly(*tensors):
         return _kernel().forward(x, prepared, bias, window)
-    return torch.ops.llava_stf.fuse_windows(x, prepared, bias, window)
+    return ops.fuse_windows(x, prepared, bias, window)
 
 
 @cache
@@ -62,7 +63,7 @@ def _kernel() -> Any:
     return import_module(".kernel", __package__)
 
 
-@torch.library.custom_op("llava_stf::fuse_windows", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fuse_windows"), mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
     return _kernel().forward(x, weight, bias, window)
 
@@ -72,7 +73,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[1] // window**2, weight.shape[0])
 
 
-@torch.library.custom_op("llava_stf::fuse_windows_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("fuse_windows_backward"), mutates_args=())
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: int, needs_weight: bool, needs_x: bool
 ) -> list[Tensor]:
@@ -96,7 +97,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
     x, weight, bias = ctx.saved_tensors
     needs_x, of_weight, of_bias, _ = ctx.needs_input_grad
     needs_weight = of_weight or of_bias
-    grads = torch.ops.llava_stf.fuse_windows_backward(grad, x, weight, bias, ctx.window, needs_weight, needs_x)
+    grads = ops.fuse_windows_backward(grad, x, weight, bias, ctx.window, needs_weight, needs_x)
     weight_grad, bias_grad = (grads.pop(0), grads.pop(0)) if needs_weight else (None, None)
     return grads[0] if grads else None, weight_grad, bias_grad if of_bias else None, None
 

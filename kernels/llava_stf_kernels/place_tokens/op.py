@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import choose_backend, launches_directly
 from .naive import naive_place_tokens
 
@@ -40,7 +41,7 @@ def place_tokens(embeddings: Tensor, tokens: Tensor, mask: Tensor, *, backend: s
         return naive_place_tokens(embeddings, tokens, mask)
     if launches_directly(embeddings, tokens):
         return _kernel().forward(embeddings, tokens, mask)
-    return torch.ops.llava_stf.place_tokens(embeddings, tokens, mask)
+    return ops.place_tokens(embeddings, tokens, mask)
 
 
 def check_count(mask: Tensor, tokens: int) -> None:
@@ -61,7 +62,7 @@ def _kernel() -> Any:
     return import_module(".kernel", __package__)
 
 
-@torch.library.custom_op("llava_stf::place_tokens", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("place_tokens"), mutates_args=())
 def _forward(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return _kernel().forward(embeddings, tokens, mask)
 
@@ -71,7 +72,7 @@ def _(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     return embeddings.new_empty(embeddings.shape)
 
 
-@torch.library.custom_op("llava_stf::place_tokens_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("place_tokens_backward"), mutates_args=())
 def _backward(grad: Tensor, mask: Tensor, rows: int) -> list[Tensor]:
     return _kernel().backward(grad, mask, rows)
 
@@ -89,7 +90,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> No
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
     (mask,) = ctx.saved_tensors
-    of_embeddings, of_tokens = torch.ops.llava_stf.place_tokens_backward(grad, mask, ctx.rows)
+    of_embeddings, of_tokens = ops.place_tokens_backward(grad, mask, ctx.rows)
     return of_embeddings, of_tokens, None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import choose_backend, launches_directly
 from ..windows import grid_side
 from .naive import naive_pool_tokens
@@ -36,7 +37,7 @@ def pool_tokens(states: Tensor, window: int, *, backend: str | None = None) -> T
         return naive_pool_tokens(states, window)
     if launches_directly(states):
         return _kernel().forward(states, window)
-    return torch.ops.llava_stf.pool_tokens(states, window)
+    return ops.pool_tokens(states, window)
 
 
 @cache
@@ -45,7 +46,7 @@ def _kernel() -> Any:
     return import_module(".kernel", __package__)
 
 
-@torch.library.custom_op("llava_stf::pool_tokens", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pool_tokens"), mutates_args=())
 def _forward(states: Tensor, window: int) -> Tensor:
     return _kernel().forward(states, window)
 
@@ -55,7 +56,7 @@ def _(states: Tensor, window: int) -> Tensor:
     return states.new_empty(states.shape[0], (states.shape[1] - 1) // window**2, states.shape[2])
 
 
-@torch.library.custom_op("llava_stf::pool_tokens_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("pool_tokens_backward"), mutates_args=())
 def _backward(grad: Tensor, window: int) -> Tensor:
     return _kernel().backward(grad, window)
 
@@ -70,7 +71,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.llava_stf.pool_tokens_backward(grad, ctx.window), None
+    return ops.pool_tokens_backward(grad, ctx.window), None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
