@@ -22,7 +22,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .joined_linear import gradients, product, tuning
+from .joined_linear import configs as tiles
+from .joined_linear import gradients, product
 from .place_tokens import kernel as place
 from .pool_tokens import kernel as pool
 
@@ -59,9 +60,9 @@ def compile_all(capability: int, dtypes: Sequence[str] = ("bf16", "fp32")) -> It
     """Compile every kernel for `capability` (80 for sm_80), in all configurations that a user's device may try."""
     for dtype in dtypes:
         size = DTYPES[dtype]
-        forward = tuning.configs_for(tuning.HALF_CONFIGS, size)
-        recomputed = tuning.configs_for(tuning.HALF_CONFIGS, size, True)
-        gradient = tuning.configs_for(tuning.HALF_GRADIENT_CONFIGS, size)
+        forward = tiles.configs_for(tiles.HALF_CONFIGS, size)
+        recomputed = tiles.configs_for(tiles.HALF_CONFIGS, size, True)
+        gradient = tiles.configs_for(tiles.HALF_GRADIENT_CONFIGS, size)
         for operation, sources in (("fuse_blocks", _BLOCKS), ("fuse_windows", _WINDOWS)):
             for part, function, configs, constants in (
                 ("", product.product_kernel, forward, _FORWARD),

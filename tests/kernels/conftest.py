@@ -12,10 +12,11 @@ def device(request, monkeypatch):
     if request.param == "cuda":
         from llava_stf_kernels.joined_linear.gradients import SOURCE_GRAD, WEIGHT_GRAD
         from llava_stf_kernels.joined_linear.product import PRODUCT
-        from llava_stf_kernels.pool_tokens.kernel import pool_kernel, spread_kernel
+        from llava_stf_kernels.pool_tokens.kernel import POOL, SPREAD
 
-        for tuner in (PRODUCT.tuner, WEIGHT_GRAD.tuner, SOURCE_GRAD.tuner, pool_kernel, spread_kernel):
-            monkeypatch.setattr(tuner, "configs", tuner.configs[-1:])
+        for kernel in (PRODUCT, WEIGHT_GRAD, SOURCE_GRAD, POOL, SPREAD):
+            monkeypatch.setattr(kernel.tuner, "configs", kernel.tuner.configs[-1:])
+            monkeypatch.setattr(kernel, "_best", {})
         return torch.device("cuda")
     if not is_interpreting():
         pytest.skip("Triton runs on the GPU here, not in its interpreter")

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import HALF_GRADIENT_CONFIGS, WIDEST_K, launch, tuned
 from .sources import Sources
 from .tiles import add_product, row_offsets, source_pointer, tile
-from .tuning import HALF_GRADIENT_CONFIGS, WIDEST_K, TunedKernel
 
 
 @triton.jit
@@ -124,15 +124,16 @@ def source_grad_kernel(
     )
 
 
-WEIGHT_GRAD = TunedKernel(weight_grad_kernel, HALF_GRADIENT_CONFIGS)
-SOURCE_GRAD = TunedKernel(source_grad_kernel, HALF_GRADIENT_CONFIGS)
+WEIGHT_GRAD = tuned(weight_grad_kernel, HALF_GRADIENT_CONFIGS)
+SOURCE_GRAD = tuned(source_grad_kernel, HALF_GRADIENT_CONFIGS)
 
 
 def weight_grad(sources: Sources, grad: Tensor) -> Tensor:
     """dW [O, S*C] from the sources and contiguous dZ [M, O]."""
     channels, outputs = sources.channels, grad.shape[1]
     out = torch.empty((outputs, sources.count * channels), dtype=grad.dtype, device=grad.device)
-    WEIGHT_GRAD.launch(
+    launch(
+        WEIGHT_GRAD,
         lambda blocks: (
             triton.cdiv(outputs, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * sources.count
         ),
@@ -148,7 +149,8 @@ def weight_grad(sources: Sources, grad: Tensor) -> Tensor:
 def write_source_grads(places: Sources, weight: Tensor, grad: Tensor) -> None:
     """Write dA_s into the places of the sources, from contiguous weight [O, S*C] and dZ [M, O]."""
     rows, channels, outputs = places.rows, places.channels, weight.shape[0]
-    SOURCE_GRAD.launch(
+    launch(
+        SOURCE_GRAD,
         lambda blocks: triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * places.count,
         places,
         weight=weight,

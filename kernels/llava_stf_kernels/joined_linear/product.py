@@ -18,9 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .configs import HALF_CONFIGS, WIDEST_K, launch, tuned
 from .sources import Sources
 from .tiles import add_product, row_offsets, source_pointer, tile
-from .tuning import HALF_CONFIGS, WIDEST_K, TunedKernel
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def product_kernel(
         finish(z, bias, grad, out, o_m, o_n, rows, outputs, HAS_BIAS, BACKWARD)
 
 
-PRODUCT = TunedKernel(product_kernel, HALF_CONFIGS)
+PRODUCT = tuned(product_kernel, HALF_CONFIGS)
 
 
 def joined_linear(sources: Sources, weight: Tensor, bias: Tensor | None, grad: Tensor | None = None) -> Tensor:
@@ -123,10 +123,10 @@ def joined_linear(sources: Sources, weight: Tensor, bias: Tensor | None, grad: T
     """
     rows, outputs = sources.rows, weight.shape[0]
     out = torch.empty((rows, outputs), dtype=weight.dtype, device=weight.device)
-    PRODUCT.launch(
+    launch(
+        PRODUCT,
         lambda blocks: triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(outputs, blocks["BLOCK_N"]),
         sources,
-        backward=grad is not None,
         weight=weight,
         bias=bias,
         grad=grad,

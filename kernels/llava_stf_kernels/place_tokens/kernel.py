@@ -63,10 +63,9 @@ def forward(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
     """embeddings [B, T, H], tokens [R, H], mask [B, T] -> [B, T, H]."""
     out = torch.empty(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device)
     positions, width = mask.numel(), embeddings.shape[-1]
-    place_kernel[_grid(positions, width)](
-        embeddings.contiguous(), tokens.contiguous(), mask.contiguous(), _ranks(mask), out,
-        positions, len(tokens), width, BLOCK_P=BLOCK_P, BLOCK_H=BLOCK_H,
-    )  # fmt: skip
+    arrays = (embeddings.contiguous(), tokens.contiguous(), mask.contiguous(), _ranks(mask), out)
+    with torch.cuda.device_of(out):  # Triton launches on the current device
+        place_kernel[_grid(positions, width)](*arrays, positions, len(tokens), width, BLOCK_P, BLOCK_H)
     return out
 
 
@@ -75,10 +74,9 @@ def backward(grad: Tensor, mask: Tensor, rows: int) -> list[Tensor]:
     positions, width = mask.numel(), grad.shape[-1]
     of_embeddings = torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
     of_tokens = torch.empty(rows, width, dtype=grad.dtype, device=grad.device)
-    collect_kernel[_grid(positions, width)](
-        grad.contiguous(), mask.contiguous(), _ranks(mask), of_embeddings, of_tokens,
-        positions, rows, width, BLOCK_P=BLOCK_P, BLOCK_H=BLOCK_H,
-    )  # fmt: skip
+    arrays = (grad.contiguous(), mask.contiguous(), _ranks(mask), of_embeddings, of_tokens)
+    with torch.cuda.device_of(grad):
+        collect_kernel[_grid(positions, width)](*arrays, positions, rows, width, BLOCK_P, BLOCK_H)
     return [of_embeddings, of_tokens]
 
 

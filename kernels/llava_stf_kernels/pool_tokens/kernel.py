@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..dispatch import is_interpreting
+from ..tuning import TunedKernel
 from ..windows import grid_side
 
 
@@ -20,11 +21,6 @@ def _config(tokens: int, channels: int, warps: int) -> triton.Config:
 # such loads are in flight.
 CONFIGS = [_config(1, 1024, 4), _config(2, 512, 4), _config(2, 1024, 4), _config(4, 1024, 8), _config(8, 256, 4)]
 INTERPRETED_CONFIGS = [_config(4, 128, 4)]
-_tuned = triton.autotune(
-    INTERPRETED_CONFIGS if is_interpreting() else CONFIGS,
-    key=["rows_bucket", "channels", "window"],
-    cache_results=True,
-)
 
 
 @triton.jit
@@ -35,7 +31,6 @@ def _window_rows(o_t, side, window, stride_b, stride_n):
     return (o_t // tokens).to(tl.int64) * stride_b + (first + 1).to(tl.int64) * stride_n
 
 
-@_tuned
 @triton.jit
 def pool_kernel(
     states,
@@ -64,7 +59,6 @@ def pool_kernel(
     tl.store(out + o_out, total / (window * window), mask=inside)
 
 
-@_tuned
 @triton.jit
 def spread_kernel(
     grad,
@@ -91,13 +85,22 @@ def spread_kernel(
             tl.store(p_window + (dy * window * side + dx) * stride_n, share, mask=inside)
 
 
+def _tuned(kernel: triton.JITFunction) -> TunedKernel:
+    return TunedKernel(
+        kernel, INTERPRETED_CONFIGS if is_interpreting() else CONFIGS, ["rows_bucket", "channels", "window"]
+    )
+
+
+POOL, SPREAD = _tuned(pool_kernel), _tuned(spread_kernel)
+
+
 def forward(states: Tensor, window: int) -> Tensor:
     """states [B, 1 + N, C] -> [B, N / k**2, C]."""
     if states.stride(-1) != 1:
         states = states.contiguous()
     batch, patches, channels = states.shape[0], states.shape[1] - 1, states.shape[2]
     out = torch.empty(batch, patches // window**2, channels, dtype=states.dtype, device=states.device)
-    _launch(pool_kernel, states, window, states=states, out=out)
+    _launch(POOL, states, window, states=states, out=out)
     return out
 
 
@@ -105,17 +108,18 @@ def backward(grad: Tensor, window: int) -> Tensor:
     """grad [B, N / k**2, C] -> [B, 1 + N, C]; the class token takes no part."""
     batch, tokens, channels = grad.shape
     out = torch.empty(batch, 1 + tokens * window**2, channels, dtype=grad.dtype, device=grad.device)
-    _launch(spread_kernel, out, window, grad=grad.contiguous(), out=out)
+    _launch(SPREAD, out, window, grad=grad.contiguous(), out=out)
     out[:, 0] = 0
     return out
 
 
-def _launch(kernel: triton.JITFunction, patches: Tensor, window: int, **tensors: Tensor) -> None:
+def _launch(kernel: TunedKernel, patches: Tensor, window: int, **tensors: Tensor) -> None:
     batch, count, channels = patches.shape
     side = grid_side(count - 1, window) // window
     rows = batch * side * side
-    grid = lambda args: (triton.cdiv(rows, args["BLOCK_T"]), triton.cdiv(channels, args["BLOCK_C"]))  # noqa: E731
-    kernel[grid](
+    kernel.launch(
+        lambda blocks: (triton.cdiv(rows, blocks["BLOCK_T"]), triton.cdiv(channels, blocks["BLOCK_C"])),
+        patches,
         **tensors,
         rows=rows,
         rows_bucket=triton.next_power_of_2(rows),
