@@ -68,9 +68,12 @@ bench() { # NAME SECONDS SCRIPT OPTIONS...
     step "$1" "$2" "$python" "kernels/benchmarks/$3.py" --budget "{}" "${@:4}"
 }
 
+# Most of the tests' time is the compilation of kernels, which has the machine's cores to itself.
+workers=()
+if "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 4); fi
 first=(--widths 7b --batches 1 16 64 --directions forward)
 quick=(--implementations ours eager conv)
-step tests 120 "$python" -m pytest -q -m gpu --continue-on-collection-errors
+step tests 120 "$python" -m pytest -q -m gpu "${workers[@]}" --continue-on-collection-errors
 bench projector 60 bench_projector "${first[@]}" "${quick[@]}"
 bench model 75 bench_model --modes eager
 bench operations 60 bench_ops "${first[@]}" "${quick[@]}"

@@ -131,12 +131,11 @@ def test_the_kernels_order_is_never_saved(stf_folder, device, tmp_path):
 
 
 def test_layers_with_lora_run_as_they_are(stf_folder, device):
-    from peft import LoraConfig, get_peft_model
-
+    peft = pytest.importorskip("peft", reason="needs the extra 'train'")
     llava = model_with("triton", stf_folder, device)
     inputs = inputs_of(llava)
-    config = LoraConfig(r=2, target_modules=r".*(block|spatial)_fusion\.linear_1", init_lora_weights=False)
-    wrapped = get_peft_model(llava.model, config)
+    config = peft.LoraConfig(r=2, target_modules=r".*(block|spatial)_fusion\.linear_1", init_lora_weights=False)
+    wrapped = peft.get_peft_model(llava.model, config)
     with torch.no_grad():
         adapted = wrapped(**inputs).logits
         with wrapped.disable_adapter():
@@ -147,12 +146,12 @@ def test_layers_with_lora_run_as_they_are(stf_folder, device):
 
 
 def test_quantized_layers_run_as_they_are(device):
-    from bitsandbytes.nn import Linear4bit
+    quantized_layers = pytest.importorskip("bitsandbytes.nn", reason="needs the extra 'quantization'")
 
     llava = model_with("triton", "tiny", device)
     fusion = llava.model.model.multi_modal_projector.spatial_fusion
     inputs, dense = inputs_of(llava), fusion.linear_1
-    quantized = Linear4bit(dense.in_features, dense.out_features, quant_type="nf4")
+    quantized = quantized_layers.Linear4bit(dense.in_features, dense.out_features, quant_type="nf4")
     quantized.load_state_dict(dense.state_dict())
     fusion.linear_1 = quantized.to(device)
     with torch.no_grad():
