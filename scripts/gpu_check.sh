@@ -23,8 +23,8 @@ while [ $# -gt 0 ]; do
 done
 export PYTHONPATH=.:kernels:eval PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "gpu_check: torch sees no CUDA device here; nothing was checked or measured" >&2
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    echo "gpu_check: $python has no torch that sees a CUDA device; nothing was checked or measured" >&2
     exit 2
 fi
 sources=$(find kernels llava_stf tests -name '*.py' -print0 | sort -z | xargs -0 cat | sha256sum | cut -c1-12)
