@@ -173,7 +173,7 @@ class TestWithoutGpu:
     def test_gpu_check_says_that_it_cannot(self, tmp_path):
         done = run_gpu_check(tmp_path, python=sys.executable)
         assert done.returncode == 2
-        assert "no CUDA device" in done.stderr
+        assert "no torch that sees a CUDA device" in done.stderr
         assert not (tmp_path / "state").exists()
 
 
