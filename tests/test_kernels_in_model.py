@@ -14,7 +14,7 @@ from llava_stf.compiled import CompiledGeneration
 from llava_stf.errors import KernelError
 from llava_stf.inference import LlavaStf
 from llava_stf.projector import use_kernels
-from llava_stf_kernels import dispatch
+from llava_stf_kernels import dispatch, place_tokens
 from llava_stf_kernels.dispatch import is_interpreting
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
@@ -181,13 +181,20 @@ def test_what_cannot_run_is_refused_and_the_model_left_alone(monkeypatch, plain_
 
 
 @pytest.mark.gpu
-def test_no_synchronisation_between_tower_and_language_model(stf_folder):
+def test_nothing_waits_for_the_gpu_between_pixels_and_prompt(stf_folder):
     llava = load_model(stf_folder, device="cuda", dtype="bfloat16")
-    inputs = inputs_of(llava)
-    with torch.no_grad():
-        for mode in ("default", "error"):
-            torch.cuda.set_sync_debug_mode(mode)
-            try:
-                llava.model.model(**inputs, use_cache=False)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
+    inputs, model = inputs_of(llava), llava.model.model
+    mask = inputs["input_ids"] == llava.model.config.image_token_id
+
+    @torch.no_grad()
+    def embed():
+        embeddings = model.get_input_embeddings()(inputs["input_ids"])
+        return place_tokens(embeddings, torch.cat(model.get_image_features(inputs["pixel_values"]).pooler_output), mask)
+
+    expected = embed()  # kernels are compiled, and tiles measured, at the first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = embed()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found, expected)
