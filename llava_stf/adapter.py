@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import LlavaConfig
 
+from .configuration_llava_stf import LlavaStfConfig
 from .conversion.keys import PROJECTOR, STF_PROJECTOR, adapter_name, rename
 from .conversion.weights import Reader, read_index
 from .errors import CheckpointError
@@ -38,15 +40,24 @@ class Adapter:
             "fusion_hidden_size": self.state["spatial_fusion.linear_1.weight"].shape[0],
         }
 
+    def check(self, config: LlavaConfig) -> None:
+        """Raise `CheckpointError` or `FusionError` unless the weights fit a plain LLaVA of this config."""
+        fused = LlavaStfConfig.from_dict(config.to_dict() | {"fusion_layers": None} | self.config_values(config))
+        with torch.device("meta"):
+            self._check_shapes(LlavaStfProjector(fused))
+
     def load_into(self, projector: LlavaStfProjector) -> None:
         """Copy the weights into `projector`; raises `CheckpointError` naming the first tensor of another shape."""
+        self._check_shapes(projector)
+        projector.load_state_dict(self.state)
+
+    def _check_shapes(self, projector: LlavaStfProjector) -> None:
         for name, parameter in projector.named_parameters():
             if self.state[name].shape != parameter.shape:
                 raise CheckpointError(
                     f"{self.path}: {name} has shape {list(self.state[name].shape)}, this model needs "
                     f"{list(parameter.shape)}; it was trained for another tower, language model or fusion."
                 )
-        projector.load_state_dict(self.state)
 
 
 def load_adapter(path: str | Path) -> Adapter:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    BitsAndBytesConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -26,17 +23,16 @@ from .conversion.parts import build_config, check_tensors, public_tensors
 from .conversion.processors import read_processor
 from .conversion.sources import Kind, Source, recognise
 from .conversion.weights import read_json
-from .errors import CheckpointError, FusionError, KernelError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+from .errors import CheckpointError, FusionError, KernelError, LlavaStfError, ModelNotFoundError
 from .inference import LlavaStf
+from .loading_options import from_pretrained_options
+from .lora import is_lora_folder, read_lora_folder
 from .patch import apply_stf
 from .processing_llava_stf import LlavaStfProcessor
 from .projector import use_kernels
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
 EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
-_DTYPES = ("float32", "bfloat16", "float16")
-# Only the language model is quantized; a list of names replaces the library's default, which spares the head alone.
-_UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "vision_tower", "multi_modal_projector", "lm_head"]
 
 
 def load_model(
@@ -59,7 +55,8 @@ def load_model(
     Args:
         name_or_path: `"tiny"` (the embedded LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
             LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
-            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`).
+            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). Or a folder of LoRA weights that finetuning wrote: they
+            are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
         vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
             the window of patches that gives it. `"all"`: a plain LLaVA, untouched.
         subfolder, revision: of the hub repository.
@@ -88,14 +85,24 @@ def load_model(
         MissingDependencyError: quantization without bitsandbytes.
         LlavaStfError: an option has no such value.
     """
-    options = _loading_options(device, dtype, quantization, attn_implementation)
-    source = _find(name_or_path, subfolder, revision, vision_tower)
-    config = build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
+    options = from_pretrained_options(device, dtype, quantization, attn_implementation)
+    path = _locate(name_or_path, subfolder, revision)
+    lora = read_lora_folder(path) if is_lora_folder(path) else None
+    if lora is None:
+        source = _recognise(path, vision_tower)
+        folder, config = source.folder, _config(source)
+    else:
+        folder, config = lora.folder, lora.config
     window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
     if isinstance(config, LlavaStfConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
-    processor = _read_processor(source, config)
-    model = _read_model(source, config, options)
+    processor = _read_processor(folder, config)
+    if lora is None:
+        model = _read_model(source, config, options)
+    else:
+        model = lora.load(
+            quantization=quantization, device=device, dtype=dtype, attn_implementation=attn_implementation
+        )
     if window is not None:
         apply_stf(model, processor, window=window, init=init, kernels=kernels)
     elif isinstance(config, LlavaStfConfig):
@@ -106,16 +113,46 @@ def load_model(
     return LlavaStf(model, processor, compile_generation(model) if compile else None)
 
 
-def _find(name: str | Path, subfolder: str | None, revision: str | None, vision_tower: str | Path | None) -> Source:
-    """The checkpoint in a format that transformers loads."""
-    if name in EMBEDDED:
-        path = Path(__file__).parent / "assets" / name
-        if not path.is_dir():
-            raise ModelNotFoundError(
-                f"The embedded model '{name}' is not part of this installation; install the wheel."
-            )
+def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
+    """The config of a model that `load_model` loads as a whole, without its weights. Raises as `load_model`."""
+    return _config(_recognise(_locate(name_or_path, None, None), vision_tower))
+
+
+def load_processor(
+    name_or_path: str | Path = "tiny", *, vision_tokens: int | Literal["all"] | None = None
+) -> LlavaProcessor:
+    """The processor that `load_model` gives with the model, without loading the model. Raises as `load_model`."""
+    path = _locate(name_or_path, None, None)
+    if is_lora_folder(path):
+        lora = read_lora_folder(path)
+        folder, config = lora.folder, lora.config
     else:
-        path = locate(name, subfolder=subfolder, revision=revision)
+        source = _recognise(path, None)
+        folder, config = source.folder, _config(source)
+    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    processor = _read_processor(folder, config)
+    if processor is None:
+        raise CheckpointError(f"{folder} has no tokenizer, and nothing can be counted in tokens.")
+    if window is not None:
+        processor.fusion_window = window
+    return processor
+
+
+def _config(source: Source) -> LlavaConfig:
+    return build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
+
+
+def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Path:
+    if name not in EMBEDDED:
+        return locate(name, subfolder=subfolder, revision=revision)
+    path = Path(__file__).parent / "assets" / name
+    if not path.is_dir():
+        raise ModelNotFoundError(f"The embedded model '{name}' is not part of this installation; install the wheel.")
+    return path
+
+
+def _recognise(path: Path, vision_tower: str | Path | None) -> Source:
+    """The checkpoint in a format that transformers loads."""
     source = recognise(path)
     if source.kind is Kind.ORIGINAL:
         return recognise(converted(path, vision_tower))
@@ -143,49 +180,6 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | None) -> 
         return None
     window = window_for(grid, vision_tokens)
     return None if window == 1 else window
-
-
-def _loading_options(
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    quantization: str | None,
-    attn_implementation: str | None,
-) -> dict[str, Any]:
-    """The keywords of `from_pretrained`."""
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise LlavaStfError(
-            f"device must be one that torch knows, such as 'cpu' or 'cuda:1', found '{device}'."
-        ) from error
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise LlavaStfError(f"device is '{device}', but torch sees no GPU here; take 'cpu'.")
-    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in ("auto", *_DTYPES):
-        raise LlavaStfError(f"dtype must be one of {', '.join(_DTYPES)}, found '{dtype}'.")
-    options: dict[str, Any] = {"device_map": {"": target}, "dtype": name}
-    if attn_implementation is not None:
-        options["attn_implementation"] = attn_implementation
-    if quantization is not None:
-        options["quantization_config"] = _quantization(quantization, name)
-    return options
-
-
-def _quantization(bits: str, dtype: str) -> BitsAndBytesConfig:
-    if bits not in ("8bit", "4bit"):
-        raise LlavaStfError(f"quantization must be '8bit' or '4bit', found '{bits}'.")
-    if find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("quantization needs bitsandbytes: pip install 'llava-stf[quantization]'")
-    if bits == "8bit":
-        # It warns at every single multiplication that the products are computed in float16.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_UNQUANTIZED)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
-        llm_int8_skip_modules=_UNQUANTIZED,
-    )
 
 
 def _check_weights(source: Source, config: LlavaConfig) -> None:
@@ -218,14 +212,14 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
     return model
 
 
-def _read_processor(source: Source, config: LlavaConfig) -> LlavaProcessor | None:
+def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     """The processor, tokenising as in training also for a plain LLaVA; `None` where there is no tokenizer."""
-    processor, _ = read_processor(source.folder, config)
+    processor, _ = read_processor(folder, config)
     if processor is None:
         return None
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
-            f"{source.folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
+            f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
             f"says {config.image_token_id}."
         )
     if type(processor) is LlavaProcessor and config.vision_feature_select_strategy == "default":

@@ -20,7 +20,7 @@ from .configuration_llava_stf import LlavaStfConfig
 from .errors import FusionError
 from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, run_all_blocks, skip_unused_blocks
 from .processing_llava_stf import LlavaStfProcessor
-from .projector import LlavaStfProjector, PooledProjector, init_from_pooling, use_kernels
+from .projector import LlavaStfProjector, PooledProjector, build_projector, init_from_pooling, use_kernels
 
 
 @dataclass
@@ -92,6 +92,18 @@ def apply_pooling(
     projector = PooledProjector(config)
     projector.load_state_dict(model.model.multi_modal_projector.state_dict())
     return _replace_parts(model, processor, config, projector, kernels)
+
+
+def apply_untrained(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, like: LlavaStfConfig
+) -> LlavaStfForConditionalGeneration:
+    """Give a loaded LLaVA a projector of another model's kind and widths, for weights that are loaded next.
+
+    In place; undone by `remove_stf`. Raises `FusionError` if the model is no plain LLaVA or the fusion does not fit.
+    """
+    fields = ("fusion", "fusion_layers", "fusion_window", "fusion_block_hidden_size", "fusion_hidden_size")
+    config = _stf_config(model, **{name: getattr(like, name) for name in fields})
+    return _replace_parts(model, processor, config, build_projector(config), "auto")
 
 
 def remove_stf(

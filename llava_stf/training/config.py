@@ -20,6 +20,8 @@ from llava_stf.errors import LlavaStfError
 
 # The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
 DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5}
+# Its LoRA script: adapters of the LLM, and the projector, which is trained in full beside them.
+LORA_LEARNING_RATE, LORA_PROJECTOR_LEARNING_RATE = 1e-4, 2e-5
 
 
 def _option(default: Any, text: str) -> Any:
@@ -33,8 +35,15 @@ class FinetuneConfig:
     Raises `LlavaStfError` for a required field without value and for options that contradict each other.
     """
 
-    base: str = _option("", "model to start from: a folder, a model id, or `tiny` (required)")
-    data: str = _option("", "LLaVA data file: a JSON list, or JSON lines, of {id, image, conversations} (required)")
+    base: str = _option(
+        "", "model to start from, a LLaVA, LLaVA-STF or language model: a folder, a model id, or `tiny` (required)"
+    )
+    vision_tower: str | None = _option(
+        None, "folder or model id of the vision tower, for a base without one: a language model such as Vicuna"
+    )
+    data: str = _option(
+        "", "a JSON list or JSON lines of LLaVA samples, or a Hugging Face data set: folder, parquet, hub id (required)"
+    )
     output: str = _option("", "folder for checkpoints and the trained model (required)")
     images: str | None = _option(
         None, "folder that the samples' image paths start from; default: the data file's folder"
@@ -51,6 +60,15 @@ class FinetuneConfig:
     )
     init: str = _option("pool", "start of a new STF projector: pool (exact mean pooling), random, or an adapter file")
 
+    lora_rank: int | None = _option(None, "trains low-rank adapters of this rank in place of the LLM; default: no LoRA")
+    lora_alpha: int | None = _option(None, "scale of the adapters, times rank; default: twice lora_rank")
+    lora_dropout: float = _option(0.05, "share of an adapter's inputs that is dropped in training")
+    quantization: Literal["4bit"] | None = _option(None, "4bit: QLoRA, adapters on an LLM of 4-bit weights")
+
+    streaming: bool = _option(False, "read a Hugging Face data set row by row, with no copy of it; needs max_steps")
+    group_by_length: bool = _option(True, "in stage instruct, steps of one modality and similar lengths: less padding")
+    max_bad_samples: float = _option(0.01, "share of samples that may be bad, and are replaced by others, at most")
+
     epochs: float = _option(1.0, "passes over the data, if max_steps is not given")
     max_steps: int | None = _option(None, "optimizer steps in all, counted from the start of the run")
     per_device_batch_size: int = _option(16, "samples per device and forward pass")
@@ -58,8 +76,12 @@ class FinetuneConfig:
     max_length: int = _option(2048, "longest sequence, image tokens included; longer texts are cut")
     seed: int = _option(0, "seed of data order, projector and dropout")
 
-    learning_rate: float | None = _option(None, "peak learning rate; default: 1e-3 for align, 2e-5 for instruct")
-    projector_learning_rate: float | None = _option(None, "learning rate of the projector; default: learning_rate")
+    learning_rate: float | None = _option(
+        None, "peak learning rate; default: 1e-3 for align, 2e-5 for instruct, 1e-4 with LoRA"
+    )
+    projector_learning_rate: float | None = _option(
+        None, "learning rate of the projector; default: learning_rate, with LoRA 2e-5"
+    )
     vision_tower_learning_rate: float | None = _option(
         None, "trains the vision tower too, at this rate; default: frozen"
     )
@@ -69,8 +91,10 @@ class FinetuneConfig:
     adam_beta2: float = _option(0.999, "AdamW's second beta")
     max_grad_norm: float = _option(1.0, "gradient norm above which gradients are scaled down")
 
-    bf16: bool = _option(True, "compute in bfloat16 (weights and optimizer stay float32)")
-    save_dtype: Literal["float32", "bfloat16"] = _option("float32", "dtype of the trained model on disk")
+    bf16: bool = _option(True, "compute in bfloat16 (trained weights and optimizer stay float32)")
+    save_dtype: Literal["float32", "bfloat16"] = _option(
+        "float32", "dtype of the trained model, or of the adapters, on disk"
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = _option(
         "sdpa", "attention; eager is the faster one on a CPU"
     )
@@ -86,13 +110,14 @@ class FinetuneConfig:
     save_total_limit: int = _option(2, "checkpoints that are kept")
     report_to: str = _option("none", "none, tensorboard or wandb")
     resume: bool = _option(False, "go on from the newest complete checkpoint in output, if there is one")
+    overwrite: bool = _option(False, "replace the run that output holds; other files there stay")
 
     def __post_init__(self) -> None:
         for name in ("base", "data", "output"):
             if not getattr(self, name):
                 raise LlavaStfError(f"--{name} is required: give it as a flag or in the config file")
         positive = ("per_device_batch_size", "gradient_accumulation", "max_length", "logging_steps", "save_steps")
-        for name in (*positive, "save_total_limit", "max_steps", "cpu_threads"):
+        for name in (*positive, "save_total_limit", "max_steps", "cpu_threads", "lora_rank", "lora_alpha"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise LlavaStfError(f"{name} must be at least 1, found {value}")
@@ -104,12 +129,44 @@ class FinetuneConfig:
             raise LlavaStfError("stage align trains the projector alone: leave out vision_tower_learning_rate")
         if self.vision_tokens == "all" and self.reduction == "pool":
             raise LlavaStfError("vision_tokens all keeps every token, reduction pool does not: leave out one of them")
+        if not 0 <= self.max_bad_samples < 1:
+            raise LlavaStfError(f"max_bad_samples must be in [0, 1), found {self.max_bad_samples}")
+        if self.streaming and self.max_steps is None:
+            raise LlavaStfError("a stream has no known end: give max_steps with streaming")
+        if self.resume and self.overwrite:
+            raise LlavaStfError("resume goes on with the run in output, overwrite replaces it: leave out one of them")
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        if not 0 <= self.lora_dropout < 1:
+            raise LlavaStfError(f"lora_dropout must be in [0, 1), found {self.lora_dropout}")
+        if self.lora_rank is None:
+            if self.lora_alpha is not None:
+                raise LlavaStfError("lora_alpha is for LoRA: give lora_rank too, or leave it out")
+            if self.quantization is not None:
+                raise LlavaStfError(
+                    "4-bit weights cannot be trained in full: give lora_rank, or leave out quantization"
+                )
+            return
+        if self.stage == "align":
+            raise LlavaStfError(
+                "stage align trains the projector alone and leaves the LLM as it is: leave out lora_rank"
+            )
+        if self.vision_tower_learning_rate is not None:
+            raise LlavaStfError(
+                "LoRA leaves the vision tower frozen: leave out vision_tower_learning_rate or lora_rank"
+            )
 
     @property
     def learning_rates(self) -> dict[str, float]:
         """Peak learning rate of each part that is trained: "projector", "language_model", "vision_tower"."""
-        rate = DEFAULT_LEARNING_RATE[self.stage] if self.learning_rate is None else self.learning_rate
-        rates = {"projector": rate if self.projector_learning_rate is None else self.projector_learning_rate}
+        rate, projector_rate = DEFAULT_LEARNING_RATE[self.stage], self.projector_learning_rate
+        if self.lora_rank is not None:
+            rate = LORA_LEARNING_RATE
+            projector_rate = LORA_PROJECTOR_LEARNING_RATE if projector_rate is None else projector_rate
+        if self.learning_rate is not None:
+            rate = self.learning_rate
+        rates = {"projector": rate if projector_rate is None else projector_rate}
         if self.stage == "instruct":
             rates["language_model"] = rate
         if self.vision_tower_learning_rate is not None:

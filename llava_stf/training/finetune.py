@@ -1,8 +1,8 @@
 """Train LLaVA-STF: `accelerate launch -m llava_stf.training.finetune --config FILE.yaml [--field value ...]`.
 
-Stage `align` trains the projector alone on captions; stage `instruct` trains projector and LLM on conversations, with
-the vision tower frozen (arXiv 2506.07138, training recipe of LLaVA-1.5). A base without fusion gets a projector that
-starts as exact mean pooling.
+Stage `align` trains the projector alone on captions; stage `instruct` trains projector and LLM on conversations, or
+with `lora_rank` the projector and low-rank adapters of the LLM, with the vision tower frozen (arXiv 2506.07138,
+training recipe of LLaVA-1.5). A base without fusion gets a projector that starts as exact mean pooling.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.training.checkpoints import prepare_output, save_model
+from llava_stf.training.checkpoints import prepare_output, remove_run, save_model
 from llava_stf.training.config import FinetuneConfig, parse
+from llava_stf.training.start import check_start, load_start
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor, TrainingArguments
+    from transformers import LlavaProcessor, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -32,71 +32,78 @@ def finetune(config: FinetuneConfig) -> None:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after its first use
     output = Path(config.output)
-    checkpoint = prepare_output(output, resume=config.resume)
+    checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)
+    check_start(config)
 
     import torch
     from transformers import set_seed
 
-    from llava_stf.training.data import LlavaDataset, collate
+    from llava_stf.lora import load_weights
+    from llava_stf.training.data import training_data
+    from llava_stf.training.lora import add_lora
     from llava_stf.training.optim import train_only
+    from llava_stf.training.preparation import Preparation
+    from llava_stf.training.sources import image_folder, open_records, open_stream
     from llava_stf.training.trainer import FinetuneTrainer
 
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     set_seed(config.seed)
-    model, processor = load_start(config, checkpoint)
-    train_only(model, config.learning_rates)
+    arguments = training_arguments(config)
+    images = image_folder(config.data, config.images)
+    rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
+    model, processor = load_start(config, checkpoint, arguments.device)
+    if config.lora_rank is None:
+        train_only(model, config.learning_rates)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         model.model.vision_tower.compile()
         model.model.language_model.compile(dynamic=True)
-    dataset = LlavaDataset(
-        Path(config.data),
-        None if config.images is None else Path(config.images),
+    prepare = Preparation(
         processor,
+        name=Path(config.data).name,
+        images=images,
         template="plain" if config.stage == "align" else "v1",
         max_length=config.max_length,
     )
+    batch = config.per_device_batch_size * config.gradient_accumulation * arguments.world_size
+    data = training_data(rows, prepare, config, pad_token_id=pad_token_id(processor), samples_per_step=batch)
+    trained: Any = model
+    if config.lora_rank is not None:
+        trained = add_lora(model, config)
+        if checkpoint is not None:
+            load_weights(trained, checkpoint)
+    if config.overwrite and arguments.process_index == 0:
+        remove_run(output)
     trainer = FinetuneTrainer(
         config,
-        model=model,
-        args=training_arguments(config),
-        train_dataset=dataset,
-        data_collator=partial(collate, pad_token_id=pad_token_id(processor)),
+        model=trained,
+        args=arguments,
+        train_dataset=data.dataset,
+        data_collator=data.collate,
         processing_class=processor,
     )
-    logger.info("%d samples, %d tokens per image", len(dataset), dataset.tokens_per_image)
+    samples = "streamed" if config.streaming else str(len(rows))
+    logger.info("%s samples, %d tokens per image", samples, prepare.tokens_per_image)
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except DataError as error:
         # From a worker process the message comes inside that process's traceback, as its last line.
         raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    if data.bad_samples.summary():
+        logger.warning("%s: others took their place", data.bad_samples.summary())
     if trainer.is_world_process_zero():
         save_model(
-            trainer.accelerator.unwrap_model(trainer.model), processor, output, getattr(torch, config.save_dtype)
+            trainer.accelerator.unwrap_model(trainer.model),
+            processor,
+            output,
+            getattr(torch, config.save_dtype),
+            lora_base=None if config.lora_rank is None else config.base,
+            state_dict=state,
         )
-
-
-def load_start(config: FinetuneConfig, checkpoint: Path | None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Model (float32, on the CPU) and processor that training starts from: the checkpoint, or the base, reduced.
-
-    Raises `FusionError` if the base cannot be brought to the vision tokens asked for.
-    """
-    from llava_stf.configuration_llava_stf import window_for
-    from llava_stf.loading import load_model
-    from llava_stf.patch import apply_pooling
-
-    load = partial(load_model, device="cpu", dtype="float32", attn_implementation=config.attn_implementation)
-    if checkpoint is not None:
-        model, processor = load(checkpoint, vision_tokens="all" if config.vision_tokens == "all" else None)
-    elif config.reduction == "stf":
-        model, processor = load(config.base, vision_tokens=config.vision_tokens, init=config.init)
-    else:
-        model, processor = load(config.base, vision_tokens="all")
-        grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-        apply_pooling(model, processor, window=window_for(grid, config.vision_tokens))
-    return model, processor
 
 
 def pad_token_id(processor: LlavaProcessor) -> int:
@@ -133,6 +140,7 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
         report_to=config.report_to,
+        accelerator_config={"dispatch_batches": False},  # every process reads a stream for itself
         disable_tqdm=not sys.stderr.isatty(),
     )
 

@@ -1,27 +1,59 @@
-"""The transformers Trainer with a learning rate per part, safe losses, and samples per second in its log."""
+"""The transformers Trainer with a learning rate per part, runs that survive interruption, and throughput in its log."""
 
 from __future__ import annotations
 
+import logging
 import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import Trainer
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.training.checkpoints import (
+    PARTIAL,
+    checkpoint_step,
+    describe_newest,
+    publish_checkpoint,
+    reported_writing,
+)
 from llava_stf.training.config import FinetuneConfig
 from llava_stf.training.optim import parameter_groups
+from llava_stf.training.sampling import grouped_order
+
+# What a shell reports for a process that SIGTERM ended: a stopped run is neither trained (0) nor failed (1, 2).
+EXIT_TERMINATED = 128 + signal.SIGTERM
+NAMED_SAMPLES = 16
+
+logger = logging.getLogger(__name__)
 
 
 class FinetuneTrainer(Trainer):
-    """`Trainer` for a `FinetuneConfig`.
+    """`Trainer` for a `FinetuneConfig`, whose result depends on neither interruptions nor the number of processes.
 
     Modifications:
+        train: stops with a checkpoint on SIGTERM; a finished run that is resumed takes no step more.
+        get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
         create_optimizer: AdamW over one parameter group per part of the model.
+        training_step: counts samples and tokens, and remembers losses and sample ids.
         compute_loss: a batch in which every label is masked has the loss 0, not 0/0.
-        log: samples per second since the last line; stops at a loss that is not finite.
+        _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
+        log: samples and LLM tokens (no padding) per second since the last line, over all processes.
+        _save_checkpoint, _get_output_dir: checkpoints appear complete or not at all.
         _load_from_checkpoint: nothing, since the model handed in has the checkpoint's weights already. The Trainer's
             own would compare the public key names on disk with those in memory and skip what differs, silently.
     """
@@ -31,7 +63,40 @@ class FinetuneTrainer(Trainer):
     def __init__(self, config: FinetuneConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.finetune_config = config
-        self._logged_at, self._logged_step = time.perf_counter(), 0
+        self.terminating = False  # in all processes, from the same step on
+        self._sigterm = False  # in this process
+        self._saving = False
+        self._step_losses: list[tuple[list[str], Tensor]] = []
+        self.add_callback(_StepCallback(self))
+        self.restart_clock()
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`.
+
+        Raises `SystemExit(143)` after SIGTERM, when the step under way is done and its checkpoint written, and
+        `LlavaStfError` for a loss that is not finite and for a checkpoint that cannot be written.
+        """
+        if resume_from_checkpoint is not None:
+            step = checkpoint_step(Path(resume_from_checkpoint))
+            if step >= self._total_steps():
+                return TrainOutput(step, 0.0, {})
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+        try:
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if self.terminating and output.global_step < self.state.max_steps:
+            logger.warning("stopped by SIGTERM after step %d: go on with --resume", output.global_step)
+            raise SystemExit(EXIT_TERMINATED)
+        return output
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        loader = super().get_train_dataloader()
+        if sys.platform == "linux":  # nowhere else does a process learn who sent a signal
+            # Accelerate's loader wraps torch's, and a resumed epoch copies this attribute from it.
+            inner = loader.base_dataloader
+            inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+        return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -43,6 +108,14 @@ class FinetuneTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.finetune_config.adam_beta2), fused=True)
         return self.optimizer
 
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        ids = inputs.pop("sample_ids", [])
+        self._counts[0] += len(inputs["input_ids"])
+        self._counts[1] += inputs["attention_mask"].sum()
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._step_losses.append((ids, loss))
+        return loss
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         count = kwargs.get("num_items_in_batch")
         if count is not None:
@@ -50,14 +123,166 @@ class FinetuneTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        now, step = time.perf_counter(), self.state.global_step
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise LlavaStfError(f"the loss is {logs['loss']} at step {step}: lower the learning rate and resume")
-            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            logs["samples_per_second"] = round((step - self._logged_step) * batch / (now - self._logged_at), 1)
-        self._logged_at, self._logged_step = now, step
+            samples, tokens = self.accelerator.reduce(self._counts, reduction="sum").tolist()
+            seconds = time.perf_counter() - self._clock
+            logs["samples_per_second"] = round(samples / seconds, 1)
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
+            self.restart_clock()
         super().log(logs, start_time)
+
+    def restart_clock(self) -> None:
+        """Count samples and tokens for the next line of the log from now on."""
+        self._clock = time.perf_counter()
+        self._counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        config = self.finetune_config
+        return EpochSampler(
+            len(dataset),
+            self._samples_per_step(),
+            config.seed,
+            lambda: self.state.global_step,
+            lengths=dataset.lengths if config.group_by_length and config.stage == "instruct" else None,
+        )
+
+    def _samples_per_step(self) -> int:
+        arguments = self.args
+        return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+    def _total_steps(self) -> int:
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * math.ceil(len(self.train_dataset) / self._samples_per_step()))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._agree(0.0 if norm is None else float(norm))
+        return norm
+
+    def _agree(self, grad_norm: float) -> None:
+        """Let all processes stop at the same step, for a SIGTERM or a value that is not finite in any of them.
+
+        The only wait for the device in a step, at a moment when the device has nothing left to do but the update.
+        Raises `LlavaStfError` for such a value.
+        """
+        losses = torch.stack([loss for _, loss in self._step_losses]).tolist()
+        ids = [ids for ids, _ in self._step_losses]
+        self._step_losses = []
+        bad = [name for names, loss in zip(ids, losses, strict=True) if not math.isfinite(loss) for name in names]
+        finite = math.isfinite(grad_norm) and all(map(math.isfinite, losses))
+        flags = torch.tensor([not finite, self._sigterm], dtype=torch.int64, device=self.args.device)
+        anywhere_bad, anywhere_terminated = self.accelerator.reduce(flags, reduction="sum").tolist()
+        self.terminating = anywhere_terminated > 0
+        if anywhere_bad:
+            named = gather_object(bad) or gather_object([name for names in ids for name in names])
+            step, loss = self.state.global_step + 1, sum(losses)
+            raise LlavaStfError(
+                f"the loss ({loss:.4g}) or its gradient (norm {grad_norm:.4g}) is not finite at step {step}, in the "
+                f"samples {_listed(named)}: look at them or lower the learning rate, and go on with --resume; "
+                f"{describe_newest(Path(self.args.output_dir))}"
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        self._saving = True
+        with reported_writing(name, output):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # for their random states, and shards
+            if self.is_world_process_zero():
+                publish_checkpoint(output, name, keep=self.finetune_config.save_total_limit)
+        self._saving = False
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, PARTIAL)) if self._saving else folder
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         pass
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self._sigterm = True
+
+
+class EpochSampler(Sampler[int]):
+    """Numbers of the samples of one epoch, in an order that depends on seed and epoch alone.
+
+    The epoch is filled up with its own first samples to whole optimizer steps, so that every step has equally many
+    samples, the same ones on any number of processes. It is known by `steps_done()`, the optimizer steps before it.
+    With `lengths` a step has samples of one modality and of similar lengths, see `grouped_order`.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        samples_per_step: int,
+        seed: int,
+        steps_done: Callable[[], int],
+        *,
+        lengths: np.ndarray | None = None,
+    ) -> None:
+        self.samples, self.seed, self.steps_done, self.lengths = samples, seed, steps_done, lengths
+        self.steps = math.ceil(samples / samples_per_step)
+        self.samples_per_step = samples_per_step
+
+    def __len__(self) -> int:
+        return self.steps * self.samples_per_step
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.steps_done() // self.steps
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.lengths is None:
+            order = rng.permutation(self.samples)
+        else:
+            order = grouped_order(self.lengths, self.samples_per_step, rng)
+        yield from np.resize(order, len(self)).tolist()
+
+
+class _StepCallback(TrainerCallback):
+    """Random numbers that depend on the step alone, lines of the log where a run can be cut, and the end by SIGTERM."""
+
+    def __init__(self, trainer: FinetuneTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.restart_clock()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Data loaders draw from the global generator, too, but not equally often before and after a resumption.
+        entropy = np.random.SeedSequence((args.seed, state.global_step, args.process_index))
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer.terminating:
+            control.should_save = control.should_training_stop = True
+        # A checkpoint does not hold the losses since the last line of the log, so there are none.
+        control.should_log |= control.should_save
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        self.trainer.restart_clock()
+
+
+def _start_worker(initialise: Callable[[int], None] | None, worker: int) -> None:
+    """Let a worker process end by its parent's SIGTERM alone.
+
+    A machine that is taken away may send it to all processes, and the last step still needs its samples.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+    if initialise is not None:  # the Trainer gives a stream's workers none
+        initialise(worker)
+
+
+def _obey_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - NAMED_SAMPLES
+    return ", ".join(names[:NAMED_SAMPLES]) + (f" and {rest} more" if rest > 0 else "")

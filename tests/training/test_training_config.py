@@ -3,12 +3,15 @@
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.training.config import FinetuneConfig, parse
 
 REQUIRED = ["--base", "tiny", "--data", "d.json", "--output", "out"]
-CONFIGS = sorted((Path(__file__).parents[2] / "scripts" / "configs").glob("*.yaml"))
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CONFIGS = sorted((SCRIPTS / "configs").glob("*.yaml"))
 
 
 def test_flags_win_over_the_file_and_both_spellings_work(tmp_path):
@@ -50,6 +53,14 @@ def test_values_have_the_type_of_their_field(flags, field, value):
         (["--stage", "align", "--vision-tower-learning-rate", "1e-4"], "align trains the projector alone"),
         (["--vision-tokens", "all", "--reduction", "pool"], "leave out one"),
         (["--data", ""], "--data is required"),
+        (["--lora-rank", "8", "--stage", "align"], "align trains the projector alone .*leave out lora_rank"),
+        (["--quantization", "4bit"], "4-bit weights cannot be trained in full: give lora_rank"),
+        (["--quantization", "8bit", "--lora-rank", "8"], "quantization must be 4bit, found '8bit'"),
+        (["--lora-alpha", "8"], "lora_alpha is for LoRA: give lora_rank too"),
+        (["--lora-rank", "0"], "lora_rank must be at least 1"),
+        (["--lora-rank", "8", "--lora-dropout", "1"], "lora_dropout"),
+        (["--lora-rank", "8", "--vision-tower-learning-rate", "1e-4"], "LoRA leaves the vision tower frozen"),
+        (["--resume", "--overwrite"], "leave out one"),
         (["--config", "nowhere.yaml"], r"cannot read the config nowhere\.yaml"),
     ],
 )
@@ -76,18 +87,26 @@ def test_learning_rates_follow_the_stage():
     assert rates.learning_rates == {"projector": 2.0, "language_model": 3.0, "vision_tower": 1.0}
 
 
+def test_lora_has_learning_rates_of_its_own():
+    assert parse([*REQUIRED, "--lora-rank", "8"]).learning_rates == {"projector": 2e-5, "language_model": 1e-4}
+    rates = parse([*REQUIRED, "--lora-rank", "8", "--learning-rate", "3"]).learning_rates
+    assert rates == {"projector": 2e-5, "language_model": 3.0}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_valid(path):
     assert isinstance(parse(["--config", str(path), *REQUIRED]), FinetuneConfig)
 
 
+def shipped(stem):
+    (path,) = (path for path in CONFIGS if path.stem == stem)
+    return parse(["--config", str(path)])
+
+
 def test_shipped_7b_configs_have_the_papers_hyper_parameters():
-    align, instruct = (
-        parse(["--config", str(path), *REQUIRED])
-        for stem in ("pretrain-7b", "finetune-7b")
-        for path in CONFIGS
-        if path.stem == stem
-    )
+    align, instruct = shipped("pretrain-7b"), shipped("finetune-7b")
+    assert (align.base, align.vision_tower) == ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336")
+    assert (align.vision_tokens, align.init, instruct.base) == (144, "random", align.output)
     assert (align.stage, align.learning_rate, instruct.stage, instruct.learning_rate) == (
         "align",
         1e-3,
@@ -100,3 +119,35 @@ def test_shipped_7b_configs_have_the_papers_hyper_parameters():
     for config in (align, instruct):
         assert (config.epochs, config.max_steps, config.scheduler, config.warmup_ratio) == (1.0, None, "cosine", 0.03)
         assert (config.weight_decay, config.max_grad_norm, config.max_length, config.bf16) == (0.0, 1.0, 2048, True)
+
+
+@pytest.mark.parametrize(("stem", "quantization"), [("finetune-7b-lora", None), ("finetune-7b-qlora", "4bit")])
+def test_shipped_lora_configs_have_the_values_of_the_papers_script(stem, quantization):
+    config, full = shipped(stem), shipped("finetune-7b")
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout, config.quantization) == (
+        128,
+        256,
+        0.05,
+        quantization,
+    )
+    assert config.learning_rates == {"projector": 2e-5, "language_model": 1e-4}
+    assert config.per_device_batch_size * config.gradient_accumulation == 128  # on one GPU
+    for name in ("stage", "base", "epochs", "scheduler", "warmup_ratio", "weight_decay", "max_length", "bf16"):
+        assert getattr(config, name) == getattr(full, name)
+
+
+@pytest.mark.parametrize(
+    ("stem", "kind", "section"),
+    [
+        ("one-gpu", DistributedType.NO, {}),
+        ("ddp", DistributedType.MULTI_GPU, {}),
+        ("fsdp2", DistributedType.FSDP, {"fsdp_version": 2}),
+        ("deepspeed-zero2", DistributedType.DEEPSPEED, {"zero_stage": 2}),
+        ("deepspeed-zero3", DistributedType.DEEPSPEED, {"zero_stage": 3}),
+    ],
+)
+def test_shipped_accelerate_configs_launch_what_their_names_say(stem, kind, section):
+    launch = load_config_from_file(str(SCRIPTS / "accelerate" / f"{stem}.yaml"))
+    assert launch.distributed_type == kind
+    assert launch.mixed_precision == "bf16"
+    assert section.items() <= (launch.fsdp_config | launch.deepspeed_config).items()

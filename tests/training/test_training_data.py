@@ -9,11 +9,16 @@ import torch
 
 from llava_stf.conversation import IGNORE_INDEX
 from llava_stf.errors import DataError
-from llava_stf.training.data import LlavaDataset, collate, sample_spans
+from llava_stf.training.data import LlavaDataset, collate
+from llava_stf.training.json_index import index_json
+from llava_stf.training.preparation import Preparation
+from llava_stf.training.sources import image_folder, open_records
 
 
 def dataset(data, processor, *, template="v1", max_length=512, images=None):
-    return LlavaDataset(data, images, processor, template=template, max_length=max_length)
+    folder = image_folder(str(data), None if images is None else str(images))
+    prepare = Preparation(processor, name=data.name, images=folder, template=template, max_length=max_length)
+    return LlavaDataset(open_records(str(data)), prepare)
 
 
 def one(tmp_path, data_folder, processor, record, **options):
@@ -26,14 +31,22 @@ def one(tmp_path, data_folder, processor, record, **options):
 @pytest.mark.parametrize("name", ["instruct.json", "instruct.jsonl"])
 def test_each_sample_is_found_in_the_file(data_folder, records, name):
     content = (data_folder / name).read_bytes()
-    assert [json.loads(content[a:b]) for a, b in sample_spans(data_folder / name)] == records
+    spans, _ = index_json(data_folder / name)
+    assert [json.loads(content[a:b]) for a, b in spans] == records
+
+
+@pytest.mark.parametrize("name", ["instruct.json", "instruct.jsonl"])
+def test_lengths_are_words_of_all_turns_negative_without_an_image(data_folder, name):
+    """<image> and the four words of the question, a colour, the three words Is it red?, and Yes, it is."""
+    _, lengths = index_json(data_folder / name)
+    assert lengths.tolist() == [12] * 9 + [-7, -7, 4]
 
 
 def test_sample_has_the_processors_ids_with_one_id_per_image_token(data_folder, llava_processor, records):
     samples = dataset(data_folder / "instruct.json", llava_processor)
     sample = samples[0]
     image_id = llava_processor.image_token_id
-    assert samples.tokens_per_image == 16
+    assert samples.prepare.tokens_per_image == 16
     assert sample["input_ids"].tolist().count(image_id) == 16
     assert sample["pixel_values"].shape == (1, 3, 56, 56)
     answers = [i for i in sample["labels"].tolist() if i != IGNORE_INDEX]
@@ -74,7 +87,13 @@ def test_batch_is_padded_on_the_right_and_mixes_samples_with_and_without_images(
         assert set(batch["input_ids"][row, length:].tolist()) <= {7}
         assert set(batch["labels"][row, length:].tolist()) <= {IGNORE_INDEX}
     assert batch["pixel_values"].shape[0] == 3  # one, none, two
+    assert batch["sample_ids"] == ["s0", "t0", "m0"]
     assert "pixel_values" not in collate([samples[1]], pad_token_id=7)
+
+
+def test_samples_without_an_id_are_named_by_their_number(tmp_path, data_folder, llava_processor):
+    sample = one(tmp_path, data_folder, llava_processor, {"image": "red.png", "conversations": QUESTION})[0]
+    assert collate([sample], pad_token_id=0)["sample_ids"] == ["0"]
 
 
 def test_long_text_is_cut_but_never_image_tokens(tmp_path, data_folder, llava_processor, records):
@@ -116,18 +135,21 @@ def test_malformed_samples_are_named(tmp_path, data_folder, llava_processor, rec
         ('[{"id": 1} {"id": 2}]', "expected ','"),
         ('[{"id": 1}, 7]', "sample number 1 .*JSON object"),
         ('[{"id": tru}]', "damaged at byte 1"),
+        ('{"data": [{"id": 1}]}', "neither a JSON list nor JSON lines"),
+        ('{\n "conversations": []\n}', "neither a JSON list nor JSON lines"),
+        ("id,image\n1,a.png\n", "neither a JSON list nor JSON lines"),
     ],
 )
 def test_damaged_files_are_refused(tmp_path, content, message):
     file = tmp_path / "data.json"
     file.write_text(content)
     with pytest.raises(DataError, match=message):
-        sample_spans(file)
+        index_json(file)
 
 
 def test_lines_that_are_no_objects_are_refused_when_read(tmp_path, data_folder, llava_processor):
     file = tmp_path / "data.jsonl"
-    file.write_text('"a text"\n{"id": \n')
+    file.write_text('"a text"\n{"id": \n{"conversations": []}\n')
     samples = dataset(file, llava_processor)
     for index in range(2):
         with pytest.raises(DataError, match=f"number {index} of data.jsonl"):
@@ -151,4 +173,5 @@ def test_worker_processes_give_the_same_batches(data_folder, llava_processor):
 
     for here, there in zip(batches(0), batches(1), strict=True):
         assert here.keys() == there.keys()
+        assert here.pop("sample_ids") == there.pop("sample_ids")
         assert all(torch.equal(here[key], there[key]) for key in here)

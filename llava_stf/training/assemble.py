@@ -1,0 +1,209 @@
+"""Put an untrained LLaVA-STF together from any CLIP-like vision tower and any causal language model.
+
+    python -m llava_stf.training.assemble --vision-tower openai/clip-vit-large-patch14-336 \\
+        --language-model lmsys/vicuna-7b-v1.5 --output runs/untrained
+
+The tower and the language model keep their weights, the projector is random: train it with stage `align` first. The
+vocabulary gets `<image>` and `<pad>` behind its end, as in the llava-hf checkpoints, and before them what the v1 chat
+format needs and the tokenizer does not have (`<s>`, `</s>`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..configuration_llava_stf import window_for
+from ..conversation import END, IGNORE_INDEX, encode_conversation
+from ..conversion.locate import locate
+from ..conversion.processors import add_placeholders, build_image_processor, build_processor
+from ..conversion.publish import publish
+from ..conversion.weights import read_json
+from ..errors import CheckpointError, LlavaStfError
+from ..patch import apply_stf
+
+ROW_MULTIPLE = 64
+
+
+def build_model(
+    vision_tower: str | Path, language_model: str | Path, *, attn_implementation: str | None = None, seed: int = 0
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A plain LLaVA (float32, on the CPU) with a random projector, and its processor; `apply_stf` makes it fuse.
+
+    Args:
+        vision_tower: folder or hub id of a CLIP, or of another tower with a class token and square images.
+        language_model: folder or hub id of a causal language model with its tokenizer.
+        attn_implementation: as in transformers.
+        seed: of the projector and the new rows of the vocabulary.
+
+    Raises:
+        ModelNotFoundError: one of them is not there.
+        CheckpointError: one of them cannot be loaded, or no LLaVA can be built on it.
+    """
+    tower_folder, lm_folder = locate(vision_tower), locate(language_model)
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    tower = _load_tower(tower_folder, options)
+    lm = _load(AutoModelForCausalLM, lm_folder, options)
+    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
+        raise CheckpointError(
+            f"{lm_folder}: no LLaVA can be built on a {lm.config.model_type}, whose head is tied to embeddings that "
+            "transformers' LLaVA does not know."
+        )
+    tokenizer = _tokenizer(lm_folder)
+    text_rows = max(len(tokenizer), lm.get_input_embeddings().num_embeddings)
+    limit = getattr(lm.config, "max_position_embeddings", None)
+    tokenizer = add_placeholders(tokenizer, text_rows, limit)
+    _check_format(tokenizer, text_rows, lm_folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the new rows are drawn around the mean of the old ones
+        lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(lm.config, name, getattr(tokenizer, name))
+
+    vision = tower.config
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=lm.config,
+        image_token_index=text_rows,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        tie_word_embeddings=lm.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    projector = model.model.multi_modal_projector.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in (projector.linear_1, projector.linear_2):
+            layer.reset_parameters()
+    model.model.vision_tower, model.model.language_model = tower, lm.base_model
+    model.lm_head = lm.get_output_embeddings()
+    _check_head(model, lm, lm_folder)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(tokenizer, name))
+    file = tower_folder / "preprocessor_config.json"
+    image_processor = build_image_processor(read_json(file) if file.is_file() else {}, vision.image_size, pad=True)
+    return model.eval(), build_processor(config, image_processor, tokenizer)
+
+
+def assemble(
+    vision_tower: str | Path,
+    language_model: str | Path,
+    output: str | Path,
+    *,
+    vision_tokens: int | Literal["all"] | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write the untrained model to the new folder `output`, which `load_model` and finetuning take.
+
+    `vision_tokens` as in `load_model`: nothing is a quarter of the patches. Raises as `build_model`, `FusionError` if
+    the grid cannot be brought to that count, and `LlavaStfError` if `output` exists.
+    """
+    model, processor = build_model(vision_tower, language_model, seed=seed)
+    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    window = window_for(grid, vision_tokens)
+    if window > 1:
+        apply_stf(model, processor, window=window, init="random", seed=seed)
+    with publish(Path(output)) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    return Path(output)
+
+
+def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return auto.from_pretrained(folder, **options)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+
+
+def _load_tower(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+    """The tower in `folder`; raises `CheckpointError` unless it gives a class token and a square of patches."""
+    kind = read_json(folder / "config.json").get("model_type")
+    tower = _load(CLIPVisionModel if kind in ("clip", "clip_vision_model") else AutoModel, folder, options)
+    side, patch = (getattr(tower.config, name, None) for name in ("image_size", "patch_size"))
+    if not isinstance(side, int) or not isinstance(patch, int):
+        raise CheckpointError(f"{folder} is no vision tower for square images of one size (image_size, patch_size).")
+    with torch.inference_mode():
+        found = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
+    expected = (side // patch) ** 2 + 1
+    if found != expected:
+        raise CheckpointError(
+            f"{folder} gives {found} states for an image, expected {expected}: {expected - 1} patches and a class "
+            "token in front, as CLIP's; towers without one are not supported."
+        )
+    return tower
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The language model's tokenizer, which ends an answer with `</s>` and begins a prompt with some token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
+    if tokenizer.bos_token_id is None:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+    if tokenizer.eos_token != END:
+        tokenizer.add_special_tokens({"eos_token": END})
+    return tokenizer
+
+
+def _check_format(tokenizer: PreTrainedTokenizerBase, image_token_id: int, folder: Path) -> None:
+    """Raise `CheckpointError` if labels of the v1 chat format would not be the answers with this tokenizer."""
+    answers = ["It is red.", "No, two."]
+    turns = [
+        turn
+        for question, answer in zip(("<image>\nWhat colour?", "One?"), answers, strict=True)
+        for turn in ({"from": "human", "value": question}, {"from": "gpt", "value": answer})
+    ]
+    _, labels = encode_conversation(tokenizer, turns, template="v1", image_token_id=image_token_id)
+    learnt = tokenizer.decode([label for label in labels if label != IGNORE_INDEX])
+    expected = "".join(answer + END for answer in answers)
+    if learnt.replace(" ", "") != expected.replace(" ", ""):
+        raise CheckpointError(f"{folder}: the v1 chat format cannot be trained with this tokenizer.")
+
+
+@torch.inference_mode()
+def _check_head(model: LlavaForConditionalGeneration, lm: PreTrainedModel, folder: Path) -> None:
+    """Raise `CheckpointError` if the language model does more to its logits than LLaVA does, one linear layer."""
+    ids = torch.arange(1, 5)[None]
+    if not torch.allclose(model(input_ids=ids).logits, lm(input_ids=ids).logits, rtol=1e-4, atol=1e-4):
+        raise CheckpointError(
+            f"{folder}: no LLaVA can be built on a {lm.config.model_type} like this one, whose logits are more than a "
+            "linear layer of its last state."
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vision-tower", required=True, help="folder or hub id of a CLIP")
+    parser.add_argument("--language-model", required=True, help="folder or hub id of a causal language model")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet")
+    parser.add_argument("--vision-tokens", type=int, help="tokens per image; default: a quarter of the patches")
+    parser.add_argument("--seed", type=int, default=0, help="of the projector")
+    try:
+        assemble(**vars(parser.parse_args()))
+    except LlavaStfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

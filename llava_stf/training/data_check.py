@@ -1,0 +1,128 @@
+"""Reads a whole data set once, in parallel, and counts what training would stumble over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from llava_stf.conversation import IGNORE_INDEX
+from llava_stf.training.preparation import Preparation
+from llava_stf.training.records import FAULTS, Fault, SampleError
+from llava_stf.training.sources import Records
+
+BATCH = 64
+OFFENDERS = 5
+
+
+class Verdict(NamedTuple):
+    """On one sample: what is wrong with it, if anything; else its length in tokens."""
+
+    fault: Fault | None
+    sample_id: str
+    sentence: str
+    length: int
+    masked: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a data set is like.
+
+    Attributes:
+        samples: how many there are.
+        faults: how many of them are bad, by kind; only kinds that occur.
+        offenders: the ids and sentences of the first `OFFENDERS` bad ones of each kind, in the order of the data.
+        lengths: shortest, median and longest good sample in tokens, image tokens included; None without a good one.
+        cut: good samples longer than the longest sequence, whose end training does not see.
+        masked: good samples without any token to train on.
+        seconds: what the reading took.
+    """
+
+    samples: int
+    faults: dict[Fault, int]
+    offenders: dict[Fault, list[tuple[str, str]]]
+    lengths: tuple[int, float, int] | None
+    cut: int
+    masked: int
+    seconds: float
+
+    @property
+    def bad(self) -> int:
+        return sum(self.faults.values())
+
+
+class _Verdicts(Dataset[Verdict]):
+    def __init__(self, records: Records, prepare: Preparation) -> None:
+        self.records, self.prepare = records, prepare
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: int) -> Verdict:
+        try:
+            record = self.prepare.read(self.records, number)
+            ids, labels = self.prepare.encode(record, number)
+            self.prepare.load(record, number)
+        except SampleError as error:
+            return Verdict(error.fault, error.sample_id, str(error), 0, False)
+        trained = labels[: self.prepare.max_length]
+        return Verdict(None, "", "", len(ids), all(label == IGNORE_INDEX for label in trained))
+
+
+def check_data(
+    records: Records, prepare: Preparation, *, workers: int, progress: Callable[[int], None] | None = None
+) -> Report:
+    """The report on all records, which `workers` processes read. `progress` is told how many are done.
+
+    The memory it takes is that of the index, four bytes per record for its length, and a few batches of verdicts.
+    """
+    started = time.perf_counter()
+    faults: Counter[Fault] = Counter()
+    offenders: defaultdict[Fault, list[tuple[str, str]]] = defaultdict(list)
+    lengths = np.zeros(len(records), dtype=np.int32)
+    masked = done = 0
+    loader = DataLoader(
+        _Verdicts(records, prepare), BATCH, num_workers=min(workers, len(records) // BATCH), collate_fn=list
+    )
+    with _masked_samples_unmentioned():
+        for verdicts in loader:
+            for number, verdict in enumerate(verdicts, done):
+                lengths[number] = verdict.length
+                masked += verdict.masked
+                if verdict.fault is not None:
+                    faults[verdict.fault] += 1
+                    if faults[verdict.fault] <= OFFENDERS:
+                        offenders[verdict.fault].append((verdict.sample_id, verdict.sentence))
+            done += len(verdicts)
+            if progress is not None:
+                progress(done)
+    good = lengths[lengths > 0]
+    return Report(
+        samples=len(records),
+        faults={fault: faults[fault] for fault in FAULTS if faults[fault]},
+        offenders=dict(offenders),
+        lengths=(int(good.min()), float(np.median(good)), int(good.max())) if len(good) else None,
+        cut=int((good > prepare.max_length).sum()),
+        masked=masked,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@contextmanager
+def _masked_samples_unmentioned() -> Iterator[None]:
+    """Without the warning that each wholly masked sample gets in training: here they are counted instead."""
+    conversation = logging.getLogger("llava_stf.conversation")
+    before = conversation.level
+    conversation.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        conversation.setLevel(before)

@@ -1,0 +1,141 @@
+"""What a training run starts from: its base is looked at before anything heavy is loaded, then loaded and reduced."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llava_stf.errors import FusionError, LlavaStfError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    from llava_stf.training.config import FinetuneConfig
+
+logger = logging.getLogger(__name__)
+_LLAVAS = ("llava", "llava_stf", "llava_llama")
+
+
+def check_start(config: FinetuneConfig) -> None:
+    """Raise `LlavaStfError` if the run cannot start from its base as the options say; reads configs, no weights."""
+    if config.lora_rank is not None:
+        from llava_stf.lora import require_peft
+
+        require_peft()
+    if config.overwrite:
+        output = Path(config.output).resolve()
+        if output in (Path(config.base).resolve(), *Path(config.base).resolve().parents):
+            raise LlavaStfError(f"the base {config.base} lies in the output {config.output}, which overwrite replaces")
+    if starts_from_language_model(config):
+        if config.vision_tower is None:
+            raise LlavaStfError(
+                f"the base {config.base} is a language model without a vision tower: give one with --vision-tower"
+            )
+        if config.lora_rank is not None:
+            raise LlavaStfError(
+                f"LoRA needs a base with a projector, and {config.base} is a language model: run stage align first"
+            )
+        return
+    from llava_stf.loading import read_config
+
+    base = read_config(config.base, vision_tower=config.vision_tower)
+    _check_tokens(config, base)
+
+
+def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
+    from llava_stf.adapter import load_adapter
+    from llava_stf.configuration_llava_stf import LlavaStfConfig, window_for
+
+    grid = base.vision_config.image_size // base.vision_config.patch_size
+    if not isinstance(base, LlavaStfConfig):
+        window_for(grid, config.vision_tokens)
+        if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
+            load_adapter(config.init).check(base)
+    elif config.reduction == "pool" or config.init != "pool":
+        raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")
+    elif config.vision_tokens is not None and window_for(grid, config.vision_tokens) != base.fusion_window:
+        raise FusionError(
+            f"{config.base} was trained for {base.image_seq_length} vision tokens and cannot give "
+            f"{config.vision_tokens}"
+        )
+
+
+def starts_from_language_model(config: FinetuneConfig) -> bool:
+    """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
+    from llava_stf.conversion.locate import locate
+    from llava_stf.conversion.weights import read_json
+    from llava_stf.loading import EMBEDDED
+    from llava_stf.lora import is_lora_folder
+
+    if config.base in EMBEDDED:
+        return False
+    folder = locate(config.base, weights=False)
+    if is_lora_folder(folder):
+        raise LlavaStfError(
+            f"the base {config.base} holds LoRA weights: merge them into their base first (llava-stf merge)"
+        )
+    file = folder / "config.json"
+    return file.is_file() and read_json(file).get("model_type") not in _LLAVAS
+
+
+def load_start(
+    config: FinetuneConfig, checkpoint: Path | None, device: str | torch.device = "cpu"
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Model and processor that training starts from: the checkpoint, or the base, reduced.
+
+    The model is in float32 and on the CPU. With LoRA it is the base in any case, frozen and so in the dtype that is
+    computed in; 4-bit weights are loaded straight to `device`. Raises `FusionError` if the base cannot be brought to
+    the vision tokens asked for.
+    """
+    from llava_stf.loading import load_model
+
+    lora = config.lora_rank is not None
+    load = partial(
+        load_model,
+        device="cpu" if config.quantization is None else device,
+        dtype="bfloat16" if lora and config.bf16 else "float32",
+        attn_implementation=config.attn_implementation,
+    )
+    if checkpoint is not None and not lora:
+        model, processor = load(checkpoint, vision_tokens="all" if config.vision_tokens == "all" else None)
+    elif starts_from_language_model(config):
+        from llava_stf.training.assemble import build_model
+
+        assert config.vision_tower is not None  # checked before
+        model, processor = build_model(
+            config.vision_tower, config.base, attn_implementation=config.attn_implementation, seed=config.seed
+        )
+        _reduce(config, model, processor)
+    elif config.reduction == "pool":
+        model, processor = load(
+            config.base, vision_tokens="all", vision_tower=config.vision_tower, quantization=config.quantization
+        )
+        _reduce(config, model, processor)
+    else:
+        model, processor = load(
+            config.base,
+            vision_tokens=config.vision_tokens,
+            init=config.init,
+            vision_tower=config.vision_tower,
+            quantization=config.quantization,
+        )
+    logger.info("starting from %s, a %s", checkpoint or config.base, type(model).__name__)
+    return model, processor
+
+
+def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Bring a plain LLaVA to the vision tokens asked for, in place."""
+    from llava_stf.configuration_llava_stf import window_for
+    from llava_stf.patch import apply_pooling, apply_stf
+
+    if config.vision_tokens == "all":
+        return
+    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    window = window_for(grid, config.vision_tokens)
+    if config.reduction == "pool":
+        apply_pooling(model, processor, window=window)
+    else:
+        apply_stf(model, processor, window=window, init=config.init, seed=config.seed)

@@ -1,0 +1,81 @@
+"""The check finds every kind of fault, names the first offenders and measures lengths, with any number of processes."""
+
+import json
+
+import pytest
+
+from llava_stf.training.data import LlavaDataset
+from llava_stf.training.data_check import BATCH, OFFENDERS, check_data
+from llava_stf.training.preparation import Preparation
+from llava_stf.training.sources import open_records
+
+QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
+MANY = [{"from": "human", "value": "<image>" * 30}, *QUESTION[1:]]
+FAULTY = {
+    "no record": {"id": "f0", "image": 5, "conversations": QUESTION},
+    "turn order": {"id": "f1", "image": "red.png", "conversations": QUESTION[:1] * 2},
+    "image markers": {"id": "f2", "conversations": QUESTION},
+    "missing image": {"id": "f3", "image": "gone.png", "conversations": QUESTION},
+    "broken image": {"id": "f4", "image": "align.json", "conversations": QUESTION},
+    "too long": {"id": "f5", "image": ["red.png"] * 30, "conversations": MANY},
+}  # fmt: skip
+
+
+@pytest.fixture
+def check(tmp_path, data_folder, llava_processor):
+    def run(samples, *, workers=0, max_length=400, template="v1"):
+        file = tmp_path / "data.json"
+        file.write_text(json.dumps(samples))
+        prepare = Preparation(
+            llava_processor, name=file.name, images=data_folder, template=template, max_length=max_length
+        )
+        return check_data(open_records(str(file)), prepare, workers=workers)
+
+    return run
+
+
+def test_every_kind_of_fault_is_counted_and_named(check, records):
+    short = {"id": "short", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}
+    report = check([*FAULTY.values(), short])
+    assert report.faults == dict.fromkeys(FAULTY, 1)
+    assert {fault: first[0][0] for fault, first in report.offenders.items()} == {
+        fault: record["id"] for fault, record in FAULTY.items()
+    }
+    assert report.offenders["missing image"][0][1].startswith("sample f3 of data.json (number 3): No image file at")
+    assert (report.samples, report.bad) == (7, 6)
+
+
+def test_processes_report_the_same_in_the_order_of_the_data(check, records):
+    samples = [dict(records[i % 12], id=str(i)) for i in range(3 * BATCH)]
+    for number in range(10, 10 + 2 * OFFENDERS):
+        samples[number]["conversations"] = QUESTION[1:]
+    alone, together = check(samples), check(samples, workers=2)
+    assert alone.faults == {"turn order": 2 * OFFENDERS}
+    assert [name for name, _ in alone.offenders["turn order"]] == [str(10 + i) for i in range(OFFENDERS)]
+    assert (together.faults, together.offenders, together.lengths) == (alone.faults, alone.offenders, alone.lengths)
+
+
+def test_lengths_are_those_of_training_before_the_cut(check, records, data_folder, llava_processor):
+    file = data_folder / "instruct.json"
+    prepare = Preparation(llava_processor, name="x", images=data_folder, template="v1", max_length=4096)
+    samples = LlavaDataset(open_records(str(file)), prepare)
+    lengths = sorted(len(samples[i]["input_ids"]) for i in range(12))
+    report = check(records, max_length=lengths[6])
+    assert report.lengths == (lengths[0], (lengths[5] + lengths[6]) / 2, lengths[11])
+    assert report.cut == sum(length > lengths[6] for length in lengths)
+
+
+def test_samples_with_nothing_to_train_on_are_counted(check):
+    quoting = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "It says ASSISTANT: stop."}]
+    report = check([{"id": "a", "conversations": quoting}])
+    assert (report.bad, report.masked) == (0, 1)
+
+
+def test_a_stage_has_its_own_rules(check, records):
+    captions = [{"id": "c", "image": "red.png", "conversations": QUESTION}]
+    assert check(captions, template="plain").bad == 0
+    assert check(records, template="plain").faults == {"turn order": 12}
+
+
+def test_a_set_without_one_good_sample_has_no_lengths(check):
+    assert check(list(FAULTY.values())).lengths is None

@@ -1,0 +1,60 @@
+"""What a run cannot start from is refused in one sentence before any weights are read."""
+
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from llava_stf import load_model
+from llava_stf.errors import LlavaStfError
+from llava_stf.training.config import from_values
+from llava_stf.training.finetune import finetune
+
+
+def without_weights(folder, destination):
+    """A copy whose weights cannot be read, so that reading them is an error of another kind."""
+    shutil.copytree(folder, destination)
+    (destination / "model.safetensors").write_bytes(b"")
+    return destination
+
+
+def refused(base, data_folder, tmp_path, **options):
+    values = {"base": str(base), "data": str(data_folder / "instruct.json"), "output": str(tmp_path / "out")}
+    with pytest.raises(LlavaStfError) as error:
+        finetune(from_values({**values, "num_workers": 0, **options}))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "pool"}], ids=["stf", "pool"])
+def test_a_window_that_does_not_divide(llava_base, data_folder, tmp_path, options):
+    base = without_weights(llava_base, tmp_path / "base")
+    assert "No window of the 4x4 patches gives 5" in refused(base, data_folder, tmp_path, vision_tokens=5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vision_tokens": 1}, "was trained for 4 vision tokens and cannot give 1"),
+        ({"reduction": "pool"}, "has a fused projector of its own"),
+        ({"init": "random"}, "has a fused projector of its own"),
+        ({"vision_tower": "some/tower"}, "takes no other"),
+    ],
+)
+def test_a_fused_base_keeps_its_projector(stf_folder, data_folder, tmp_path, options, message):
+    base = without_weights(stf_folder, tmp_path / "base")
+    assert message in refused(base, data_folder, tmp_path, **options)
+
+
+def test_a_projector_file_of_other_widths(llava_base, stf_folder, data_folder, tmp_path):
+    projector = load_model(stf_folder).model.model.multi_modal_projector.state_dict()
+    name = "spatial_fusion.linear_2.weight"
+    projector[name] = projector[name][:-1].contiguous()
+    save_file({f"multi_modal_projector.{key}": value for key, value in projector.items()}, tmp_path / "p.safetensors")
+    base = without_weights(llava_base, tmp_path / "base")
+    message = refused(base, data_folder, tmp_path, init=str(tmp_path / "p.safetensors"))
+    assert f"{name} has shape [31, 128], this model needs [32, 128]" in message
+
+
+def test_a_base_that_is_not_there(data_folder, tmp_path):
+    assert "No model 'nowhere'" in refused("nowhere", data_folder, tmp_path)
