@@ -12,6 +12,8 @@ import time
 import psutil
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -222,6 +224,10 @@ def test_full_disk_keeps_the_last_checkpoint(arguments, undisturbed, tmp_path, c
     assert newest_checkpoint(output) == output / "checkpoint-14"
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.19"),
+    reason="transformers 5.17 maps the optimizer of several CPU processes to 'cpu:0', which torch does not know",
+)
 def test_two_processes_end_where_one_does_and_resume_its_run(arguments, llava_base, tmp_path):
     """From the middle of the second epoch on; without dropout, which every process draws for itself."""
     options = {"base": llava_base, "logging_steps": 1, "save_steps": 4, "save_total_limit": 3}
