@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +59,12 @@ def launches_directly(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling() or any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors):
         return False
     return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+@cache
+def kernel_module(package: str) -> Any:
+    """The module `kernel` of an operation's package, which imports Triton: loaded when it is first used."""
+    return import_module(".kernel", package)
 
 
 def is_interpreting() -> bool:

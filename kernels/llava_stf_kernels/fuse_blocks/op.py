@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix, ops
-from ..dispatch import autocast_dtype, choose_backend, launches_directly
+from ..dispatch import autocast_dtype, choose_backend, kernel_module, launches_directly
 from .naive import naive_fuse_blocks
 
 
@@ -48,19 +46,13 @@ def fuse_blocks(
     if choose_backend(backend, *tensors) == "torch":
         return naive_fuse_blocks(states, weight, bias)
     if launches_directly(*tensors):
-        return _kernel().forward(states, weight, bias)
+        return kernel_module(__package__).forward(states, weight, bias)
     return ops.fuse_blocks(states, weight, bias)
-
-
-@cache
-def _kernel() -> Any:
-    """The module that imports Triton."""
-    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("fuse_blocks"), mutates_args=())
 def _forward(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _kernel().forward(states, weight, bias)
+    return kernel_module(__package__).forward(states, weight, bias)
 
 
 @_forward.register_fake
@@ -73,7 +65,7 @@ def _(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
 def _backward(
     grad: Tensor, states: list[Tensor], weight: Tensor, bias: Tensor | None, needs_weight: bool, needs_states: bool
 ) -> list[Tensor]:
-    return _kernel().backward(grad, states, weight, bias, needs_weight, needs_states)
+    return kernel_module(__package__).backward(grad, states, weight, bias, needs_weight, needs_states)
 
 
 @_backward.register_fake

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix, ops
-from ..dispatch import autocast_dtype, choose_backend, launches_directly
+from ..dispatch import autocast_dtype, choose_backend, kernel_module, launches_directly
 from ..windows import grid_side, prepare_window_weight, restore_window_weight
 from .naive import naive_fuse_windows
 
@@ -53,19 +51,13 @@ def fuse_windows(
         return naive_fuse_windows(x, weight if weight.dim() == 2 else restore_window_weight(weight), bias, window)
     prepared = weight if weight.dim() == 3 else prepare_window_weight(weight, window)
     if launches_directly(*tensors):
-        return _kernel().forward(x, prepared, bias, window)
+        return kernel_module(__package__).forward(x, prepared, bias, window)
     return ops.fuse_windows(x, prepared, bias, window)
-
-
-@cache
-def _kernel() -> Any:
-    """The module that imports Triton."""
-    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("fuse_windows"), mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
-    return _kernel().forward(x, weight, bias, window)
+    return kernel_module(__package__).forward(x, weight, bias, window)
 
 
 @_forward.register_fake
@@ -77,7 +69,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
 def _backward(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, window: int, needs_weight: bool, needs_x: bool
 ) -> list[Tensor]:
-    return _kernel().backward(grad, x, weight, bias, window, needs_weight, needs_x)
+    return kernel_module(__package__).backward(grad, x, weight, bias, window, needs_weight, needs_x)
 
 
 @_backward.register_fake

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix, ops
-from ..dispatch import choose_backend, launches_directly
+from ..dispatch import choose_backend, kernel_module, launches_directly
 from .naive import naive_place_tokens
 
 
@@ -40,7 +38,7 @@ def place_tokens(embeddings: Tensor, tokens: Tensor, mask: Tensor, *, backend: s
     if choose_backend(backend, embeddings, tokens) == "torch":
         return naive_place_tokens(embeddings, tokens, mask)
     if launches_directly(embeddings, tokens):
-        return _kernel().forward(embeddings, tokens, mask)
+        return kernel_module(__package__).forward(embeddings, tokens, mask)
     return ops.place_tokens(embeddings, tokens, mask)
 
 
@@ -56,15 +54,9 @@ def check_count(mask: Tensor, tokens: int) -> None:
         )
 
 
-@cache
-def _kernel() -> Any:
-    """The module that imports Triton."""
-    return import_module(".kernel", __package__)
-
-
 @torch.library.custom_op(add_op_namespace_prefix("place_tokens"), mutates_args=())
 def _forward(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    return _kernel().forward(embeddings, tokens, mask)
+    return kernel_module(__package__).forward(embeddings, tokens, mask)
 
 
 @_forward.register_fake
@@ -74,7 +66,7 @@ def _(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
 
 @torch.library.custom_op(add_op_namespace_prefix("place_tokens_backward"), mutates_args=())
 def _backward(grad: Tensor, mask: Tensor, rows: int) -> list[Tensor]:
-    return _kernel().backward(grad, mask, rows)
+    return kernel_module(__package__).backward(grad, mask, rows)
 
 
 @_backward.register_fake

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._ops import add_op_namespace_prefix, ops
-from ..dispatch import choose_backend, launches_directly
+from ..dispatch import choose_backend, kernel_module, launches_directly
 from ..windows import grid_side
 from .naive import naive_pool_tokens
 
@@ -36,19 +34,13 @@ def pool_tokens(states: Tensor, window: int, *, backend: str | None = None) -> T
     if choose_backend(backend, states) == "torch":
         return naive_pool_tokens(states, window)
     if launches_directly(states):
-        return _kernel().forward(states, window)
+        return kernel_module(__package__).forward(states, window)
     return ops.pool_tokens(states, window)
-
-
-@cache
-def _kernel() -> Any:
-    """The module that imports Triton."""
-    return import_module(".kernel", __package__)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("pool_tokens"), mutates_args=())
 def _forward(states: Tensor, window: int) -> Tensor:
-    return _kernel().forward(states, window)
+    return kernel_module(__package__).forward(states, window)
 
 
 @_forward.register_fake
@@ -58,7 +50,7 @@ def _(states: Tensor, window: int) -> Tensor:
 
 @torch.library.custom_op(add_op_namespace_prefix("pool_tokens_backward"), mutates_args=())
 def _backward(grad: Tensor, window: int) -> Tensor:
-    return _kernel().backward(grad, window)
+    return kernel_module(__package__).backward(grad, window)
 
 
 @_backward.register_fake
