@@ -33,6 +33,11 @@ def state_index(layer: int, num_blocks: int) -> int:
     return index
 
 
+def patch_grid(config: LlavaConfig) -> int:
+    """Patches per side of the image that the tower of a LLaVA, plain or fused, takes."""
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
 def window_for(grid: int, vision_tokens: int | Literal["all"] | None) -> int:
     """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches; `None` asks for a quarter.
 
@@ -107,7 +112,7 @@ class LlavaStfConfig(LlavaConfig):
     @property
     def grid(self) -> int:
         """Patches per side of the image."""
-        return self.vision_config.image_size // self.vision_config.patch_size
+        return patch_grid(self)
 
     @property
     def fusion_states(self) -> list[int]:

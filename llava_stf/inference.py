@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList, TextIteratorStreamer
 
-from .configuration_llava_stf import LlavaStfConfig
+from .configuration_llava_stf import LlavaStfConfig, patch_grid
 from .errors import CheckpointError, PromptError
 from .images import ImageSource, load_image
 from .modeling_llava_stf import suppressed_ids
@@ -69,7 +69,7 @@ class LlavaStf:
         config = self.model.config
         if isinstance(config, LlavaStfConfig):
             return config.image_seq_length
-        return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return patch_grid(config) ** 2
 
     def ask(self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
         """Answers one question; the answer ends at the model's end token, `max_new_tokens` or its last position."""

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from .compiled import compile_generation
-from .configuration_llava_stf import LlavaStfConfig, window_for
+from .configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
 from .conversation import CHAT_TEMPLATE
 from .conversion.cache import converted
 from .conversion.keys import HUGGING_FACE, is_unused
@@ -170,7 +170,7 @@ def _recognise(path: Path, vision_tower: str | Path | None) -> Source:
 
 def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | None) -> int | None:
     """Side of the windows to patch the model to, or `None` to leave it as it is."""
-    grid = config.vision_config.image_size // config.vision_config.patch_size
+    grid = patch_grid(config)
     if isinstance(config, LlavaStfConfig):
         if vision_tokens is not None and window_for(grid, vision_tokens) != config.fusion_window:
             raise FusionError(

@@ -45,6 +45,11 @@ Compile = Annotated[bool, typer.Option("--compile", help="Compile the model; the
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
+def token_count(text: str | None) -> int | Literal["all"] | None:
+    """What a checked --vision-tokens says, as the loader takes it."""
+    return int(text) if text and text != "all" else "all" if text else None
+
+
 def load(
     model: str,
     *,
@@ -60,7 +65,7 @@ def load(
 
         from llava_stf.loading import EMBEDDED, load_model
     options: dict[str, Any] = {
-        "vision_tokens": int(vision_tokens) if vision_tokens and vision_tokens != "all" else vision_tokens,
+        "vision_tokens": token_count(vision_tokens),
         "quantization": quantization,
         "dtype": dtype,
         "device": device,

@@ -3,11 +3,11 @@
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import Model, VisionTokens
+from llava_stf.cli.common import Model, VisionTokens, token_count
 
 if TYPE_CHECKING:
     from llava_stf.training.data_check import Report
@@ -50,9 +50,8 @@ def check(
     from llava_stf.training.data_check import check_data
     from llava_stf.training.preparation import Preparation
 
-    tokens: Any = int(vision_tokens) if vision_tokens and vision_tokens != "all" else vision_tokens
     prepare = Preparation(
-        load_processor(model, vision_tokens=tokens),
+        load_processor(model, vision_tokens=token_count(vision_tokens)),
         name=Path(file).name,
         images=folder,
         template="plain" if stage == "align" else "v1",

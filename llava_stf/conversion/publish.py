@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import LlavaStfError
+from ..flush import flush, flush_entry
 
 
 @contextmanager
@@ -56,22 +57,9 @@ def _write_beside(dst: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        _flush(folder)
+        flush(folder)
         refuse_existing(dst)
         folder.rename(dst)
-        _flush_entry(dst.parent)
+        flush_entry(dst.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _flush_entry(path)
-
-
-def _flush_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..configuration_llava_stf import window_for
+from ..configuration_llava_stf import patch_grid, window_for
 from ..conversation import END, IGNORE_INDEX, encode_conversation
 from ..conversion.locate import locate
 from ..conversion.processors import add_placeholders, build_image_processor, build_processor
@@ -116,8 +116,7 @@ def assemble(
     the grid cannot be brought to that count, and `LlavaStfError` if `output` exists.
     """
     model, processor = build_model(vision_tower, language_model, seed=seed)
-    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    window = window_for(grid, vision_tokens)
+    window = window_for(patch_grid(model.config), vision_tokens)
     if window > 1:
         apply_stf(model, processor, window=window, init="random", seed=seed)
     with publish(Path(output)) as folder:

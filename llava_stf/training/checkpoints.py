@@ -9,7 +9,6 @@ that file is moved there last.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.flush import flush, flush_entry
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +90,9 @@ def publish_checkpoint(output: Path, name: str, *, keep: int) -> None:
     At every moment either the older checkpoint or the new one is whole and on the disk.
     """
     partial = output / PARTIAL
-    _sync(partial / name)
+    flush(partial / name)
     (partial / name).rename(output / name)
-    _sync_entry(output)
+    flush_entry(output)
     for outdated in sorted(_complete_checkpoints(output), key=checkpoint_step)[:-keep]:
         outdated.rename(partial / outdated.name)
     shutil.rmtree(partial)
@@ -127,12 +127,12 @@ def save_model(
             model.config.dtype = dtype
             model.config.save_pretrained(partial)
         processor.save_pretrained(partial)
-        _sync(partial)
+        flush(partial)
         (output / LAST_FILE).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == LAST_FILE):
             path.replace(output / path.name)
         partial.rmdir()
-        _sync_entry(output)
+        flush_entry(output)
 
 
 @contextmanager
@@ -151,17 +151,3 @@ def reported_writing(what: str, output: Path) -> Iterator[None]:
 
 def _complete_checkpoints(output: Path) -> list[Path]:
     return [path for path in output.glob("checkpoint-*") if checkpoint_step(path) >= 0]
-
-
-def _sync(folder: Path) -> None:
-    """Wait until all files of `folder` and below, and their names, are on the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync_entry(path)
-
-
-def _sync_entry(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

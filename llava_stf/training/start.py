@@ -47,9 +47,9 @@ def check_start(config: FinetuneConfig) -> None:
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.adapter import load_adapter
-    from llava_stf.configuration_llava_stf import LlavaStfConfig, window_for
+    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
 
-    grid = base.vision_config.image_size // base.vision_config.patch_size
+    grid = patch_grid(base)
     if not isinstance(base, LlavaStfConfig):
         window_for(grid, config.vision_tokens)
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
@@ -128,13 +128,12 @@ def load_start(
 
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
-    from llava_stf.configuration_llava_stf import window_for
+    from llava_stf.configuration_llava_stf import patch_grid, window_for
     from llava_stf.patch import apply_pooling, apply_stf
 
     if config.vision_tokens == "all":
         return
-    grid = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    window = window_for(grid, config.vision_tokens)
+    window = window_for(patch_grid(model.config), config.vision_tokens)
     if config.reduction == "pool":
         apply_pooling(model, processor, window=window)
     else:

@@ -1,4 +1,4 @@
-"""Gradients of `joined_linear`: two more products, on dZ [B, R, Q, O] and the sources as they lie.
+"""Gradients of `joined_linear`: two more products, on dZ [M, O] and the sources as they lie.
 
 dW_s = dZ^T A_s        dA_s = dZ W_s        written straight into the places of the sources
 """

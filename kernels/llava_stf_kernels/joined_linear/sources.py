@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import triton
 from torch import Tensor
 
 from ..windows import grid_side
@@ -68,7 +69,7 @@ def _numbers(
     rows = batch * rows_r * rows_q
     return {
         "rows": rows,
-        "rows_bucket": 1 << (rows - 1).bit_length(),  # sizes of one bucket share their tiles
+        "rows_bucket": triton.next_power_of_2(rows),  # sizes of one bucket share their tiles
         "rows_r": rows_r,
         "rows_q": rows_q,
         "channels": channels,
