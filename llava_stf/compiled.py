@@ -5,7 +5,7 @@ weights is compiled for fixed shapes, on CUDA into CUDA graphs. transformers' `g
 its logits processors, stopping criteria and streamers, and the cache is its static one. Three things are compiled, each
 at the first request that needs it:
 
-    tower and projector  per number of images in a batch
+    tower and projector  per number of images in a batch, and of tokens of each
     prefill              per batch size, prompt bucket and cache length
     decoding             per batch size and cache length
 
@@ -35,6 +35,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava_stf_kernels import place_tokens
 
+from .configuration_llava_stf import LlavaStfConfig
+from .modeling_llava_stf import asked_tokens
 from .projector import LlavaStfProjector
 
 logger = logging.getLogger(__name__)
@@ -163,13 +165,19 @@ class CompiledGeneration:
         projector = self._model.model.multi_modal_projector
         if isinstance(projector, LlavaStfProjector) and projector.spatial_fusion.window_weight is not None:
             projector.spatial_fusion.lay_out_weight()  # the graph only reads it
-        tokens = self._image_tokens(pixel_values).to(embeddings.dtype)
+        places = ids == self._model.config.image_token_id
+        tokens = self._image_tokens(pixel_values, **self._asked(places, len(pixel_values))).to(embeddings.dtype)
         backend = getattr(projector, "kernels", "torch")  # a plain LLaVA names none
-        return place_tokens(embeddings, tokens, ids == self._model.config.image_token_id, backend=backend)
+        return place_tokens(embeddings, tokens, places, backend=backend)
 
-    def _eager_image_tokens(self, pixel_values: Tensor) -> Tensor:
+    def _asked(self, places: Tensor, images: int) -> dict[str, int]:
+        """What a fused model is told of the tokens that each image takes."""
+        config = self._model.config
+        return {"vision_tokens": asked_tokens(config, places, images)} if isinstance(config, LlavaStfConfig) else {}
+
+    def _eager_image_tokens(self, pixel_values: Tensor, **asked: int) -> Tensor:
         """Tower and projector: [images, 3, height, width] -> [R, H]."""
-        return torch.cat(self._model.get_image_features(pixel_values, return_dict=True).pooler_output)
+        return torch.cat(self._model.get_image_features(pixel_values, return_dict=True, **asked).pooler_output)
 
     def _eager_logits(self, mask: Tensor, positions: Tensor, cache: StaticCache, **new: Tensor) -> Tensor:
         """Logits [B, vocabulary] after `new`, which the cache takes in: `inputs_embeds` of a prompt or `input_ids`."""

@@ -14,14 +14,14 @@ import statistics
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList, TextIteratorStreamer
 
-from .configuration_llava_stf import LlavaStfConfig, patch_grid
-from .errors import CheckpointError, PromptError
+from .configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from .errors import CheckpointError, FusionError, PromptError
 from .images import ImageSource, load_image
 from .modeling_llava_stf import suppressed_ids
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .processing_llava_stf import LlavaStfProcessor
 
 Images = ImageSource | Sequence[ImageSource]
+VisionTokens = int | Literal["all"] | None
 Message = dict[str, Any]
 
 
@@ -43,10 +44,12 @@ class LlavaStf:
 
     Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
     and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
-    many `<image>` markers as there are images puts them there instead. They raise:
+    many `<image>` markers as there are images puts them there instead. `vision_tokens` asks a model that was trained
+    for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. They raise:
         ImageError: an image cannot be read.
         PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does
             not fit the model's positions.
+        FusionError: the model was not trained for that number of vision tokens.
     """
 
     def __init__(
@@ -65,21 +68,31 @@ class LlavaStf:
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens that the LLM sees of each image."""
+        """Tokens that the LLM sees of each image, unless asked for others."""
         config = self.model.config
         if isinstance(config, LlavaStfConfig):
             return config.image_seq_length
         return patch_grid(config) ** 2
 
-    def ask(self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
+    def ask(
+        self,
+        images: Images,
+        question: str,
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> str:
         """Answers one question; the answer ends at the model's end token, `max_new_tokens` or its last position."""
-        return self.ask_batch([(images, question)], max_new_tokens=max_new_tokens, **generate_kwargs)[0]
+        pair, options = (images, question), {"max_new_tokens": max_new_tokens, **generate_kwargs}
+        return self.ask_batch([pair], vision_tokens=vision_tokens, **options)[0]
 
     def ask_batch(
         self,
         pairs: Sequence[tuple[Images, str]],
         *,
         batch_size: int = 16,
+        vision_tokens: VisionTokens = None,
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> list[str]:
@@ -90,45 +103,78 @@ class LlavaStf:
         if batch_size < 1:
             raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
         turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
+        count = self._count(vision_tokens)
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
             rows = list(range(start, min(start + batch_size, len(pairs))))
             if self._compiled is not None and start:
                 rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
             loaded = [[load_image(source) for source in _as_list(pairs[row][0])] for row in rows]
-            inputs = self._encode([[turns[row]] for row in rows], loaded)
+            inputs = self._encode([[turns[row]] for row in rows], loaded, count)
             answers += self._answers(inputs, max_new_tokens, generate_kwargs)
         return answers[: len(pairs)]
 
     def stream(
-        self, images: Images, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any
+        self,
+        images: Images,
+        question: str,
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
     ) -> Iterator[str]:
         """Answers one question piece by piece, as words are finished; the pieces join to what `ask` returns.
 
         A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
         """
         turn = user_turn(question, len(_as_list(images, required=True)))
-        inputs = self._encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+        loaded = [load_image(source) for source in _as_list(images)]
+        inputs = self._encode([[turn]], [loaded], self._count(vision_tokens))
         return self._pieces(inputs, max_new_tokens, generate_kwargs)
 
-    def chat(self, images: Images = ()) -> Chat:
+    def chat(self, images: Images = (), *, vision_tokens: VisionTokens = None) -> Chat:
         """Opens a conversation about these images; more can be added at every turn."""
-        conversation = Chat(self)
+        conversation = Chat(self, self._count(vision_tokens))
         for source in _as_list(images):
             conversation.add_image(source)
         return conversation
 
-    def _encode(self, conversations: Sequence[list[Message]], images: Sequence[list[Image.Image]]) -> BatchFeature:
+    def _count(self, vision_tokens: VisionTokens) -> int | None:
+        """Tokens per image that are asked for, once it is known that the model has them; `None` is its default."""
+        if vision_tokens is None:
+            return None
+        config = self.model.config
+        grid = patch_grid(config)
+        window = window_for(grid, vision_tokens)
+        if isinstance(config, LlavaStfConfig):
+            config.window_of(vision_tokens)
+        elif window != 1:
+            raise FusionError(
+                f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it "
+                f"with vision_tokens={vision_tokens}."
+            )
+        return (grid // window) ** 2
+
+    def _encode(
+        self,
+        conversations: Sequence[list[Message]],
+        images: Sequence[list[Image.Image]],
+        vision_tokens: int | None = None,
+    ) -> BatchFeature:
         """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype."""
         processor = self._require_processor()
         prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations]
         flat = [image for group in images for image in group]
-        inputs = processor(images=flat or None, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if vision_tokens is not None:
+            options["vision_tokens"] = vision_tokens
+        inputs = processor(images=flat or None, text=prompts, **options)
         limit = self._positions
         for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
             if length >= limit:
+                image_tokens = len(group) * (vision_tokens or self.vision_tokens)
                 raise PromptError(
-                    f"The prompt has {length} tokens, {len(group) * self.vision_tokens} of them for {len(group)} "
+                    f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
                     f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
                     "images."
                 )
@@ -208,10 +254,11 @@ class Chat:
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 
-    def __init__(self, llava: LlavaStf) -> None:
+    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
         self.messages: list[Message] = []
         self.images: list[Image.Image] = []
         self._llava = llava
+        self._vision_tokens = vision_tokens
         self._waiting: list[Image.Image] = []
 
     def add_image(self, source: ImageSource) -> None:
@@ -232,7 +279,8 @@ class Chat:
 
     def _next(self, question: str) -> tuple[Message, BatchFeature]:
         turn = user_turn(question, len(self._waiting))
-        return turn, self._llava._encode([[*self.messages, turn]], [[*self.images, *self._waiting]])
+        images = [*self.images, *self._waiting]
+        return turn, self._llava._encode([[*self.messages, turn]], [images], self._vision_tokens)
 
     def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
         said: list[str] = []

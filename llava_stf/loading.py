@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from transformers import (
 )
 
 from .compiled import compile_generation
-from .configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from .configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
 from .conversation import CHAT_TEMPLATE
 from .conversion.cache import converted
 from .conversion.keys import HUGGING_FACE, is_unused
@@ -38,7 +39,7 @@ EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
 def load_model(
     name_or_path: str | Path = "tiny",
     *,
-    vision_tokens: int | Literal["all"] | None = None,
+    vision_tokens: int | Literal["all"] | Sequence[int] | None = None,
     subfolder: str | None = None,
     revision: str | None = None,
     device: str | torch.device | None = None,
@@ -58,7 +59,8 @@ def load_model(
             `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). Or a folder of LoRA weights that finetuning wrote: they
             are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
         vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
-            the window of patches that gives it. `"all"`: a plain LLaVA, untouched.
+            the window of patches that gives it, or the default of a model that was trained for several. `"all"`: a
+            plain LLaVA, untouched. A list: a plain LLaVA patched for all these counts, the first being the default.
         subfolder, revision: of the hub repository.
         device: default a GPU if there is one.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
@@ -106,6 +108,7 @@ def load_model(
     if window is not None:
         apply_stf(model, processor, window=window, init=init, kernels=kernels)
     elif isinstance(config, LlavaStfConfig):
+        model.config.use_window(config.fusion_window)
         use_kernels(model.model.multi_modal_projector, kernels)
     elif kernels == "triton":
         raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
@@ -119,7 +122,7 @@ def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = N
 
 
 def load_processor(
-    name_or_path: str | Path = "tiny", *, vision_tokens: int | Literal["all"] | None = None
+    name_or_path: str | Path = "tiny", *, vision_tokens: int | Literal["all"] | Sequence[int] | None = None
 ) -> LlavaProcessor:
     """The processor that `load_model` gives with the model, without loading the model. Raises as `load_model`."""
     path = _locate(name_or_path, None, None)
@@ -134,7 +137,7 @@ def load_processor(
     if processor is None:
         raise CheckpointError(f"{folder} has no tokenizer, and nothing can be counted in tokens.")
     if window is not None:
-        processor.fusion_window = window
+        processor.fusion_window = window if isinstance(window, int) else window[0]
     return processor
 
 
@@ -168,17 +171,14 @@ def _recognise(path: Path, vision_tower: str | Path | None) -> Source:
     return source
 
 
-def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | None) -> int | None:
-    """Side of the windows to patch the model to, or `None` to leave it as it is."""
-    grid = patch_grid(config)
+def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[int] | None) -> int | list[int] | None:
+    """Side of the windows to patch the model to, or `None` to leave it as it is; a fused config takes its default."""
     if isinstance(config, LlavaStfConfig):
-        if vision_tokens is not None and window_for(grid, vision_tokens) != config.fusion_window:
-            raise FusionError(
-                f"This checkpoint was trained for {config.image_seq_length} vision tokens and cannot give "
-                f"{vision_tokens}; load a plain LLaVA for another number."
-            )
+        if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
+            raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
+        config.use_window(config.window_of(vision_tokens))
         return None
-    window = window_for(grid, vision_tokens)
+    window = windows_for(patch_grid(config), vision_tokens)
     return None if window == 1 else window
 
 
@@ -217,6 +217,8 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     processor, _ = read_processor(folder, config)
     if processor is None:
         return None
+    if isinstance(config, LlavaStfConfig):
+        processor.fusion_window = config.fusion_window
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "

@@ -31,8 +31,8 @@ PROJECTOR = "multi_modal_projector"
 _TOWER_FIELDS = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
 _LLM_FIELDS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _FUSION_FIELDS = (
-    *("fusion", "fusion_states", "fusion_window", "fusion_block_hidden_size", "fusion_hidden_size"),
-    "image_seq_length",
+    *("fusion", "fusion_states", "fusion_windows", "fusion_weight_window"),
+    *("fusion_block_hidden_size", "fusion_hidden_size"),
 )
 
 

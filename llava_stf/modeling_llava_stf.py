@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,12 +107,14 @@ class LlavaStfModel(LlavaModel):
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | None = None,
         return_dict: bool | None = None,
+        vision_tokens: int | Literal["all"] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
 
-        `pixel_values` is [B, 3, height, width] of the tower's image size. The fusion layers are a matter of the
-        weights, so asking for other layers or another select strategy than the config's raises `FusionError`.
+        `pixel_values` is [B, 3, height, width] of the tower's image size. `vision_tokens` is M, by default the config's
+        `image_seq_length`; another count than the model was made for raises `FusionError`. The fusion layers are a
+        matter of the weights, so asking for other layers or another select strategy than the config's does, too.
         """
         config = self.config
         if vision_feature_layer not in (None, config.vision_feature_layer):
@@ -121,8 +123,9 @@ class LlavaStfModel(LlavaModel):
             )
         if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
             raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
+        window = config.window_of(vision_tokens)
         states = select_states(self.vision_tower, pixel_values, config.fusion_states)
-        features = self.multi_modal_projector(states)
+        features = self.multi_modal_projector(states, window)
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
 
     @can_return_tuple
@@ -137,6 +140,8 @@ class LlavaStfModel(LlavaModel):
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
         """As `LlavaModel.forward`, without waiting for a GPU when the image tokens enter the prompt.
+
+        A model for several windows takes the one whose tokens the prompt has places for; counting them waits for a GPU.
 
         Raises `ValueError` if the number of image places in `input_ids` [B, T] is not that of the image tokens; on a
         GPU that is a failed device assertion, while `generate` raises before it starts.
@@ -153,9 +158,10 @@ class LlavaStfModel(LlavaModel):
                 input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **choices, **kwargs
             )
         embeddings = self.get_input_embeddings()(input_ids)
-        tokens = torch.cat(self.get_image_features(pixel_values, **choices).pooler_output)
-        tokens = tokens.to(embeddings.device, embeddings.dtype)
         mask = input_ids == self.config.image_token_id
+        vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
+        features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
+        tokens = torch.cat(features.pooler_output).to(embeddings.device, embeddings.dtype)
         embeddings = place_tokens(embeddings, tokens, mask, backend=self.multi_modal_projector.kernels)
         outputs = super().forward(inputs_embeds=embeddings, **kwargs)
         outputs.image_hidden_states = tokens
@@ -186,11 +192,39 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
         if ids is not None and pixel_values is not None:
             # Counted on the host, before any work is queued that the count would have to wait for.
-            check_count((ids == self.config.image_token_id).cpu(), len(pixel_values) * self.config.image_seq_length)
+            places, images = (ids == self.config.image_token_id).cpu(), len(pixel_values)
+            vision_tokens = asked_tokens(self.config, places, images)
+            check_count(places, images * vision_tokens)
+            kwargs["vision_tokens"] = vision_tokens
         generation_config = kwargs.get("generation_config") or self.generation_config
         asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
         return super().generate(*args, **kwargs)
+
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        vision_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As `GenerationMixin`'s. `vision_tokens` is for versions that encode images before the first step."""
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+def asked_tokens(config: LlavaStfConfig, places: Tensor, images: int) -> int:
+    """Tokens per image that a prompt asks for, told from the number of its image places (bool [B, T]).
+
+    The default count of the model where it has no other, or where the places fit none of those that it has.
+    """
+    windows = config.fusion_windows or []
+    if len(windows) > 1:
+        found = int(places.sum())
+        for count in ((config.grid // window) ** 2 for window in windows):
+            if found == images * count:
+                return count
+    return config.image_seq_length
 
 
 def suppressed_ids(config: LlavaStfConfig) -> range:

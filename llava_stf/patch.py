@@ -7,6 +7,7 @@ there is one code path and `save_pretrained` writes an ordinary LLaVA-STF. `remo
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,10 @@ from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel,
 from .processing_llava_stf import LlavaStfProcessor
 from .projector import LlavaStfProjector, PooledProjector, build_projector, init_from_pooling, use_kernels
 
+WINDOW_FIELDS = ("fusion_window", "fusion_windows", "fusion_weight_window")
+# The paper's window: whatever other windows are served, the number of weights stays that of the published model.
+SHARED_WEIGHT_WINDOW = 2
+
 
 @dataclass
 class _Original:
@@ -35,7 +40,7 @@ def apply_stf(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor | None = None,
     *,
-    window: int = 2,
+    window: int | Sequence[int] = 2,
     fusion_layers: list[int] | None = None,
     init: Literal["pool", "random"] | str | Path = "pool",
     seed: int = 0,
@@ -46,7 +51,8 @@ def apply_stf(
     Args:
         model: a plain `LlavaForConditionalGeneration`; its LLM may be quantized.
         processor: its processor, changed in place to count and tokenise for the fused model.
-        window: side k of a window; must divide the patch grid (24 at 336 px). An adapter file brings its own.
+        window: side k of a window; must divide the patch grid (24 at 336 px). An adapter file brings its own. A list
+            makes a model for each of its windows with one set of weights, those for 2x2; the first is the default.
         fusion_layers: tower states that MBTF joins, in channel order; default by the tower's depth.
         init: `"pool"` starts as the exact mean of the base projector's outputs over each window, `"random"` with
             PyTorch's Linear initialisation as in the paper's first stage, a path loads the adapter file (safetensors
@@ -63,7 +69,7 @@ def apply_stf(
         KernelError: Triton kernels were asked for and cannot run here; the model is then as it was.
     """
     adapter = load_adapter(init) if init not in ("pool", "random") else None
-    fusion = {"fusion_window": window, "fusion_layers": fusion_layers}
+    fusion = {"fusion_layers": fusion_layers, **_window_fields(window)}
     if adapter is not None:
         fusion |= adapter.config_values(model.config)
     config = _stf_config(model, fusion="stf", **fusion)
@@ -81,14 +87,14 @@ def apply_pooling(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor | None = None,
     *,
-    window: int = 2,
+    window: int | Sequence[int] = 2,
     kernels: Literal["auto", "triton", "torch"] = "auto",
 ) -> LlavaStfForConditionalGeneration:
     """Make a loaded LLaVA average its projected patches over each window, in place: the baseline of every comparison.
 
-    Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. `kernels` and errors as `apply_stf`.
+    Keeps the model's own projector and adds no parameter. Undone by `remove_stf`. Arguments and errors as `apply_stf`.
     """
-    config = _stf_config(model, fusion="pool", fusion_window=window)
+    config = _stf_config(model, fusion="pool", **_window_fields(window))
     projector = PooledProjector(config)
     projector.load_state_dict(model.model.multi_modal_projector.state_dict())
     return _replace_parts(model, processor, config, projector, kernels)
@@ -101,9 +107,14 @@ def apply_untrained(
 
     In place; undone by `remove_stf`. Raises `FusionError` if the model is no plain LLaVA or the fusion does not fit.
     """
-    fields = ("fusion", "fusion_layers", "fusion_window", "fusion_block_hidden_size", "fusion_hidden_size")
+    fields = ("fusion", "fusion_layers", *WINDOW_FIELDS, "fusion_block_hidden_size", "fusion_hidden_size")
     config = _stf_config(model, **{name: getattr(like, name) for name in fields})
     return _replace_parts(model, processor, config, build_projector(config), "auto")
+
+
+def former_projector(model: LlavaForConditionalGeneration) -> nn.Module:
+    """The projector that a model had before `apply_stf` or `apply_pooling`. Raises `FusionError` as `remove_stf`."""
+    return _original(model).projector
 
 
 def remove_stf(
@@ -113,9 +124,7 @@ def remove_stf(
 
     Raises `FusionError` if the model was not patched in this process.
     """
-    original = vars(model).get("_before_stf")
-    if original is None:
-        raise FusionError("Expected a model that apply_stf has patched, found one that was loaded or built as it is.")
+    original = _original(model)
     run_all_blocks(model.model.vision_tower)
     reference = next(model.model.multi_modal_projector.parameters())
     model.model.multi_modal_projector = original.projector.to(reference.device, reference.dtype)
@@ -126,6 +135,21 @@ def remove_stf(
         processor.__class__ = LlavaProcessor
         del processor.fusion_window
     return model
+
+
+def _original(model: LlavaForConditionalGeneration) -> _Original:
+    original = vars(model).get("_before_stf")
+    if original is None:
+        raise FusionError("Expected a model that apply_stf has patched, found one that was loaded or built as it is.")
+    return original
+
+
+def _window_fields(window: int | Sequence[int]) -> dict[str, Any]:
+    if not isinstance(window, Sequence):
+        return {"fusion_window": window}
+    if not window:
+        raise FusionError("Expected at least one window, found an empty list.")
+    return dict(zip(WINDOW_FIELDS, (window[0], list(dict.fromkeys(window)), SHARED_WEIGHT_WINDOW), strict=True))
 
 
 def _stf_config(model: LlavaForConditionalGeneration, **fusion: Any) -> LlavaStfConfig:

@@ -48,16 +48,24 @@ class LlavaStfProcessor(LlavaProcessor):
         )
 
     def tokens_per_image(self, height: int, width: int) -> int:
-        """LLM tokens of one preprocessed image of `height` x `width` pixels."""
+        """LLM tokens of one preprocessed image of `height` x `width` pixels, unless told otherwise."""
         side = self.patch_size * self.fusion_window
         return (height // side) * (width // side)
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        *,
+        vision_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
         """Token ids, attention mask and pixel values for the model.
 
         Args:
             images: one image or a (nested) list of them, in the order of their markers over all texts.
             text: one prompt or a list of prompts, with one `<image>` marker per image.
+            vision_tokens: ids that each image takes, for a model of several windows; default by `fusion_window`.
             **kwargs: as in `LlavaProcessor`: `padding`, `return_tensors`, `text_kwargs`, `images_kwargs`, ...
 
         Returns:
@@ -77,7 +85,8 @@ class LlavaStfProcessor(LlavaProcessor):
         flat = [] if images is None else make_flat_list_of_images(self.image_processor.fetch_images(images))
         if flat:
             data.update(self.image_processor(flat, **merged["images_kwargs"]))
-            tokens = self.tokens_per_image(*get_image_size(to_numpy_array(data["pixel_values"][0])))
+            size = get_image_size(to_numpy_array(data["pixel_values"][0]))
+            tokens = self.tokens_per_image(*size) if vision_tokens is None else vision_tokens
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             self._check_markers(texts, images, len(flat))
@@ -131,5 +140,5 @@ class LlavaStfProcessor(LlavaProcessor):
         if image_sizes is None:
             return MultiModalData()
         size = kwargs.get("crop_size") or self.image_processor.crop_size
-        tokens = self.tokens_per_image(size["height"], size["width"])
+        tokens = kwargs.get("vision_tokens") or self.tokens_per_image(size["height"], size["width"])
         return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))

@@ -9,10 +9,12 @@ per patch (8192 channels) and MBTF squeezes them back to 1024. STF joins each 2x
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -76,6 +78,13 @@ class MultiBlockTokenFusion(_TwoLayerMlp):
 class SpatialTokenFusion(_TwoLayerMlp):
     """Fuse each k x k window of patches into one LLM token: [B, N, C] -> [B, N / k**2, H].
 
+    The weights are laid out for one window, the paper's 2x2 say, and serve others without a parameter more. Every
+    hidden unit has a place of that window for its own, in equal parts: the first quarter of the units the upper left
+    one, and so on. In a larger or smaller window a place is the region that covers the same share of the window. A unit
+    then sees the patches of its own region one by one, and of each other region the mean; what it answers is averaged
+    over its region. In the weights' own window each region is one patch, and this is the paper's STF; after a warm
+    start it is the mean of the base projector's outputs in every window.
+
     The first layer's weight stays in the checkpoint's channel-major order. For a Triton kernel without gradients a copy
     in the kernel's order is kept beside it (128 MiB for 7B in 16 bits), renewed when the weight has changed.
     """
@@ -83,12 +92,15 @@ class SpatialTokenFusion(_TwoLayerMlp):
     window_weight: Tensor | None
 
     def __init__(self, config: LlavaStfConfig) -> None:
-        joined = config.vision_config.hidden_size * config.fusion_window**2
+        assert config.fusion_weight_window is not None  # a config fills it in
+        joined = config.vision_config.hidden_size * config.fusion_weight_window**2
         super().__init__(joined, config.fusion_hidden_size, config.text_config.hidden_size, config)
-        self.window = config.fusion_window
+        self.window = config.fusion_weight_window
         self.register_buffer("window_weight", None, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        if window not in (None, self.window):
+            return self.linear_2(self._hidden_of_regions(x, window))
         if not self._first_layer_is_plain():
             return self._layers(gather_windows(x, self.window))
         weight, bias = self.linear_1.weight, self.linear_1.bias
@@ -97,6 +109,29 @@ class SpatialTokenFusion(_TwoLayerMlp):
             self.lay_out_weight()
             weight = weight if self.window_weight is None else self.window_weight
         return self.linear_2(fuse_windows(x, weight, bias, self.window, backend=self.kernels))
+
+    def _hidden_of_regions(self, x: Tensor, window: int) -> Tensor:
+        """Hidden layer in windows of another side than the weights', averaged over regions: [B, M, hidden]."""
+        side, size = self.window, (window / self.window) ** 2
+        patches = gather_windows(x, window).unflatten(-1, (-1, window, window))  # [B, M, C, k, k]
+        regions, areas, means = [], [], []
+        for upper, left in itertools.product(range(side), repeat=2):
+            (rows, heights), (columns, widths) = region(upper, window, side), region(left, window, side)
+            area = torch.outer(torch.tensor(heights), torch.tensor(widths)).flatten().to(patches)
+            inside = patches[..., rows, columns].flatten(3)  # [B, M, C, P]
+            regions.append(inside)
+            areas.append(area)
+            means.append(inside @ area / size)
+        preactivations = self.linear_1(torch.stack(means, dim=-1).flatten(2)).chunk(side**2, dim=-1)
+        weights = self.linear_1.weight.unflatten(-1, (-1, side**2)).chunk(side**2)
+        hidden = []
+        for place, (inside, area, mean) in enumerate(zip(regions, areas, means, strict=True)):
+            # Each patch of a unit's own region in place of the region's mean.
+            difference = (inside - mean.unsqueeze(-1)).transpose(2, 3)
+            own = functional.linear(difference, weights[place][..., place])
+            activations = self.act(preactivations[place].unsqueeze(2) + own)  # [B, M, P, hidden / places]
+            hidden.append(area.to(activations) @ activations / size)
+        return torch.cat(hidden, dim=-1)
 
     @torch.no_grad()
     def lay_out_weight(self) -> None:
@@ -118,7 +153,10 @@ class SpatialTokenFusion(_TwoLayerMlp):
 
 
 class LlavaStfProjector(nn.Module):
-    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, 1 + N, C] -> [B, N / k**2, H]."""
+    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, 1 + N, C] -> [B, N / k**2, H].
+
+    `window` is k, by default the one that the weights are laid out for.
+    """
 
     kernels = "auto"
 
@@ -127,8 +165,8 @@ class LlavaStfProjector(nn.Module):
         self.block_fusion = MultiBlockTokenFusion(config)
         self.spatial_fusion = SpatialTokenFusion(config)
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        return self.spatial_fusion(self.block_fusion(states))
+    def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
+        return self.spatial_fusion(self.block_fusion(states), window)
 
 
 class PooledProjector(_TwoLayerMlp):
@@ -142,10 +180,21 @@ class PooledProjector(_TwoLayerMlp):
         super().__init__(len(config.fusion_states) * config.vision_config.hidden_size, width, width, config)
         self.window = config.fusion_window
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
+    def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
         # The class token goes along and is stepped over by the pooling: cheaper than a copy without it.
         joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
-        return pool_tokens(self._layers(joined), self.window, backend=self.kernels)
+        return pool_tokens(self._layers(joined), window or self.window, backend=self.kernels)
+
+
+def region(place: int, window: int, places: int) -> tuple[slice, list[float]]:
+    """Patches along one side of a window that lie in the region of one of its places, and how much of each does.
+
+    The side of `window` patches is cut into `places` equal parts: 3 patches in 2 parts are (1, 1/2) and (1/2, 1).
+    """
+    start, end = place * window, (place + 1) * window  # in units of which a patch has `places`
+    patches = range(start // places, -(-end // places))
+    overlaps = [(min((patch + 1) * places, end) - max(patch * places, start)) / places for patch in patches]
+    return slice(patches.start, patches.stop), overlaps
 
 
 def use_kernels(projector: nn.Module, kernels: str) -> None:
@@ -172,6 +221,8 @@ def build_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProject
 @torch.no_grad()
 def init_from_pooling(projector: LlavaStfProjector, base: LlavaMultiModalProjector) -> None:
     """Warm start: make `projector` equal the mean over each window of `base`'s outputs, exactly up to rounding.
+
+    It holds in every window, whichever the weights are laid out for.
 
     `base` is LLaVA-1.5's projector (`linear_1`, GELU, `linear_2`) on the first fusion layer. Two facts carry it:
     GELU(x) - GELU(-x) = x, so MBTF passes its first input through on 2C hidden units; and k*k copies of the base's
@@ -205,18 +256,19 @@ def init_from_pooling(projector: LlavaStfProjector, base: LlavaMultiModalProject
     block.linear_2.weight[:, width : 2 * width] = -identity
 
     first, second = _dense(base.linear_1), _dense(base.linear_2)
-    used = places * hidden
-    rows = torch.zeros(places, hidden, width, places, dtype=first.dtype, device=first.device)
-    for place in range(places):
-        rows[place, :, :, place] = first
-    spatial.linear_1.weight[:used] = rows.view(used, width * places).to(weight)
     spatial.linear_2.weight.zero_()
-    spatial.linear_2.weight[:, :used] = (second.repeat(1, places) / places).to(weight)
+    for place in range(places):
+        start = place * (spatial.linear_1.out_features // places)
+        units = slice(start, start + hidden)
+        spatial.linear_1.weight[units] = 0
+        spatial.linear_1.weight[units, place::places] = first.to(weight)
+        spatial.linear_2.weight[:, units] = (second / places).to(weight)
+        if spatial.linear_1.bias is not None:
+            spatial.linear_1.bias[units] = base.linear_1.bias.to(weight)
 
     if block.linear_1.bias is not None:
         block.linear_1.bias[: 2 * width].zero_()
         block.linear_2.bias.zero_()
-        spatial.linear_1.bias[:used] = base.linear_1.bias.repeat(places).to(weight)
         spatial.linear_2.bias.copy_(base.linear_2.bias)
 
 

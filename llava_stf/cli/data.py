@@ -1,4 +1,4 @@
-"""`llava-stf data check FILE`: what in a data set training would stumble over, before it does."""
+"""`llava-stf data check | label`: what in a data set training would stumble over, and answers by a model."""
 
 import json
 import os
@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from llava_stf.cli.common import Model, VisionTokens, token_count
+from llava_stf.cli.label import label
 
 if TYPE_CHECKING:
     from llava_stf.training.data_check import Report
 
 data = typer.Typer(help="Look after training data.")
-
-
-@data.callback()
-def _group() -> None:
-    """Keeps `check` a command of its own, although it is the only one."""
+data.command()(label)
 
 
 @data.command()
 def check(
     file: Annotated[str, typer.Argument(help="What --data of finetuning takes: JSON, JSON lines, parquet, a folder.")],
     images: Annotated[str | None, typer.Option(help="Folder of the images; default: the one FILE lies in.")] = None,
-    stage: Annotated[Literal["align", "instruct"], typer.Option(help="Stage the data is for.")] = "instruct",
+    stage: Annotated[Literal["align", "instruct", "distill"], typer.Option(help="Stage the data is for.")] = "instruct",
     model: Model = "tiny",
     vision_tokens: VisionTokens = None,
     max_length: Annotated[int, typer.Option(min=1, help="Longest sequence in training.")] = 2048,

@@ -90,7 +90,18 @@ def _check_expressible(parts: Parts) -> None:
         )
     width = vision.hidden_size
     built_in = ([states[0], 21, 18, 15, 12, 9, 6, 3], 2, 4 * width, 16 * width)
-    if (states, config.fusion_window, config.fusion_block_hidden_size, config.fusion_hidden_size) != built_in:
+    windows = config.fusion_windows or []
+    if config.fusion_weight_window not in windows:
+        raise CheckpointError(
+            f"The original format has weights for {config.fusion_weight_window}x{config.fusion_weight_window} windows "
+            f"alone, and this model was made for the windows {windows}."
+        )
+    if len(windows) > 1:
+        parts.notes.append(
+            f"The authors' code fuses {config.fusion_weight_window}x{config.fusion_weight_window} windows alone; the "
+            f"others of {windows} are left behind."
+        )
+    if (states, config.fusion_weight_window, config.fusion_block_hidden_size, config.fusion_hidden_size) != built_in:
         parts.notes.append(
             f"The authors' code has fusion layers {built_in[0]}, 2x2 windows, widths {built_in[2]} and {built_in[3]} "
             "in its source; to run this model, change them there."

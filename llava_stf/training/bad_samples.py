@@ -44,12 +44,9 @@ class BadSamples:
         bad = int((self.verdicts >= _FIRST_FAULT).sum())
         base = max(int((self.verdicts != _UNSEEN).sum()), min(len(self.verdicts), WINDOW))
         if bad > self.limit * base:
-            raise DataError(
-                f"{error}; {self.summary()}, more than max_bad_samples {self.limit:g} allows: "
-                "`llava-stf data check` lists them all"
-            )
+            raise DataError(f"{error}; {self.summary()}, more than max_bad_samples {self.limit:g} allows")
         if not known and bad.bit_count() == 1:
-            logger.warning("%s; another sample takes its place; %s", error, self.summary())
+            logger.warning("%s; it is passed over; %s", error, self.summary())
 
     def summary(self) -> str:
         """For instance "3 of 120 samples seen are bad (2 missing image, 1 turn order)"; empty where none is."""

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
+from types import GenericAlias, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
@@ -19,7 +19,8 @@ import yaml
 from llava_stf.errors import LlavaStfError
 
 # The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
-DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5}
+# Distillation is not the paper's; it trains the projector alone.
+DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5, "distill": 1e-3}
 # Its LoRA script: adapters of the LLM, and the projector, which is trained in full beside them.
 LORA_LEARNING_RATE, LORA_PROJECTOR_LEARNING_RATE = 1e-4, 2e-5
 
@@ -48,12 +49,19 @@ class FinetuneConfig:
     images: str | None = _option(
         None, "folder that the samples' image paths start from; default: the data file's folder"
     )
-    stage: Literal["align", "instruct"] = _option(
-        "instruct", "align: projector alone, captions; instruct: projector and LLM, conversations"
+    stage: Literal["align", "instruct", "distill"] = _option(
+        "instruct",
+        "align: projector alone, captions; instruct: projector and LLM, conversations; distill: projector alone (with "
+        "lora_rank adapters too), the base at all its tokens being the teacher",
     )
 
-    vision_tokens: int | Literal["all"] | None = _option(
-        None, "LLM tokens per image: a count, `all`, or nothing for the base's own (a plain LLaVA gets a quarter)"
+    vision_tokens: int | Literal["all"] | tuple[int, ...] | None = _option(
+        None,
+        "LLM tokens per image: a count, `all`, or nothing for the base's own (a plain LLaVA gets a quarter); several, "
+        "such as 144,64,36, train one model for each of them, the first its default",
+    )
+    vision_tokens_schedule: Literal["random", "descending"] = _option(
+        "random", "several vision_tokens: one drawn per step, or one after the other, most tokens first"
     )
     reduction: Literal["stf", "pool"] = _option(
         "stf", "how a plain LLaVA is brought to that count: stf (MBTF and STF) or pool (mean of each window)"
@@ -65,8 +73,12 @@ class FinetuneConfig:
     lora_dropout: float = _option(0.05, "share of an adapter's inputs that is dropped in training")
     quantization: Literal["4bit"] | None = _option(None, "4bit: QLoRA, adapters on an LLM of 4-bit weights")
 
+    feature_weight: float = _option(
+        0.0, "in stage distill, weight of the squared distance of image tokens to the mean of the teacher's"
+    )
+
     streaming: bool = _option(False, "read a Hugging Face data set row by row, with no copy of it; needs max_steps")
-    group_by_length: bool = _option(True, "in stage instruct, steps of one modality and similar lengths: less padding")
+    group_by_length: bool = _option(True, "but in stage align, steps of one modality and similar lengths: less padding")
     max_bad_samples: float = _option(0.01, "share of samples that may be bad, and are replaced by others, at most")
 
     epochs: float = _option(1.0, "passes over the data, if max_steps is not given")
@@ -77,7 +89,7 @@ class FinetuneConfig:
     seed: int = _option(0, "seed of data order, projector and dropout")
 
     learning_rate: float | None = _option(
-        None, "peak learning rate; default: 1e-3 for align, 2e-5 for instruct, 1e-4 with LoRA"
+        None, "peak learning rate; default: 1e-3 for align and distill, 2e-5 for instruct, 1e-4 with LoRA"
     )
     projector_learning_rate: float | None = _option(
         None, "learning rate of the projector; default: learning_rate, with LoRA 2e-5"
@@ -125,8 +137,16 @@ class FinetuneConfig:
             raise LlavaStfError(f"warmup_ratio must be in [0, 1), found {self.warmup_ratio}")
         if self.epochs <= 0:
             raise LlavaStfError(f"epochs must be above 0, found {self.epochs}")
-        if self.stage == "align" and self.vision_tower_learning_rate is not None:
-            raise LlavaStfError("stage align trains the projector alone: leave out vision_tower_learning_rate")
+        if self.stage != "instruct" and self.vision_tower_learning_rate is not None:
+            raise LlavaStfError(
+                f"stage {self.stage} leaves the vision tower as it is: leave out vision_tower_learning_rate"
+            )
+        if self.stage == "distill" and self.vision_tokens == "all":
+            raise LlavaStfError("vision_tokens all is the teacher itself: give stage distill fewer tokens")
+        if self.feature_weight and self.stage != "distill":
+            raise LlavaStfError(f"feature_weight is for stage distill, found stage {self.stage}")
+        if self.feature_weight < 0:
+            raise LlavaStfError(f"feature_weight must be at least 0, found {self.feature_weight}")
         if self.vision_tokens == "all" and self.reduction == "pool":
             raise LlavaStfError("vision_tokens all keeps every token, reduction pool does not: leave out one of them")
         if not 0 <= self.max_bad_samples < 1:
@@ -167,7 +187,7 @@ class FinetuneConfig:
         if self.learning_rate is not None:
             rate = self.learning_rate
         rates = {"projector": rate if projector_rate is None else projector_rate}
-        if self.stage == "instruct":
+        if self.stage == "instruct" or self.lora_rank is not None:
             rates["language_model"] = rate
         if self.vision_tower_learning_rate is not None:
             rates["vision_tower"] = self.vision_tower_learning_rate
@@ -220,7 +240,8 @@ def _unknown(kind: str, name: str, prefix: str = "") -> str:
 
 
 def _convert(option: Field[Any], wanted: Any, value: Any) -> Any:
-    """`value` as one of the kinds in `wanted`: None, a bool, a number, a text, or one of some literal texts."""
+    """`value` as one of the kinds in `wanted`: None, a bool, a number, a text, one of some literal texts, or several
+    integers (a list, or text with commas)."""
     members = [wanted] if get_origin(wanted) in (None, Literal) else list(get_args(wanted))
     choices = [text for member in members if get_origin(member) is Literal for text in get_args(member)]
     if value in choices:
@@ -229,11 +250,21 @@ def _convert(option: Field[Any], wanted: Any, value: Any) -> Any:
         return None
     if bool in members and str(value).lower() in ("true", "false"):
         return str(value).lower() == "true"
+    if any(get_origin(member) is tuple for member in members) and (
+        isinstance(value, list | tuple) or "," in str(value)
+    ):
+        counts = value if isinstance(value, list | tuple) else str(value).rstrip(",").split(",")
+        with contextlib.suppress(ValueError):
+            return tuple(int(str(count)) for count in counts)
     if str in members and value is not None:
         return str(value)
     number = next((kind for kind in (int, float) if kind in members), None)
     if number is not None and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return number(str(value))  # through text: 1.5 is no int, and YAML reads 1e-3 as text
-    kinds = [member.__name__ for member in members if isinstance(member, type) and member is not NoneType]
+    kinds = [
+        "several int with commas" if get_origin(member) is tuple else member.__name__
+        for member in members
+        if isinstance(member, type | GenericAlias) and member is not NoneType
+    ]
     raise LlavaStfError(f"{option.name} must be {' or '.join([*choices, *kinds])}, found {value!r}")

@@ -2,7 +2,8 @@
 
 Stage `align` trains the projector alone on captions; stage `instruct` trains projector and LLM on conversations, or
 with `lora_rank` the projector and low-rank adapters of the LLM, with the vision tower frozen (arXiv 2506.07138,
-training recipe of LLaVA-1.5). A base without fusion gets a projector that starts as exact mean pooling.
+training recipe of LLaVA-1.5). Stage `distill` trains the projector to answer as the base does at all its tokens. A base
+without fusion gets a projector that starts as exact mean pooling.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.start import check_start, load_start
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor, TrainingArguments
+    from transformers import LlavaConfig, LlavaProcessor, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,9 @@ def finetune(config: FinetuneConfig) -> None:
     from transformers import set_seed
 
     from llava_stf.lora import load_weights
+    from llava_stf.patch import former_projector
     from llava_stf.training.data import training_data
+    from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora
     from llava_stf.training.optim import train_only
     from llava_stf.training.preparation import Preparation
@@ -76,14 +80,22 @@ def finetune(config: FinetuneConfig) -> None:
             load_weights(trained, checkpoint)
     if config.overwrite and arguments.process_index == 0:
         remove_run(output)
-    trainer = FinetuneTrainer(
+    make_trainer: Any = FinetuneTrainer
+    if config.stage == "distill":
+        make_trainer = partial(DistillTrainer, teacher_projector=former_projector(model))
+    trainer = make_trainer(
         config,
+        budgets=budgets(model.config, config),
+        prepared_budget=prepare.tokens_per_image,
         model=trained,
         args=arguments,
         train_dataset=data.dataset,
         data_collator=data.collate,
         processing_class=processor,
     )
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded and config.stage == "distill":
+        raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     samples = "streamed" if config.streaming else str(len(rows))
     logger.info("%s samples, %d tokens per image", samples, prepare.tokens_per_image)
     try:
@@ -91,7 +103,6 @@ def finetune(config: FinetuneConfig) -> None:
     except DataError as error:
         # From a worker process the message comes inside that process's traceback, as its last line.
         raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if data.bad_samples.summary():
         logger.warning("%s: others took their place", data.bad_samples.summary())
@@ -110,6 +121,20 @@ def pad_token_id(processor: LlavaProcessor) -> int:
     """The tokenizer's pad id, or `<unk>`'s as in LLaVA; padding is masked, so any id does."""
     tokenizer = processor.tokenizer
     return tokenizer.unk_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
+    """Vision tokens per image that a run trains for: those asked for, else all that the model was made for."""
+    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+
+    grid = patch_grid(model_config)
+    if not isinstance(model_config, LlavaStfConfig):
+        return [grid**2]
+    if isinstance(config.vision_tokens, tuple):
+        return list(config.vision_tokens)
+    if isinstance(config.vision_tokens, int):
+        return [config.vision_tokens]
+    return [(grid // window) ** 2 for window in model_config.fusion_windows or []]
 
 
 def training_arguments(config: FinetuneConfig) -> TrainingArguments:

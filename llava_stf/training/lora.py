@@ -36,8 +36,6 @@ def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> Pe
     if not linear:
         raise LlavaStfError(f"{type(model.model.language_model).__name__} has no linear layers that LoRA could adapt")
     assert config.lora_rank is not None  # checked by whoever calls
-    # The base's own projector may be in 16 bits, in which small steps are lost.
-    model.model.multi_modal_projector.float()
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,

@@ -38,6 +38,10 @@ def check_start(config: FinetuneConfig) -> None:
             raise LlavaStfError(
                 f"LoRA needs a base with a projector, and {config.base} is a language model: run stage align first"
             )
+        if config.stage == "distill":
+            raise LlavaStfError(
+                f"stage distill needs a base that can teach, a LLaVA, and {config.base} is a language model"
+            )
         return
     from llava_stf.loading import read_config
 
@@ -47,20 +51,21 @@ def check_start(config: FinetuneConfig) -> None:
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.adapter import load_adapter
-    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
 
-    grid = patch_grid(base)
+    windows = windows_for(patch_grid(base), config.vision_tokens)
     if not isinstance(base, LlavaStfConfig):
-        window_for(grid, config.vision_tokens)
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
     elif config.reduction == "pool" or config.init != "pool":
         raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")
-    elif config.vision_tokens is not None and window_for(grid, config.vision_tokens) != base.fusion_window:
+    elif config.stage == "distill":
         raise FusionError(
-            f"{config.base} was trained for {base.image_seq_length} vision tokens and cannot give "
-            f"{config.vision_tokens}"
+            f"stage distill starts from a plain LLaVA, which is its own teacher, and {config.base} is fused already"
         )
+    elif config.vision_tokens is not None:
+        for window in [windows] if isinstance(windows, int) else windows:
+            base.window_of((base.grid // window) ** 2)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:
@@ -86,8 +91,9 @@ def load_start(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Model and processor that training starts from: the checkpoint, or the base, reduced.
 
-    The model is in float32 and on the CPU. With LoRA it is the base in any case, frozen and so in the dtype that is
-    computed in; 4-bit weights are loaded straight to `device`. Raises `FusionError` if the base cannot be brought to
+    What is trained is in float32, what stays frozen in the dtype that is computed in, if it is not saved in another.
+    All is on the CPU but 4-bit weights, which are loaded straight to `device`. With LoRA the model is the base in any
+    case, and in distillation it has the checkpoint's projector. Raises `FusionError` if the base cannot be brought to
     the vision tokens asked for.
     """
     from llava_stf.loading import load_model
@@ -99,7 +105,7 @@ def load_start(
         dtype="bfloat16" if lora and config.bf16 else "float32",
         attn_implementation=config.attn_implementation,
     )
-    if checkpoint is not None and not lora:
+    if checkpoint is not None and not lora and config.stage != "distill":
         model, processor = load(checkpoint, vision_tokens="all" if config.vision_tokens == "all" else None)
     elif starts_from_language_model(config):
         from llava_stf.training.assemble import build_model
@@ -122,18 +128,26 @@ def load_start(
             vision_tower=config.vision_tower,
             quantization=config.quantization,
         )
+    if checkpoint is not None and config.stage == "distill" and not lora:
+        trained, _ = load(checkpoint)
+        model.model.multi_modal_projector.load_state_dict(trained.model.multi_modal_projector.state_dict())
+    model.model.multi_modal_projector.float()
+    if config.stage != "instruct" and config.bf16 and config.save_dtype == "bfloat16":
+        for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
+            if config.quantization is None:
+                part.bfloat16()
     logger.info("starting from %s, a %s", checkpoint or config.base, type(model).__name__)
     return model, processor
 
 
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
-    from llava_stf.configuration_llava_stf import patch_grid, window_for
+    from llava_stf.configuration_llava_stf import patch_grid, windows_for
     from llava_stf.patch import apply_pooling, apply_stf
 
     if config.vision_tokens == "all":
         return
-    window = window_for(patch_grid(model.config), config.vision_tokens)
+    window = windows_for(patch_grid(model.config), config.vision_tokens)
     if config.reduction == "pool":
         apply_pooling(model, processor, window=window)
     else:

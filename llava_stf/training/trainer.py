@@ -24,6 +24,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.checkpoints import (
     PARTIAL,
     checkpoint_step,
@@ -49,7 +50,8 @@ class FinetuneTrainer(Trainer):
         train: stops with a checkpoint on SIGTERM; a finished run that is resumed takes no step more.
         get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
         create_optimizer: AdamW over one parameter group per part of the model.
-        training_step: counts samples and tokens, and remembers losses and sample ids.
+        training_step: brings the batch to the step's vision tokens, counts samples and tokens, and remembers losses and
+            sample ids.
         compute_loss: a batch in which every label is masked has the loss 0, not 0/0.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes.
@@ -60,9 +62,11 @@ class FinetuneTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, config: FinetuneConfig, **kwargs: Any) -> None:
+    def __init__(self, config: FinetuneConfig, *, budgets: list[int], prepared_budget: int, **kwargs: Any) -> None:
+        """`budgets` are the vision tokens per image that the run trains for, the data have `prepared_budget`."""
         super().__init__(**kwargs)
         self.finetune_config = config
+        self.budgets, self.prepared_budget = budgets, prepared_budget
         self.terminating = False  # in all processes, from the same step on
         self._sigterm = False  # in this process
         self._saving = False
@@ -110,11 +114,19 @@ class FinetuneTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         ids = inputs.pop("sample_ids", [])
+        image_token_id = self.accelerator.unwrap_model(model).config.image_token_id
+        inputs = with_budget(inputs, self.prepared_budget, self.step_budget(), image_token_id)
         self._counts[0] += len(inputs["input_ids"])
         self._counts[1] += inputs["attention_mask"].sum()
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._step_losses.append((ids, loss))
         return loss
+
+    def step_budget(self) -> int:
+        """Vision tokens per image in the optimizer step under way, the same in all processes."""
+        config, state = self.finetune_config, self.state
+        schedule = config.vision_tokens_schedule
+        return budget_of_step(self.budgets, schedule, state.global_step, state.max_steps, config.seed)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         count = kwargs.get("num_items_in_batch")
@@ -144,7 +156,7 @@ class FinetuneTrainer(Trainer):
             self._samples_per_step(),
             config.seed,
             lambda: self.state.global_step,
-            lengths=dataset.lengths if config.group_by_length and config.stage == "instruct" else None,
+            lengths=dataset.lengths if config.group_by_length and config.stage != "align" else None,
         )
 
     def _samples_per_step(self) -> int:

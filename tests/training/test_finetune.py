@@ -11,31 +11,8 @@ from safetensors.torch import load_file
 from llava_stf.errors import LlavaStfError
 from llava_stf.training.checkpoints import newest_checkpoint, prepare_output
 from llava_stf.training.config import from_values
-from llava_stf.training.finetune import finetune, load_start, main, training_arguments
+from llava_stf.training.finetune import load_start, main, training_arguments
 from llava_stf.training.optim import part_of
-
-
-@pytest.fixture
-def run(tmp_path, llava_base, data_folder):
-    """Trains in this process and returns the output folder."""
-
-    def start(name="out", data="instruct.json", **options):
-        values = {
-            "base": str(llava_base),
-            "data": str(data_folder / data),
-            "output": str(tmp_path / name),
-            "per_device_batch_size": 4,
-            "max_steps": 3,
-            "learning_rate": 1e-2,
-            "num_workers": 0,
-            "cpu_threads": 1,
-            "logging_steps": 1,
-            "bf16": False,
-        }
-        finetune(from_values({**values, **options}))
-        return tmp_path / name
-
-    return start
 
 
 def weights(folder):
@@ -166,7 +143,8 @@ def test_bf16_computes_in_bfloat16_on_a_cpu_with_float32_weights(tmp_path, llava
 
     config = from_values({"base": str(llava_base), "data": "d", "output": str(tmp_path / "out"), "bf16": True})
     model, _ = load_start(config, None)
-    trainer = FinetuneTrainer(config, model=model, args=training_arguments(config), train_dataset=[0])
+    arguments = training_arguments(config)
+    trainer = FinetuneTrainer(config, budgets=[4], prepared_budget=4, model=model, args=arguments, train_dataset=[0])
     wrapped = trainer.accelerator.prepare_model(model)
     seen = []
     model.model.language_model.layers[0].mlp.up_proj.register_forward_hook(lambda *call: seen.append(call[2].dtype))

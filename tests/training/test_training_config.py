@@ -31,6 +31,8 @@ def test_flags_win_over_the_file_and_both_spellings_work(tmp_path):
         (["--epochs", "2"], "epochs", 2.0),
         (["--learning-rate", "2e-5"], "learning_rate", 2e-5),
         (["--stage=align"], "stage", "align"),
+        (["--vision-tokens", "144,64,36"], "vision_tokens", (144, 64, 36)),
+        (["--vision-tokens", "36,"], "vision_tokens", (36,)),
     ],
 )
 def test_values_have_the_type_of_their_field(flags, field, value):
@@ -43,14 +45,18 @@ def test_values_have_the_type_of_their_field(flags, field, value):
     ("flags", "message"),
     [
         (["--learning-rte", "1"], "--learning-rte.*--learning_rate"),
-        (["--stage", "distil"], "stage must be align or instruct, found 'distil'"),
+        (["--stage", "distil"], "stage must be align or instruct or distill, found 'distil'"),
         (["--max-steps", "1.5"], "max_steps must be int"),
         (["--max-steps", "0"], "max_steps must be at least 1"),
         (["--bf16", "maybe"], "bf16 must be bool"),
         (["--seed"], "seed must be int"),
-        (["--vision-tokens", "most"], "vision_tokens must be all or int"),
+        (["--vision-tokens", "most"], "vision_tokens must be all or int or several int with commas, found 'most'"),
         (["--warmup-ratio", "1"], "warmup_ratio"),
-        (["--stage", "align", "--vision-tower-learning-rate", "1e-4"], "align trains the projector alone"),
+        (["--stage", "align", "--vision-tower-learning-rate", "1e-4"], "align leaves the vision tower as it is"),
+        (["--stage", "distill", "--vision-tokens", "all"], "all is the teacher itself"),
+        (["--feature-weight", "1"], "feature_weight is for stage distill, found stage instruct"),
+        (["--stage", "distill", "--feature-weight", "-1"], "feature_weight must be at least 0"),
+        (["--vision-tokens", "16,few"], "vision_tokens must be"),
         (["--vision-tokens", "all", "--reduction", "pool"], "leave out one"),
         (["--data", ""], "--data is required"),
         (["--lora-rank", "8", "--stage", "align"], "align trains the projector alone .*leave out lora_rank"),
@@ -85,6 +91,18 @@ def test_learning_rates_follow_the_stage():
         [*REQUIRED, "--learning-rate", "3", "--projector-learning-rate", "2", "--vision-tower-learning-rate", "1"]
     )
     assert rates.learning_rates == {"projector": 2.0, "language_model": 3.0, "vision_tower": 1.0}
+
+
+def test_distillation_trains_the_llm_by_adapters_alone():
+    assert parse([*REQUIRED, "--stage", "distill"]).learning_rates == {"projector": 1e-3}
+    rates = parse([*REQUIRED, "--stage", "distill", "--lora-rank", "8"]).learning_rates
+    assert rates == {"projector": 2e-5, "language_model": 1e-4}
+
+
+def test_a_file_may_list_the_budgets(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("vision_tokens: [144, 64]\n")
+    assert parse(["--config", str(file), *REQUIRED]).vision_tokens == (144, 64)
 
 
 def test_lora_has_learning_rates_of_its_own():

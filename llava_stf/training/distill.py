@@ -1,0 +1,104 @@
+"""Self-distillation: a LLaVA at all its vision tokens teaches itself to answer on fewer.
+
+Teacher and student are one model but for the projector: the frozen vision tower and the LLM serve both, so memory is
+that of one model. The student learns the teacher's distribution over each token of the answers and, optionally, image
+tokens near the mean of the teacher's over each window. Answers need not be right, or a human's: `llava-stf data label`
+lets the teacher write them.
+
+Shapes: B rows, L ids, I images, N = grid**2 teacher tokens and M student tokens of an image, H LLM width, V vocabulary,
+A answer tokens in a batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import ModelOutput
+
+from llava_stf.conversation import IGNORE_INDEX
+from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, select_states
+from llava_stf.training.budgets import with_budget
+from llava_stf.training.trainer import FinetuneTrainer
+from llava_stf_kernels import place_tokens, pool_tokens
+
+
+class Teacher:
+    """What a LLaVA-STF was made from, out of its own parts and the projector that it had before.
+
+    Args:
+        student: the LLaVA-STF. LoRA adapters in its LLM are switched off by whoever calls.
+        projector: the plain LLaVA's, on the student's first fusion layer.
+    """
+
+    def __init__(self, student: LlavaStfForConditionalGeneration, projector: nn.Module) -> None:
+        self.student = student
+        self.projector = projector.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Log probabilities of the answers' tokens, float32 [A, V], and image tokens [I, 1 + N, H].
+
+        `batch` has N placeholders for each image. The image tokens have the class token's at index 0, and are `None`
+        for a batch of text alone.
+        """
+        model, inner = self.student, self.student.model
+        embeddings = inner.get_input_embeddings()(batch["input_ids"])
+        tokens = None
+        if "pixel_values" in batch:
+            states = select_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
+            tokens = self.projector.to(states[0].device)(states[0])
+            places = batch["input_ids"] == model.config.image_token_id
+            embeddings = place_tokens(embeddings, tokens[:, 1:].flatten(0, 1).to(embeddings.dtype), places)
+        mask = batch["attention_mask"]
+        hidden = inner.language_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+        return answer_log_probabilities(model.lm_head(hidden[:, :-1][answers(batch["labels"])])), tokens
+
+
+class DistillTrainer(FinetuneTrainer):
+    """`FinetuneTrainer` whose loss is the distance to the teacher, per token of the answers.
+
+    Modifications:
+        compute_loss: KL divergence of the student's distribution from the teacher's, plus `feature_weight` times the
+            mean squared difference of the image tokens, in place of the cross entropy with the labels.
+    """
+
+    def __init__(self, *args: Any, teacher_projector: nn.Module, **kwargs: Any) -> None:
+        super().__init__(*args, compute_loss_func=self._distance, **kwargs)
+        self.teacher_projector = teacher_projector
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        trained = self.accelerator.unwrap_model(model)
+        lora = hasattr(trained, "disable_adapter")
+        student = trained.get_base_model() if lora else trained
+        wide = with_budget(inputs, self.step_budget(), student.config.grid**2, student.config.image_token_id)
+        with self.accelerator.autocast(), trained.disable_adapter() if lora else contextlib.nullcontext():
+            self._lesson = Teacher(student, self.teacher_projector)(wide)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _distance(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
+        """Share of this batch in the mean over the `num_items_in_batch` answer tokens of an optimizer step."""
+        target, teacher_tokens = self._lesson
+        found = answer_log_probabilities(outputs.logits[:, :-1][answers(labels)])
+        distance = F.kl_div(found, target, reduction="sum", log_target=True)
+        weight = self.finetune_config.feature_weight
+        if weight and teacher_tokens is not None:
+            student_tokens = outputs.image_hidden_states  # [I * M, H]
+            images, _, width = teacher_tokens.shape
+            window = round((teacher_tokens.shape[1] / (len(student_tokens) / images)) ** 0.5)
+            pooled = pool_tokens(teacher_tokens, window).reshape(-1, width)
+            distance = distance + weight * len(found) * F.mse_loss(student_tokens.float(), pooled.float())
+        return distance / num_items_in_batch
+
+
+def answers(labels: Tensor) -> Tensor:
+    """Where the next token belongs to an answer: bool [B, L - 1] for labels [B, L]."""
+    return labels[:, 1:] != IGNORE_INDEX
+
+
+def answer_log_probabilities(logits: Tensor) -> Tensor:
+    """float32 [A, V]."""
+    return F.log_softmax(logits.float(), dim=-1)
