@@ -72,7 +72,8 @@ class LlavaStf:
         config = self.model.config
         if isinstance(config, LlavaStfConfig):
             return config.image_seq_length
-        return patch_grid(config) ** 2
+        reduction = getattr(self.model.model, "reduction", None)
+        return patch_grid(config) ** 2 if reduction is None else reduction.prompt_tokens
 
     def ask(
         self,

@@ -1,0 +1,26 @@
+"""Other ways to show the LLM fewer vision tokens, on a plain LLaVA, at any budget and without training.
+
+    model, processor = load_model("tiny-full")
+    apply_reduction(model, processor, "divprune", vision_tokens=16)
+    ...
+    remove_reduction(model, processor)
+
+Each is written from its paper, in a file of its own: a function on tensors and the few lines that join it to the model.
+What is left of an image stands in raster order, and an answer does not depend on the other rows of its batch.
+"""
+
+from __future__ import annotations
+
+from .apply import apply_reduction, check_reduction, find_method, remove_reduction
+from .catalogue import METHODS
+from .method import Method, Reduction
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Reduction",
+    "apply_reduction",
+    "check_reduction",
+    "find_method",
+    "remove_reduction",
+]

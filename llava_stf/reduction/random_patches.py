@@ -1,0 +1,51 @@
+"""Random patches: what every method that chooses patches has to beat."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
+
+from .method import Method
+from .tensors import gather_tokens
+
+if TYPE_CHECKING:
+    from .model import ReducedLlavaModel
+
+
+def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) -> Tensor:
+    """Raster indices of `count` of `patches` patches, drawn for each picture from the seed and its own pixels.
+
+    Pixels [B, 3, height, width] -> ascending int64 [B, count] on the same device. The same picture in the same dtype
+    has the same patches, whatever stands beside it in the batch and on whatever device.
+    """
+    chosen = []
+    for picture in pixel_values.detach().cpu().contiguous():
+        pixels = picture.view(torch.uint8).numpy().tobytes()
+        digest = hashlib.blake2b(pixels, digest_size=7, key=str(seed).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+        chosen.append(torch.randperm(patches, generator=generator)[:count].sort().values)
+    return torch.stack(chosen).to(pixel_values.device)
+
+
+class RandomPatches(Method):
+    """Keeps patches at random, before the projector, so that it works on the chosen alone."""
+
+    name = "random"
+    title = "random patches"
+    reference = "the baseline of UniPruneBench, arXiv 2511.02650"
+    needs = "Nothing; the pixels are read once on the host to draw the same patches for the same picture."
+
+    def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        states = model.patch_states(pixel_values)
+        return model.multi_modal_projector(gather_tokens(states, self._choose(model, pixel_values)))
+
+    def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+        return self._choose(model.model, pixel_values)
+
+    def _choose(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        reduction = model.reduction
+        return random_patches(pixel_values, reduction.patches, reduction.vision_tokens, reduction.seed)

@@ -1,0 +1,121 @@
+"""ToMe: merge the most similar tokens inside every block of the vision tower."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlavaConfig
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from ..configuration_llava_stf import state_index
+from ..errors import FusionError
+from ..modeling_llava_stf import tower_blocks
+from .method import Method
+from .tensors import marked, merge_tokens
+
+if TYPE_CHECKING:
+    from .model import ReducedLlavaModel
+
+
+def patches_after(blocks: int, patches: int, vision_tokens: int) -> list[int]:
+    """Patches left after each block.
+
+    As many are merged in each (section 3, "Strategy"), or more of them early where a later block would have to merge
+    over half of its patches.
+    """
+    merged = patches - vision_tokens
+    even = (patches - merged * (block + 1) // blocks for block in range(blocks))
+    return [min(left, vision_tokens << (blocks - 1 - block)) for block, left in enumerate(even)]
+
+
+def bipartite_matching(keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
+    """Which tokens go into which, at most half of them (section 3, "Bipartite Soft Matching").
+
+    Every second token, from the first, is in set A, the others in set B. Each of A is tied to its most similar one of
+    B (cosine, float32), and the `merges` strongest ties are merged. The first token, the class token, stays out.
+
+    Args:
+        keys: [B, 1 + N, D].
+
+    Returns:
+        The token that each goes into, int64 [B, 1 + N], and those that are left, ascending int64 [B, 1 + N - merges]:
+        the pair that `merge_tokens` takes.
+    """
+    rows, tokens, _ = keys.shape
+    home = torch.arange(tokens, device=keys.device).repeat(rows, 1)
+    unit = functional.normalize(keys.float(), dim=-1)
+    likeness = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    likeness[:, 0] = -torch.inf
+    strength, partner = likeness.max(-1)
+    source = strength.argsort(dim=-1, descending=True, stable=True)[:, :merges]
+    stays = torch.ones_like(home, dtype=torch.bool).scatter(1, 2 * source, False)
+    return home.scatter(1, 2 * source, 2 * partner.gather(1, source) + 1), marked(stays, tokens - merges)
+
+
+def merging_block(block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left: int) -> tuple[Tensor, Tensor | None]:
+    """One CLIP block that merges between attention and MLP, by the keys of this attention (section 3).
+
+    Args:
+        x: [B, 1 + N, C], the class token first.
+        size: float32 [B, 1 + N], patches in each token, whose logarithm is added to the attention (equation 1);
+            `None` is one each.
+        left: patches after the block.
+
+    Returns:
+        The block's output [B, 1 + left, C], and the sizes [B, 1 + left].
+    """
+    attention = block.self_attn
+    normed = block.layer_norm1(x)
+    query, keys, values = (
+        layer(normed).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    bias = None if size is None else size.log().to(query.dtype)[:, None, None]
+    mixed = functional.scaled_dot_product_attention(query, keys, values, attn_mask=bias, scale=attention.scale)
+    x = x + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    merges = x.shape[1] - 1 - left
+    if merges:
+        size = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+        x, size = merge_tokens(x, size, *bipartite_matching(keys.mean(1), merges))
+    return x + block.mlp(block.layer_norm2(x)), size
+
+
+class ToMe(Method):
+    """Merges inside the tower, as in the paper, so that the tower gets cheaper too.
+
+    A merged token takes the place of the one that the others went into.
+    """
+
+    name = "tome"
+    title = "ToMe"
+    reference = "Bolya et al., arXiv 2210.09461"
+    needs = (
+        "A bias on the tower's attention, which rules out FlashAttention there; the tower works on fewer and fewer "
+        "patches."
+    )
+
+    def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        vision = config.vision_config
+        if config.vision_feature_select_strategy != "default" or vision.model_type != "clip_vision_model":
+            raise FusionError(
+                "ToMe merges in the blocks of a CLIP tower whose class token is dropped; found "
+                f"'{vision.model_type}' with select strategy '{config.vision_feature_select_strategy}'."
+            )
+        blocks = state_index(config.vision_feature_layer, vision.num_hidden_layers)
+        if vision_tokens << blocks < patches:
+            raise FusionError(
+                f"A block can at most halve its patches, so {blocks} blocks leave at least {-(-patches >> blocks)} of "
+                f"{patches}; found vision_tokens {vision_tokens}."
+            )
+
+    def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        tower, reduction = model.vision_tower, model.reduction
+        blocks = tower_blocks(tower)[: state_index(model.config.vision_feature_layer, len(tower_blocks(tower)))]
+        x, size = tower.pre_layrnorm(tower.embeddings(pixel_values)), None
+        schedule = patches_after(len(blocks), reduction.patches, reduction.vision_tokens)
+        for block, left in zip(blocks, schedule, strict=True):
+            x, size = merging_block(block, x, size, left)
+        return model.multi_modal_projector(x[:, 1:])
