@@ -45,4 +45,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e ".[dev]"
+	$(INSTALL) --no-deps lmms-eval==0.7.3
 	touch $(VENV)/.installed $@

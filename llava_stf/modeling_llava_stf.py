@@ -201,7 +201,6 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
         return super().generate(*args, **kwargs)
 
-
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,

@@ -1,0 +1,185 @@
+"""Which model a benchmark asks, at how many vision tokens and by which method: checked without weights, then loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llava_stf.errors import FusionError, LlavaStfError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig
+
+    from llava_stf.inference import LlavaStf
+
+FULL, STF = "full", "stf"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A checkpoint and how to run it; the fields are those of `load_model`, and two more.
+
+    `method` is `"full"` (plain LLaVA, every vision token), `"stf"`, or one of `llava_stf.reduction`; `None` is what
+    the checkpoint and `vision_tokens` say. `seed` is for methods that draw. `instructions` says whether questions keep
+    the lines that tell how to answer; by default all models get them but the embedded ones, which were trained on bare
+    questions.
+    """
+
+    pretrained: str = "tiny"
+    method: str | None = None
+    vision_tokens: int | Literal["all"] | None = None
+    seed: int = 0
+    dtype: str | None = None
+    quantization: Literal["8bit", "4bit"] | None = None
+    attn_implementation: str | None = None
+    kernels: Literal["auto", "triton", "torch"] = "auto"
+    device: str | None = None
+    subfolder: str | None = None
+    revision: str | None = None
+    vision_tower: str | None = None
+    init: str = "pool"
+    compile: bool = False
+    instructions: bool | None = None
+
+    def resolved(self) -> ModelOptions:
+        """The same with a local checkpoint, a method and a count of tokens; fetches a hub model, loads no weights.
+
+        Raises:
+            LlavaStfError: no such method, or an option that the method does not take.
+            ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
+        """
+        from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+        from llava_stf.loading import EMBEDDED
+
+        path = self._local_path()
+        config = self._config(path)
+        patches = patch_grid(config) ** 2
+        fused = isinstance(config, LlavaStfConfig)
+        asked = EMBEDDED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
+        method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
+        check_method(method)
+        if self.compile and method not in (FULL, STF):
+            raise LlavaStfError(f"compile works with the methods {FULL} and {STF}, and the method is {method}.")
+        if fused and method != STF:
+            raise FusionError(
+                f"Method '{method}' works on a plain LLaVA, and {self.pretrained} is a LLaVA-STF; name a plain one or "
+                f"take --method {STF}."
+            )
+        if method == FULL and self.vision_tokens not in (None, "all", patches):
+            raise FusionError(f"Method '{FULL}' keeps all {patches} vision tokens, found {self.vision_tokens}.")
+        if method == STF:
+            tokens = self._fused_tokens(config, fused)
+        else:
+            tokens = patches if method == FULL else self._reduced_tokens(method, config, patches)
+        instructions = self.pretrained not in EMBEDDED if self.instructions is None else self.instructions
+        return replace(
+            self,
+            pretrained=path,
+            method=method,
+            vision_tokens=tokens,
+            subfolder=None,
+            revision=None,
+            instructions=instructions,
+        )
+
+    def load(self) -> LlavaStf:
+        """Loads what `resolved` gave. Raises as `load_model` and `apply_reduction`."""
+        from llava_stf.loading import load_model
+
+        assert self.method is not None, "resolve the options first"
+        assert isinstance(self.vision_tokens, int)
+        llava = load_model(
+            self.pretrained,
+            vision_tokens=self.vision_tokens if self.method == STF else "all",
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attn_implementation=self.attn_implementation,
+            init=self.init,
+            vision_tower=self.vision_tower,
+            kernels=self.kernels if self.method == STF else "auto",
+            compile=self.compile,
+        )
+        if self.method not in (FULL, STF):
+            from llava_stf.reduction import apply_reduction
+
+            apply_reduction(llava.model, llava.processor, self.method, vision_tokens=self.vision_tokens, seed=self.seed)
+        return llava
+
+    def _local_path(self) -> str:
+        from llava_stf.conversion.locate import locate
+        from llava_stf.loading import EMBEDDED
+
+        if self.pretrained in EMBEDDED:
+            return self.pretrained
+        revision = None if self.revision is None else str(self.revision)
+        return str(locate(self.pretrained, subfolder=self.subfolder, revision=revision).resolve())
+
+    def _config(self, path: str) -> LlavaConfig:
+        from llava_stf.loading import read_config
+        from llava_stf.lora import is_lora_folder, read_lora_folder
+
+        if is_lora_folder(Path(path)):
+            return read_lora_folder(Path(path)).config
+        return read_config(path, vision_tower=self.vision_tower)
+
+    def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
+        from llava_stf.configuration_llava_stf import patch_grid, window_for
+
+        if not fused and self.vision_tokens == "all":
+            raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
+        grid = patch_grid(config)
+        window = config.window_of(self.vision_tokens) if fused else window_for(grid, self.vision_tokens)
+        return (grid // window) ** 2
+
+    def _reduced_tokens(self, method: str, config: LlavaConfig, patches: int) -> int:
+        from llava_stf.reduction import check_reduction
+
+        asked = patches // 4 if self.vision_tokens is None else self.vision_tokens
+        tokens = patches if asked == "all" else asked
+        check_reduction(config, method, tokens)
+        return tokens
+
+
+def check_method(method: str) -> None:
+    """Raises `LlavaStfError` with the nearest name unless the method exists."""
+    if method in (FULL, STF):
+        return
+    from llava_stf.reduction import METHODS
+
+    if method not in METHODS:
+        known = [FULL, STF, *METHODS]
+        near = difflib.get_close_matches(method, known, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise LlavaStfError(f"Unknown method '{method}': expected one of {', '.join(known)}{hint}")
+
+
+def checkpoint_hash(name_or_path: str) -> str:
+    """SHA-256 over the names and contents of a checkpoint's weight files, those of a LoRA folder's base included.
+
+    Args:
+        name_or_path: an embedded model, or a local file or folder, as `ModelOptions.resolved` gives.
+    """
+    import llava_stf
+    from llava_stf.conversion.locate import locate
+    from llava_stf.loading import EMBEDDED
+    from llava_stf.lora import is_lora_folder, read_lora_folder
+
+    assets = Path(llava_stf.__file__).parent / "assets"
+    path = assets / name_or_path if name_or_path in EMBEDDED else Path(name_or_path)
+    paths = sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS) if path.is_dir() else [path]
+    if not paths:
+        raise ModelNotFoundError(f"{path} holds no weights ({', '.join(_WEIGHTS)}).")
+    digest = hashlib.sha256()
+    for file in paths:
+        digest.update(file.name.encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    if is_lora_folder(path):
+        base = read_lora_folder(path).base
+        digest.update(checkpoint_hash(base if base in EMBEDDED else str(locate(base))).encode())
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""Benchmarks of a model, each in a process of its own: what `llava-stf bench tasks` runs.
+
+    run_tasks(TaskOptions(ModelOptions("tiny"), ["pope", "gqa"], "llava", Path("runs/tiny"), data=Path("data")))
+
+A run that was stopped, by whatever means, goes on with `resume=True` from its last finished batch and gives the result
+that it would have given.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llava_stf.errors import LlavaStfError
+from llava_stf_eval.bench_child import Orders, failure
+from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user, write_json
+from llava_stf_eval.bench_machine import machine, versions
+from llava_stf_eval.bench_models import ModelOptions, checkpoint_hash
+from llava_stf_eval.data_schemas import check_data, datasets_cache
+from llava_stf_eval.protocols import BENCHMARKS, parse, tasks
+from llava_stf_eval.requirements import lmms_eval_folder
+
+OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+# A run is one model, asked one way: with any of these changed the answers could differ.
+_MODEL_FIELDS = (
+    *("dtype", "quantization", "attn_implementation", "kernels", "init", "vision_tower", "compile", "instructions"),
+)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What to ask of which model.
+
+    Fields:
+        model: need not be resolved.
+        benchmarks: names such as "pope", "vqav2:test"; none is all nine.
+        protocol: "lmms-eval" or "llava".
+        output: the run's folder.
+        data: folder of local data sets in hub layout; with it nothing is fetched. `None` lets lmms-eval fetch them.
+        limit: documents of each benchmark from its first, for a quick look; MME has two to a picture and takes an even
+            number.
+        batch_size: questions at a time; LLaVA-1.5's own scripts ask one by one.
+        resume: go on with a run of the same options in `output`; what failed is tried again.
+    """
+
+    model: ModelOptions
+    benchmarks: Sequence[str]
+    protocol: str
+    output: Path
+    data: Path | None = None
+    limit: int | None = None
+    batch_size: int = 1
+    resume: bool = False
+
+
+def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[str, Any]:
+    """Runs the benchmarks and returns the content of `results.json`, where a benchmark may have failed.
+
+    Args:
+        progress: called with a benchmark's name, how many of its questions are answered, and how many it has.
+
+    Raises before the model is loaded:
+        LlavaStfError: an unknown benchmark, protocol or method; a number out of range; `output` holds another run.
+        DataError: a local data set is missing or has another schema.
+        MissingDependencyError: lmms-eval is not installed.
+        ModelNotFoundError, CheckpointError, FusionError: no such model, no LLaVA, not at that number of tokens.
+    """
+    names = list(dict.fromkeys(options.benchmarks)) or list(BENCHMARKS)
+    _check(options, names)
+    model = options.model.resolved()
+    digest = checkpoint_hash(model.pretrained)
+    shown = "/".join(filter(None, (options.model.pretrained, options.model.subfolder)))
+    about = {
+        "model": shown,
+        "method": model.method,
+        "vision_tokens": model.vision_tokens,
+        "protocol": options.protocol,
+        "seed": model.seed,
+        "limit": options.limit,
+        "batch_size": options.batch_size,
+    }
+    data = None if options.data is None else options.data.resolve()
+    settings = {name: getattr(model, name) for name in _MODEL_FIELDS}
+    identity = {**about, "checkpoint": digest, **settings, "data": "hub" if data is None else str(data)}
+    folder = open_run(options.output, identity, resume=options.resume)
+    with sole_user(folder):
+        found = {
+            **about,
+            "checkpoint": {"path": model.pretrained, "hash": digest},
+            "options": settings,
+            "machine": machine(),
+            "versions": versions(),
+        }
+        for name in names:
+            if folder.records().get(name, {"status": "failed"})["status"] == "failed":
+                orders = Orders(
+                    name, options.protocol, model, folder.root, data, _limit(name, options.limit), options.batch_size
+                )
+                write_json(folder.record(name), _run(orders, folder, progress))
+            results = _results(found, folder)
+            write_json(folder.results, results)
+    return results
+
+
+def _check(options: TaskOptions, names: Sequence[str]) -> None:
+    for name in names:
+        tasks(name, options.protocol)
+    if options.limit is not None and options.limit < 1:
+        raise LlavaStfError(f"limit must be at least 1, found {options.limit}.")
+    if options.batch_size < 1:
+        raise LlavaStfError(f"batch_size must be at least 1, found {options.batch_size}.")
+    lmms_eval_folder()
+    if options.data is not None:
+        for name in names:
+            check_data(options.data.resolve(), name, options.protocol)
+
+
+def _limit(name: str, limit: int | None) -> int | None:
+    """MME's score is of pairs of questions, and lmms-eval cannot form it with one of them missing."""
+    return limit + limit % 2 if limit is not None and parse(name)[0].name == "mme" else limit
+
+
+def _run(orders: Orders, folder: RunFolder, progress: Progress | None) -> dict[str, Any]:
+    """Runs one benchmark to its end and returns its record, be it of a failure."""
+    record, log = folder.record(orders.benchmark), folder.log(orders.benchmark)
+    record.unlink(missing_ok=True)
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    if orders.data is not None:
+        environment |= dict.fromkeys(OFFLINE, "1")
+        # `datasets` knows prepared data by folder name, so data of another folder of that name would be taken for ours.
+        environment["HF_DATASETS_CACHE"] = str(datasets_cache(orders.data, orders.benchmark))
+    # -P: a file in the folder where the command was given must not hide a library.
+    command = [sys.executable, "-P", "-m", "llava_stf_eval.bench_child", orders.to_json()]
+    with log.open("a") as errors, subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if progress is not None:
+                done, total = map(int, line.split())
+                progress(orders.benchmark, done, total)
+    if not record.exists():
+        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
+        return failure(orders, f"Its process ended with {how} and left no result; see {log}.")
+    return folder.records()[orders.benchmark]
+
+
+def _results(found: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """Everything that is known of the run, its benchmarks in their usual order."""
+    records = folder.records()
+    usual = list(BENCHMARKS)
+    order = sorted(records, key=lambda name: (usual.index(parse(name)[0].name), name))
+    date = datetime.now().astimezone().isoformat(timespec="seconds")
+    return {**found, "date": date, "benchmarks": {name: records[name] for name in order}}

@@ -1,0 +1,145 @@
+"""LLaVAs of random weights in the shapes of LLaVA-1.5: times do not depend on trained values, so nothing is downloaded.
+
+The random numbers are one block, repeated: filling 14 GB with fresh ones takes minutes on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from llava_stf.errors import LlavaStfError
+
+from .machine import available_memory
+
+_CLIP_L = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14,
+}  # fmt: skip
+_TINY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+    "image_size": 112, "patch_size": 14,
+}  # fmt: skip
+# Vision tower and LLM; "tiny" is for trying the command.
+SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "7b": (
+        _CLIP_L,
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    ),
+    "13b": (
+        _CLIP_L,
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    ),
+    "tiny": (
+        _TINY,
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
+    ),
+}
+VOCABULARY, IMAGE_TOKEN, POSITIONS = 32064, 32000, 4096
+_BLOCK = 2**22 + 3  # elements of the repeated block; odd, so that rows of a matrix differ
+# Bytes of a quantized LLM weight, with its scales: NF4 keeps one for 64 weights.
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.57}
+
+
+def shape_config(shape: str) -> LlavaConfig:
+    """The config of a plain LLaVA of that shape."""
+    vision, text = SHAPES[shape]
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision),
+        text_config=LlamaConfig(**text, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS),
+        image_token_index=IMAGE_TOKEN,
+        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
+    )
+    config.text_config.eos_token_id = None  # an answer of random weights ends where it is told to
+    return config
+
+
+def build_model(
+    shape: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Literal["8bit", "4bit"] | None = None,
+) -> LlavaForConditionalGeneration:
+    """A plain LLaVA of that shape with random weights, made on `device`; `quantization` is of the LLM alone.
+
+    Raises `LlavaStfError` if the weights do not fit in memory.
+    """
+    from accelerate import init_empty_weights
+    from accelerate.utils import set_module_tensor_to_device
+
+    with init_empty_weights():
+        model = LlavaForConditionalGeneration(shape_config(shape)).eval().requires_grad_(False)
+    quantized = _llm_layers(model) if quantization else {}
+    _check_memory(shape, model, quantized, device, dtype, quantization)
+    block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device, dtype)
+    for name, layer in quantized.items():
+        model.set_submodule(name, _quantized(layer, _random(layer.weight.shape, block), device, dtype, quantization))
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta:
+            value = _initial(name, parameter.shape, block)
+            set_module_tensor_to_device(model, name, device, value=value, dtype=dtype)
+    for name, buffer in list(model.named_buffers()):
+        set_module_tensor_to_device(model, name, device, value=buffer)
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def _llm_layers(model: LlavaForConditionalGeneration) -> dict[str, nn.Linear]:
+    """What `load_model` quantizes: the LLM's linear layers without the head."""
+    return {
+        f"model.language_model.{name}": module
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, nn.Linear)
+    }
+
+
+def _quantized(layer: nn.Linear, weight: Tensor, device: torch.device, dtype: torch.dtype, quantization: Any) -> Any:
+    """A layer of bitsandbytes in place of a linear one, set as `load_model` sets it."""
+    import bitsandbytes as bnb
+
+    sizes = layer.in_features, layer.out_features
+    new: Any
+    if quantization == "8bit":
+        new = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=6.0, device="meta")
+        new.weight = bnb.nn.Int8Params(weight.cpu(), requires_grad=False, has_fp16_weights=False)
+    else:
+        new = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
+        new.weight = bnb.nn.Params4bit(weight.cpu(), requires_grad=False, quant_type="nf4", module=new)
+    return new.to(device)  # which quantizes
+
+
+def _check_memory(
+    shape: str,
+    model: LlavaForConditionalGeneration,
+    quantized: dict[str, nn.Linear],
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str | None,
+) -> None:
+    small = sum(layer.weight.numel() for layer in quantized.values())
+    rest = sum(parameter.numel() for parameter in model.parameters()) - small
+    needed = rest * dtype.itemsize + small * (_QUANTIZED_BYTES[quantization] if quantization else 0)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    if free is not None and needed > free:
+        raise LlavaStfError(
+            f"The weights of shape '{shape}' take {needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB "
+            "free; take a smaller shape or dtype, or quantize."
+        )
+
+
+def _initial(name: str, shape: torch.Size, block: Tensor) -> Tensor:
+    """Ones for the scales of norms, zeros for biases, random numbers for the rest."""
+    if len(shape) == 1 and name.endswith("weight"):
+        return torch.ones(shape)
+    return torch.zeros(shape) if name.endswith("bias") else _random(shape, block)
+
+
+def _random(shape: torch.Size, block: Tensor) -> Tensor:
+    value = torch.empty(shape.numel(), dtype=block.dtype, device=block.device)
+    for piece in value.split(len(block)):
+        piece.copy_(block[: len(piece)])
+    return value.view(shape)

@@ -1,0 +1,106 @@
+"""One model in several variants that share every weight, each with its own way to shorten the sequence."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from llava_stf import apply_stf
+from llava_stf.configuration_llava_stf import patch_grid, window_for
+from llava_stf.counting import Count, count
+from llava_stf.errors import FusionError
+from llava_stf.reduction import METHODS, apply_reduction, check_reduction
+
+FULL, STF = "full", "stf"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method at a budget of vision tokens for each image.
+
+    `places` is how many image ids its prompts hold, `per_layer` how many tokens of an image each LLM layer sees.
+    """
+
+    method: str
+    vision_tokens: int
+    places: int
+    per_layer: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method} {self.vision_tokens}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A setting and the model that runs it."""
+
+    setting: Setting
+    model: LlavaForConditionalGeneration
+
+    def count(self, *, text_tokens: int, itemsize: int) -> Count:
+        """What one prompt with an image costs."""
+        return count(
+            self.model.config, self.setting.per_layer, text_tokens=text_tokens, itemsize=itemsize,
+            skip_unused_blocks=self.setting.method != FULL,
+        )  # fmt: skip
+
+
+def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | None) -> list[Setting]:
+    """Every method at every budget, `"full"` at all patches alone; a budget left out is a quarter of the patches.
+
+    Raises `FusionError` for an unknown method or a budget that a method cannot give.
+    """
+    patches, layers = patch_grid(config) ** 2, config.text_config.num_hidden_layers
+    known = [FULL, STF, *METHODS]
+    settings = []
+    for method in methods:
+        if method not in known:
+            near = difflib.get_close_matches(method, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
+            raise FusionError(f"There is no method '{method}'; {hint}")
+        for budget in [patches] if method == FULL else budgets or [patches // 4]:
+            places, per_layer = budget, [budget] * layers
+            if method in (FULL, STF):
+                window_for(patch_grid(config), budget)
+            else:
+                check_reduction(config, method, budget)
+                places = METHODS[method].prompt_tokens(patches, budget)
+                per_layer = METHODS[method].vision_tokens_per_layer(layers, patches, budget)
+            settings.append(Setting(method, budget, places, tuple(per_layer)))
+    return list(dict.fromkeys(settings))
+
+
+def build_variants(model: LlavaForConditionalGeneration, settings: list[Setting], *, seed: int = 0) -> list[Variant]:
+    """A variant of a plain LLaVA for each setting; `model` itself stays as it is.
+
+    Raises `FusionError` if the model is no plain LLaVA or a method does not fit it.
+    """
+    variants = []
+    for setting in settings:
+        own = share_weights(model)
+        if setting.method == STF:
+            apply_stf(own, window=window_for(patch_grid(model.config), setting.vision_tokens))
+        elif setting.method != FULL:
+            apply_reduction(own, None, setting.method, vision_tokens=setting.vision_tokens, seed=seed)
+        variants.append(Variant(setting, own))
+    return variants
+
+
+def share_weights(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """A model with the same weights and modules of its own: hooks, classes and configs can differ, memory stays.
+
+    The state of an 8-bit layer of bitsandbytes is shared too, since it holds the weight.
+    """
+    kept: list[Any] = [*model.parameters(), *model.buffers()]
+    kept += [state for module in model.modules() if (state := _quantized_state(module)) is not None]
+    return copy.deepcopy(model, {id(item): item for item in kept})
+
+
+def _quantized_state(module: nn.Module) -> Any:
+    return vars(module).get("state") if type(module).__name__ == "Linear8bitLt" else None

@@ -1,0 +1,88 @@
+"""`llava-stf bench speed`: what fewer vision tokens save, stage by stage, beside all of them, in one process."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from llava_stf.cli.common import Device, Quantization, waiting
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in (part.strip() for part in text.split(",")) if name]
+
+
+def _counts(text: str | None) -> str | None:
+    if text is not None and not (_names(text) and all(name.isdecimal() for name in _names(text))):
+        raise typer.BadParameter(f"expected counts such as '1,8', found '{text}'")
+    return text
+
+
+def speed(
+    shape: Annotated[str | None, typer.Option(help="Random weights of this shape: 7b, 13b or tiny (default).")] = None,
+    model: Annotated[str | None, typer.Option(help="A plain LLaVA instead: a folder or a model of the hub.")] = None,
+    methods: Annotated[
+        str, typer.Option(help="full, stf or ways of llava_stf.reduction; compared with the first.")
+    ] = "full,stf",
+    vision_tokens: Annotated[
+        str | None, typer.Option(metavar="N,N", callback=_counts, help="Budgets; default: a quarter of the patches.")
+    ] = None,
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Pictures asked at once.")] = "1",
+    text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without picture.")] = "64",
+    new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
+    attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "bfloat16",
+    quantization: Quantization = None,
+    device: Device = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
+    warm_up: Annotated[int, typer.Option(min=0, help="Runs before them.")] = 1,
+    output: Annotated[Path, typer.Option(help="Folder for speed.json and speed.png.")] = Path("runs/speed"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the measurement that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
+) -> None:
+    """Time every stage from the picture to the last token, for all methods in turns on the same inputs.
+
+    Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
+    """
+    with waiting("Importing torch and transformers"):
+        from llava_stf_eval.speed.output import open_folder, print_tables, save_figure, write_result
+        from llava_stf_eval.speed.run import Plan, measure
+        from llava_stf_eval.speed.verdict import verdicts
+    from rich.console import Console
+
+    plan = Plan(
+        shape=shape if shape or model else "tiny",
+        model=model,
+        methods=_names(methods),
+        vision_tokens=_integers(vision_tokens) if vision_tokens else None,
+        batch_sizes=_integers(batch_sizes),
+        text_tokens=_integers(text_tokens),
+        new_tokens=_integers(new_tokens),
+        attention=_names(attention),
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+        repeats=repeats,
+        warm_up=warm_up,
+    )
+    open_folder(output, overwrite=overwrite)
+    result = measure(
+        plan,
+        on_row=lambda so_far: write_result(output, so_far),
+        progress=lambda text: print(text, file=sys.stderr),
+    )
+    result["verdicts"] = verdicts(result)
+    written = write_result(output, result), save_figure(output, result)
+    if as_json:
+        print(json.dumps(result))
+        return
+    print_tables(result, Console(width=None if sys.stdout.isatty() else 140))
+    for sentence in result["verdicts"]:
+        print(sentence)
+    print("written:", *written)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(name) for name in _names(text)]
