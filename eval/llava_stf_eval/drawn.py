@@ -4,6 +4,7 @@ The questions are those of the held-out split: pictures that no training seed ca
 the reference but for case and a closing period.
 
     python -m llava_stf_eval.drawn --pictures 1500          # the embedded models
+    python -m llava_stf_eval.drawn --method tome --method fastv --vision-tokens 16
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def print_table(results: list[Result]) -> None:
 
 def main() -> None:
     from llava_stf import load_model
+    from llava_stf_eval.bench_models import ModelOptions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -112,15 +114,21 @@ def main() -> None:
     parser.add_argument(
         "--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable"
     )
+    parser.add_argument(
+        "--method", action="append", default=[], help="method to ask the embedded plain LLaVA by; repeatable"
+    )
+    parser.add_argument("--vision-tokens", type=int, default=16, help="budget of the methods")
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
-    if not options.full and not options.model:
+    if not options.full and not options.model and not options.method:
         options.model = ["tiny-full", "tiny"]
+    methods = [ModelOptions("tiny-full", name, options.vision_tokens).resolved() for name in options.method]
     loaded = chain(
         ((name, load_model(name, vision_tokens="all")) for name in options.full),
         ((name, load_model(name)) for name in options.model),
+        ((method.method or "", method.load()) for method in methods),
     )
     results = [evaluate(name, llava, pictures=options.pictures, seed=options.seed) for name, llava in loaded]
     print_table(results)

@@ -1,0 +1,173 @@
+"""Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
+
+    python -m llava_stf_eval.training_curves evaluate RUN --pictures 300
+    python -m llava_stf_eval.training_curves report FOLDER --output docs/training
+
+Accuracy is the share of right answers to the questions about held-out drawn pictures, see `llava_stf_eval.drawn`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ACCURACY = "accuracy.json"
+PICTURES = 300
+# Runs whose first steps are another run: name of the run, name of the run it goes on from.
+CONTINUED = {"paper": "paper-align"}
+TITLES = {
+    "distill-warm": "warm start, distilled",
+    "distill-features": "warm start, distilled, with matched image tokens",
+    "distill-random": "random start, distilled",
+    "supervised-projector": "warm start, supervised, projector alone",
+    "supervised-warm": "warm start, supervised, projector and LLM",
+    "paper": "random start, the paper's two stages",
+    "several": "one model for 16 and 4 tokens, distilled",
+    "several-descending": "one model, first 16 tokens, then 4, distilled",
+    "four": "a model for 4 tokens alone, distilled",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Accuracy of one kind of run at one step and budget: mean and standard deviation over its seeds."""
+
+    step: int
+    vision_tokens: int
+    mean: float
+    deviation: float
+    seeds: int
+
+
+def evaluate_run(run: Path, pictures: int) -> None:
+    """Ask every checkpoint of a run at every budget that it was made for; writes RUN/accuracy.json."""
+    from llava_stf import load_model
+    from llava_stf.loading import read_config
+    from llava_stf_eval.drawn import evaluate
+
+    rows = []
+    for checkpoint in sorted(run.glob("checkpoint-*"), key=_step):
+        config = read_config(checkpoint)
+        for window in config.fusion_windows:
+            count = (config.grid // window) ** 2
+            result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), pictures=pictures)
+            rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
+    (run / ACCURACY).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def evaluate_untrained(pictures: int) -> dict[str, float]:
+    """Accuracy without training: the embedded LLaVA at all its tokens, and by mean pooling at fewer."""
+    from llava_stf import load_model
+    from llava_stf_eval.drawn import evaluate
+
+    counts: list[Any] = ["all", 16, 4]
+    models = {str(count): load_model("tiny-full", vision_tokens=count) for count in counts}
+    return {name: evaluate(name, llava, pictures=pictures).accuracy for name, llava in models.items()}
+
+
+def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Points and costs of every kind of run in a folder, over the seeds that are there."""
+    accuracies: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for file in sorted(folder.glob(f"*/{ACCURACY}")):
+        name, _, seed = file.parent.name.rpartition("-")
+        earlier = folder / f"{CONTINUED[name]}-{seed}" if name in CONTINUED else None
+        offset = 0 if earlier is None else max(row["step"] for row in json.loads((earlier / ACCURACY).read_text()))
+        for row in json.loads(file.read_text()):
+            key = (row["step"] + offset, row["vision_tokens"])
+            accuracies[name][key].append(row["accuracy"])
+        parts = [file.parent] if earlier is None else [file.parent, earlier]
+        logs = [part.with_name(part.name + ".seconds") for part in parts]
+        seconds[name].append(sum(sum(map(float, log.read_text().split()[-2:])) for log in logs))
+    return {
+        name: {
+            "points": [_point(*key, values) for key, values in sorted(points.items())],
+            "cpu_seconds": statistics.mean(seconds[name]),
+        }
+        for name, points in accuracies.items()
+    }
+
+
+def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps."""
+    rows = [f"| no training, all 64 tokens (the teacher) | 64 | {100 * untrained['all']:.1f} | | | | |"]
+    rows += [f"| no training, mean pooling | {count} | {100 * untrained[count]:.1f} | | | | |" for count in ("16", "4")]
+    for name, title in TITLES.items():
+        for count in (16, 4):
+            points = {point.step: point for point in runs[name]["points"] if point.vision_tokens == count}
+            if points:
+                cells = " | ".join(_cell(points.get(step)) for step in (100, 200, 300))
+                rows.append(f"| {title} | {count} | | {cells} | {runs[name]['cpu_seconds']:.0f} |")
+    head = "| | tokens | no step | 100 steps | 200 steps | 300 steps | CPU seconds |"
+    return "\n".join([head, "|" + " --- |" * 7, *rows]) + "\n"
+
+
+def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Accuracy against steps, one panel per budget, with the standard deviation over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for panel, count in zip(panels, (16, 4), strict=True):
+        panel.axhline(100 * untrained["all"], color="black", linestyle="--", label="teacher, 64 tokens")
+        panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":", label="mean pooling, no training")
+        for name, title in TITLES.items():
+            points = [point for point in runs[name]["points"] if point.vision_tokens == count]
+            if points:
+                steps, means = [point.step for point in points], [100 * point.mean for point in points]
+                panel.errorbar(steps, means, [100 * point.deviation for point in points], marker="o", label=title)
+        panel.set(title=f"{count} vision tokens", xlabel="steps of 16 pictures", ylabel="right answers, %")
+        panel.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def _point(step: int, vision_tokens: int, values: list[float]) -> Point:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Point(step, vision_tokens, statistics.mean(values), deviation, len(values))
+
+
+def _cell(point: Point | None) -> str:
+    return "" if point is None else f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}"
+
+
+def _step(checkpoint: Path) -> int:
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    assert match is not None, checkpoint
+    return int(match[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("evaluate")
+    one.add_argument("run", type=Path)
+    one.add_argument("--pictures", type=int, default=PICTURES)
+    report = commands.add_parser("report")
+    report.add_argument("folder", type=Path)
+    report.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    if options.command == "evaluate":
+        evaluate_run(options.run, options.pictures)
+        return
+    runs, untrained = read_runs(options.folder), evaluate_untrained(PICTURES)
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "accuracy.md").write_text(table(untrained, runs))
+    plot(untrained, runs, options.output / "accuracy.png")
+    results = {"untrained": untrained, "runs": {name: _plain(run) for name, run in runs.items()}}
+    (options.output / "accuracy.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _plain(run: dict[str, Any]) -> dict[str, Any]:
+    return {**run, "points": [vars(point) for point in run["points"]]}
+
+
+if __name__ == "__main__":
+    main()
