@@ -104,22 +104,22 @@ def save_model(
     output: Path,
     dtype: torch.dtype,
     *,
-    lora_base: str | None = None,
+    lora: bool = False,
     state_dict: dict[str, Any] | None = None,
 ) -> None:
     """Write the trained model, cast to `dtype`, and its processor, so that no half-written model is ever found.
 
-    With `lora_base`, the name of its base, `model` is a PEFT model and its adapters alone are written. `state_dict` has
-    the weights where the model's own are sharded over processes.
+    With `lora`, `model` is a PEFT model and its adapters alone are written. `state_dict` has the weights where the
+    model's own are sharded over processes.
 
     Raises `LlavaStfError` if it cannot be written, with a full disk say; the checkpoints stay as they are.
     """
     partial = output / PARTIAL
     with reported_writing("the trained model", output):
-        if lora_base is not None:
+        if lora:
             from llava_stf.training.lora import save_adapter
 
-            save_adapter(model, partial, dtype, lora_base, state_dict)
+            save_adapter(model, partial, dtype, state_dict)
         elif state_dict is None:
             model.to(dtype).save_pretrained(partial)
         else:

@@ -112,7 +112,7 @@ def finetune(config: FinetuneConfig) -> None:
             processor,
             output,
             getattr(torch, config.save_dtype),
-            lora_base=None if config.lora_rank is None else config.base,
+            lora=config.lora_rank is not None,
             state_dict=state,
         )
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> PeftModel:
     """`model` with untrained adapters on every linear layer of its LLM but the head; trained weights are float32.
 
-    Changes `model` in place. Raises `LlavaStfError` if its LLM has no linear layers.
+    Their config names the base, a local path made absolute. Changes `model` in place. Raises `LlavaStfError` if its LLM
+    has no linear layers.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -44,28 +45,31 @@ def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> Pe
         target_modules=rf".*\.language_model\..*\b({'|'.join(sorted(linear))})",
         modules_to_save=[PROJECTOR],
     )
-    return get_peft_model(model, lora)
+    adapted = get_peft_model(model, lora)
+    path = Path(config.base).expanduser()
+    adapted.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.exists() else config.base
+    return adapted
 
 
-def save_adapter(
-    model: PeftModel, folder: Path, dtype: torch.dtype, base: str, state_dict: dict[str, Any] | None = None
-) -> None:
+def save_adapter(model: PeftModel, folder: Path, dtype: torch.dtype, state_dict: dict[str, Any] | None = None) -> None:
     """Write what `load_model` needs beside the base model: adapters and projector in `dtype`, the model's config.
 
     Args:
         model: with trained weights, which are cast to `dtype` in place.
         folder: to write to.
         dtype: of the weights on disk.
-        base: name of the base model; a local path is made absolute.
         state_dict: the whole model's weights, where they are sharded over processes.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     state = None if state_dict is None else {name: value.to(dtype) for name, value in state_dict.items()}
-    path = Path(base).expanduser()
-    model.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.exists() else base
     model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, with its blanks not filled in
+    save_model_config(model, folder)
+
+
+def save_model_config(model: PeftModel, folder: Path) -> None:
+    """Write the `config.json` of the model in the adapters, by which `load_model` knows the folder."""
     inner: Any = model.get_base_model()
     inner.config.save_pretrained(folder)

@@ -33,6 +33,7 @@ from llava_stf.training.checkpoints import (
     reported_writing,
 )
 from llava_stf.training.config import FinetuneConfig
+from llava_stf.training.lora import save_model_config
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.sampling import grouped_order
 
@@ -56,6 +57,7 @@ class FinetuneTrainer(Trainer):
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes.
         _save_checkpoint, _get_output_dir: checkpoints appear complete or not at all.
+        _save: a checkpoint of adapters has the model's config, so that `load_model` takes it as it does the result.
         _load_from_checkpoint: nothing, since the model handed in has the checkpoint's weights already. The Trainer's
             own would compare the public key names on disk with those in memory and skip what differs, silently.
     """
@@ -206,6 +208,11 @@ class FinetuneTrainer(Trainer):
             if self.is_world_process_zero():
                 publish_checkpoint(output, name, keep=self.finetune_config.save_total_limit)
         self._saving = False
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.finetune_config.lora_rank is not None:
+            save_model_config(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir))
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

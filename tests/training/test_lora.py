@@ -155,6 +155,13 @@ def test_resumed_run_ends_where_the_uninterrupted_one_does(llava_base, data_fold
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-6, msg=name)
 
 
+def test_a_checkpoint_of_adapters_loads_as_the_result_does(llava_base, data_folder, tmp_path):
+    folder = train(llava_base, data_folder, tmp_path / "out", max_steps=4, save_steps=4)
+    result, checkpoint = (load_model(path, dtype="float32") for path in (folder, folder / "checkpoint-4"))
+    assert checkpoint.vision_tokens == result.vision_tokens
+    assert torch.equal(logits(checkpoint, data_folder), logits(result, data_folder))
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 def test_gathered_weights_are_saved_where_the_models_own_are_sharded(llava_base, data_folder, tmp_path, lora):
     options = {"base": str(llava_base), "data": "d", "output": str(tmp_path), "lora_rank": 2 if lora else None}
@@ -166,8 +173,7 @@ def test_gathered_weights_are_saved_where_the_models_own_are_sharded(llava_base,
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.zero_()
-    base = config.base if lora else None
-    save_model(trained, processor, tmp_path, torch.bfloat16, lora_base=base, state_dict=gathered)
+    save_model(trained, processor, tmp_path, torch.bfloat16, lora=lora, state_dict=gathered)
     assert load_model(tmp_path, dtype=None if not lora else "bfloat16").model.dtype == torch.bfloat16
     found = logits(load_model(tmp_path, dtype="float32"), data_folder)
     # weights of 8 bits, in logits of about 10: measured 0.07
