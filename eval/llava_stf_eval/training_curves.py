@@ -21,6 +21,7 @@ ACCURACY = "accuracy.json"
 PICTURES = 300
 # Runs whose first steps are another run: name of the run, name of the run it goes on from.
 CONTINUED = {"paper": "paper-align"}
+RANDOM_STARTS = ("distill-random", "paper")  # all others start as mean pooling
 TITLES = {
     "distill-warm": "warm start, distilled",
     "distill-features": "warm start, distilled, with matched image tokens",
@@ -109,23 +110,28 @@ def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
 
 
 def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Accuracy against steps, one panel per budget, with the standard deviation over seeds."""
+    """Accuracy against steps, one panel per budget, with the standard deviation over seeds; warm starts from step 0."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 5.5), sharey=True, layout="constrained")
+    shown: dict[str, Any] = {}
     for panel, count in zip(panels, (16, 4), strict=True):
-        panel.axhline(100 * untrained["all"], color="black", linestyle="--", label="teacher, 64 tokens")
-        panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":", label="mean pooling, no training")
-        for name, title in TITLES.items():
+        shown["no training, all 64 tokens"] = panel.axhline(100 * untrained["all"], color="black", linestyle="--")
+        shown["no training, mean pooling"] = panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":")
+        for number, (name, title) in enumerate(TITLES.items()):
             points = [point for point in runs[name]["points"] if point.vision_tokens == count]
-            if points:
-                steps, means = [point.step for point in points], [100 * point.mean for point in points]
-                panel.errorbar(steps, means, [100 * point.deviation for point in points], marker="o", label=title)
+            if not points:
+                continue
+            if name not in RANDOM_STARTS:
+                points = [Point(0, count, untrained[str(count)], 0.0, 1), *points]
+            steps, means = [point.step for point in points], [100 * point.mean for point in points]
+            deviations = [100 * point.deviation for point in points]
+            shown[title] = panel.errorbar(steps, means, deviations, marker="o", markersize=4, color=f"C{number}")
         panel.set(title=f"{count} vision tokens", xlabel="steps of 16 pictures", ylabel="right answers, %")
-        panel.legend(fontsize=7)
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -1,4 +1,4 @@
-"""Put an untrained LLaVA-STF together from any CLIP-like vision tower and any causal language model.
+"""Put an untrained LLaVA-STF together from any vision tower and any causal language model.
 
     python -m llava_stf.training.assemble --vision-tower openai/clip-vit-large-patch14-336 \\
         --language-model lmsys/vicuna-7b-v1.5 --output runs/untrained
@@ -17,10 +17,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
-    AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -32,34 +30,46 @@ from ..configuration_llava_stf import patch_grid, window_for
 from ..conversation import END, IGNORE_INDEX, encode_conversation
 from ..conversion.locate import locate
 from ..conversion.processors import add_placeholders, build_image_processor, build_processor
-from ..conversion.publish import publish
-from ..conversion.weights import read_json
+from ..conversion.publish import publish, refuse_existing
+from ..encoders.towers import load_tower, special_tokens
 from ..errors import CheckpointError, LlavaStfError
-from ..patch import apply_stf
+from ..patch import apply_pooling, apply_stf
 
 ROW_MULTIPLE = 64
 
 
 def build_model(
-    vision_tower: str | Path, language_model: str | Path, *, attn_implementation: str | None = None, seed: int = 0
+    vision_tower: str | Path,
+    language_model: str | Path,
+    *,
+    image_size: int | None = None,
+    attn_implementation: str | None = None,
+    seed: int = 0,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A plain LLaVA (float32, on the CPU) with a random projector, and its processor; `apply_stf` makes it fuse.
 
+    A plain LLaVA drops exactly one token of the tower. With a tower that has none before its patches, or registers, it
+    cannot be asked about images as it is, which raises `ValueError`: `apply_stf` makes it right, or `keep_all_patches`.
+
     Args:
-        vision_tower: folder or hub id of a CLIP, or of another tower with a class token and square images.
+        vision_tower: folder or hub id of a Vision Transformer for square images, or of a whole model with one.
         language_model: folder or hub id of a causal language model with its tokenizer.
+        image_size: as in `load_tower`.
         attn_implementation: as in transformers.
         seed: of the projector and the new rows of the vocabulary.
 
     Raises:
         ModelNotFoundError: one of them is not there.
         CheckpointError: one of them cannot be loaded, or no LLaVA can be built on it.
+        LlavaStfError: the tower's patch does not divide `image_size`.
     """
     tower_folder, lm_folder = locate(vision_tower), locate(language_model)
     options: dict[str, Any] = {"dtype": torch.float32}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    tower = _load_tower(tower_folder, options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # a pooling layer that the checkpoint lacks is drawn, and never used
+        tower, preprocessor = load_tower(tower_folder, options, image_size=image_size)
     lm = _load(AutoModelForCausalLM, lm_folder, options)
     if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
         raise CheckpointError(
@@ -97,8 +107,7 @@ def build_model(
     _check_head(model, lm, lm_folder)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
-    file = tower_folder / "preprocessor_config.json"
-    image_processor = build_image_processor(read_json(file) if file.is_file() else {}, vision.image_size, pad=True)
+    image_processor = build_image_processor(preprocessor, vision.image_size, pad=True)
     return model.eval(), build_processor(config, image_processor, tokenizer)
 
 
@@ -108,21 +117,41 @@ def assemble(
     output: str | Path,
     *,
     vision_tokens: int | Literal["all"] | None = None,
+    init: Literal["pool", "random"] = "random",
+    image_size: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Write the untrained model to the new folder `output`, which `load_model` and finetuning take.
 
-    `vision_tokens` as in `load_model`: nothing is a quarter of the patches. Raises as `build_model`, `FusionError` if
-    the grid cannot be brought to that count, and `LlavaStfError` if `output` exists.
+    Args:
+        vision_tower, language_model, image_size, seed: as in `build_model`.
+        vision_tokens: as in `load_model`: nothing is a quarter of the patches.
+        init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.
+
+    Raises as `build_model`, `FusionError` if the grid cannot be brought to that count, and `LlavaStfError` if `output`
+    exists.
     """
-    model, processor = build_model(vision_tower, language_model, seed=seed)
+    refuse_existing(Path(output))
+    model, processor = build_model(vision_tower, language_model, image_size=image_size, seed=seed)
     window = window_for(patch_grid(model.config), vision_tokens)
     if window > 1:
-        apply_stf(model, processor, window=window, init="random", seed=seed)
+        apply_stf(model, processor, window=window, init=init, seed=seed)
+    else:
+        keep_all_patches(model, processor)
     with publish(Path(output)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
     return Path(output)
+
+
+def keep_all_patches(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """Make a plain LLaVA give every patch of its tower, in place; what drops exactly its class token does already.
+
+    Otherwise it becomes a LLaVA-STF with the plain projector and windows of a single patch.
+    """
+    drops_one = model.config.vision_feature_select_strategy == "default"
+    if drops_one and special_tokens(model.model.vision_tower) != 1:
+        apply_pooling(model, processor, window=1)
 
 
 def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
@@ -130,24 +159,6 @@ def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
         return auto.from_pretrained(folder, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
-
-
-def _load_tower(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
-    """The tower in `folder`; raises `CheckpointError` unless it gives a class token and a square of patches."""
-    kind = read_json(folder / "config.json").get("model_type")
-    tower = _load(CLIPVisionModel if kind in ("clip", "clip_vision_model") else AutoModel, folder, options)
-    side, patch = (getattr(tower.config, name, None) for name in ("image_size", "patch_size"))
-    if not isinstance(side, int) or not isinstance(patch, int):
-        raise CheckpointError(f"{folder} is no vision tower for square images of one size (image_size, patch_size).")
-    with torch.inference_mode():
-        found = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape[1]
-    expected = (side // patch) ** 2 + 1
-    if found != expected:
-        raise CheckpointError(
-            f"{folder} gives {found} states for an image, expected {expected}: {expected - 1} patches and a class "
-            "token in front, as CLIP's; towers without one are not supported."
-        )
-    return tower
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -191,7 +202,7 @@ def _check_head(model: LlavaForConditionalGeneration, lm: PreTrainedModel, folde
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vision-tower", required=True, help="folder or hub id of a CLIP")
+    parser.add_argument("--vision-tower", required=True, help="folder or hub id of a Vision Transformer")
     parser.add_argument("--language-model", required=True, help="folder or hub id of a causal language model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--vision-tokens", type=int, help="tokens per image; default: a quarter of the patches")

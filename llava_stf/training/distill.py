@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from llava_stf.conversation import IGNORE_INDEX
-from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, select_states
+from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, select_patch_states
 from llava_stf.training.budgets import with_budget
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_kernels import place_tokens, pool_tokens
@@ -49,7 +49,7 @@ class Teacher:
         embeddings = inner.get_input_embeddings()(batch["input_ids"])
         tokens = None
         if "pixel_values" in batch:
-            states = select_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
+            states = select_patch_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
             tokens = self.projector.to(states[0].device)(states[0])
             places = batch["input_ids"] == model.config.image_token_id
             embeddings = place_tokens(embeddings, tokens[:, 1:].flatten(0, 1).to(embeddings.dtype), places)

@@ -144,8 +144,10 @@ def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, proces
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
     from llava_stf.configuration_llava_stf import patch_grid, windows_for
     from llava_stf.patch import apply_pooling, apply_stf
+    from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":
+        keep_all_patches(model, processor)
         return
     window = windows_for(patch_grid(model.config), config.vision_tokens)
     if config.reduction == "pool":

@@ -55,7 +55,9 @@ class FinetuneTrainer(Trainer):
             sample ids.
         compute_loss: a batch in which every label is masked has the loss 0, not 0/0.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
-        log: samples and LLM tokens (no padding) per second since the last line, over all processes.
+        get_batch_samples: measures how long the process waits for its data.
+        log: samples and LLM tokens (no padding) per second since the last line, over all processes, and the share of
+            the time that this process waited for data.
         _save_checkpoint, _get_output_dir: checkpoints appear complete or not at all.
         _save: a checkpoint of adapters has the model's config, so that `load_model` takes it as it does the result.
         _load_from_checkpoint: nothing, since the model handed in has the checkpoint's weights already. The Trainer's
@@ -136,18 +138,25 @@ class FinetuneTrainer(Trainer):
             kwargs["num_items_in_batch"] = torch.as_tensor(count).clamp(min=1)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._waited += time.perf_counter() - start
+        return batches
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             samples, tokens = self.accelerator.reduce(self._counts, reduction="sum").tolist()
             seconds = time.perf_counter() - self._clock
             logs["samples_per_second"] = round(samples / seconds, 1)
             logs["tokens_per_second"] = round(tokens / seconds, 1)
+            logs["data_share"] = round(self._waited / seconds, 4)
             self.restart_clock()
         super().log(logs, start_time)
 
     def restart_clock(self) -> None:
-        """Count samples and tokens for the next line of the log from now on."""
-        self._clock = time.perf_counter()
+        """Count samples, tokens and waiting for the next line of the log from now on."""
+        self._clock, self._waited = time.perf_counter(), 0.0
         self._counts = torch.zeros(2, dtype=torch.int64, device=self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

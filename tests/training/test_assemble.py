@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
-    SiglipVisionConfig,
-    SiglipVisionModel,
+    SwinConfig,
+    SwinModel,
 )
 
 from llava_stf import load_model
@@ -50,11 +50,12 @@ def vicuna_tokenizer():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two towers, with and without class token, and four language models with random weights, by name."""
+    """A tower, a vision model of several resolutions and four language models with random weights, by name."""
     root = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**TOWER, patch_size=14)).save_pretrained(root / "clip")
-    SiglipVisionModel(SiglipVisionConfig(**TOWER, patch_size=14)).save_pretrained(root / "siglip")
+    swin = SwinConfig(image_size=56, patch_size=7, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2)
+    SwinModel(swin).save_pretrained(root / "swin")
     vicuna = vicuna_tokenizer()
     sizes = {**WIDTHS, "max_position_embeddings": 512, "initializer_range": 0.2}
     grouped = {**sizes, "num_key_value_heads": 1, "vocab_size": 300}
@@ -110,7 +111,8 @@ def test_a_seed_makes_one_model(folders):
 @pytest.mark.parametrize(
     ("tower", "name", "message"),
     [
-        ("siglip", "llama", "gives 16 states for an image, expected 17"),
+        ("swin", "llama", "cannot be a vision tower"),
+        ("llama", "llama", "no vision tower for square images"),
         ("clip", "gpt2", "tied to embeddings"),
         ("clip", "gemma2", "logits are more than a linear layer"),
         ("clip", "clip", "cannot be loaded"),

@@ -255,6 +255,7 @@ def test_throughput_counts_samples_and_tokens_without_padding(arguments, records
     longest = time.perf_counter() - started
     (line,) = history(tmp_path / "out")
     assert line["samples_per_second"] > 24 / longest
+    assert 0 < line["data_share"] < 1
     rows = open_records(str(data_folder / "instruct.json"))
     prepare = Preparation(load_model(llava_base).processor, name="", images=data_folder, template="v1", max_length=2048)
     tokens = [len(prepare(rows[number], number)["input_ids"]) for number in range(len(rows))]
