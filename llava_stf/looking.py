@@ -13,7 +13,7 @@ from .configuration_llava_stf import patch_grid, state_index
 from .errors import FusionError
 from .images import ImageSource, load_image
 from .inference import LlavaStf
-from .modeling_llava_stf import LlavaStfForConditionalGeneration, select_states
+from .modeling_llava_stf import LlavaStfForConditionalGeneration, select_patch_states
 from .projector import LlavaStfProjector
 from .reduction import apply_reduction, remove_reduction
 
@@ -112,7 +112,7 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
     if not isinstance(projector, LlavaStfProjector):
         raise FusionError("Expected a LLaVA-STF: only its projector joins several blocks of the vision tower.")
     first, second = projector.block_fusion.linear_1, projector.block_fusion.linear_2
-    states = select_states(
+    states = select_patch_states(
         model.model.vision_tower, pixel_values.to(model.device, model.dtype), model.config.fusion_states
     )
     weight = first.weight[second.weight.ne(0).any(0)].float()

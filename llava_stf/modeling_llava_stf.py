@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -37,7 +38,10 @@ def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
 
 
 def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """Hidden states of the tower at `layers`, each [B, 1 + N, C] with the class token at index 0; no other is kept."""
+    """Hidden states of the tower at `layers`, each [B, S + N, C], S special tokens before the patches.
+
+    S is 1 for a tower with a class token, more with register tokens, 0 without either. No other state is kept.
+    """
     depth = tower.config.num_hidden_layers
     wanted = [state_index(layer, depth) for layer in layers]
     if SELECTIVE_CAPTURE or torch.compiler.is_compiling():
@@ -64,6 +68,20 @@ def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence
         for hook in hooks:
             hook.remove()
     return [kept[index] for index in wanted]
+
+
+def select_patch_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """As `select_states`, with one row before the N patches whatever the tower has there: each [B, 1 + N, C].
+
+    The projectors step over that row. Of several special tokens it is the last one, of none it is zero.
+    """
+    patch = tower.config.patch_size
+    patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
+    states = select_states(tower, pixel_values, layers)
+    special = states[0].shape[1] - patches
+    if special == 0:
+        return [functional.pad(state, (0, 0, 1, 0)) for state in states]
+    return [state[:, special - 1 :] for state in states]
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -124,7 +142,7 @@ class LlavaStfModel(LlavaModel):
         if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
             raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
         window = config.window_of(vision_tokens)
-        states = select_states(self.vision_tower, pixel_values, config.fusion_states)
+        states = select_patch_states(self.vision_tower, pixel_values, config.fusion_states)
         features = self.multi_modal_projector(states, window)
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
 

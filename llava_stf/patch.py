@@ -18,6 +18,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel,
 
 from .adapter import load_adapter
 from .configuration_llava_stf import LlavaStfConfig
+from .encoders.towers import special_tokens
 from .errors import FusionError
 from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, run_all_blocks, skip_unused_blocks
 from .processing_llava_stf import LlavaStfProcessor
@@ -163,6 +164,8 @@ def _stf_config(model: LlavaForConditionalGeneration, **fusion: Any) -> LlavaStf
     shared = [config.vision_config, config.text_config]
     attention = [part._attn_implementation_internal for part in shared]
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if config.vision_feature_select_strategy == "full" and special_tokens(model.model.vision_tower) == 0:
+        values["vision_feature_select_strategy"] = "default"  # all of such a tower's states are patches
     try:
         stf_config = LlavaStfConfig(**values | fusion)
     finally:

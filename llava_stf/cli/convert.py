@@ -1,4 +1,4 @@
-"""`llava-stf convert SRC DST`: a LLaVA or LLaVA-STF checkpoint into this package's format, or back."""
+"""`llava-stf convert SRC DST`: a LLaVA or LLaVA-STF checkpoint into this package's format or back; an encoder too."""
 
 import re
 import sys
@@ -34,8 +34,35 @@ def convert(
     ] = None,
     subfolder: Annotated[str | None, typer.Option(help="Folder inside the hub model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub model.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="SRC is an image encoder's .pth or .safetensors: patchmix, aps, mgc, mos or timm."),
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads of the encoder; default: its method's.")] = None,
+    select: Annotated[
+        Literal["momentum", "query"] | None,
+        typer.Option(help="Encoder of a training checkpoint; default: momentum where there is one."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Picture side of the encoder in pixels; default: that of its positions.")
+    ] = None,
 ) -> None:
     """Convert a checkpoint, shard by shard; a conversion that fails leaves DST absent."""
+    of_model = {
+        "--to": to if to != "hf" else None, "--base": base, "--vision-tower": vision_tower,
+        "--fusion-layers": fusion_layers, "--subfolder": subfolder, "--revision": revision,
+    }  # fmt: skip
+    of_encoder = {"--heads": heads, "--select": select, "--image-size": image_size}
+    stray = [name for name, value in (of_encoder if encoder is None else of_model).items() if value is not None]
+    if stray:
+        what = "goes with --encoder only" if encoder is None else "does not go with --encoder"
+        raise typer.BadParameter(f"{stray[0]} {what}")
+    if encoder is not None:
+        from llava_stf.encoders.convert import convert_encoder
+
+        convert_encoder(src, dst, encoder=encoder, heads=heads, select=select, image_size=image_size)
+        print(f"wrote {dst}", file=sys.stderr)
+        return
     from llava_stf.conversion import convert_checkpoint
 
     convert_checkpoint(

@@ -1,0 +1,1 @@
+"""Self-supervised image encoders: what is known, conversion to Vision Transformers of transformers, pre-training."""

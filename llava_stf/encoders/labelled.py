@@ -1,0 +1,184 @@
+"""Labelled pictures for measuring an encoder, and the features of all of them.
+
+Preprocessing of the papers' tests: the short side resized to int(size * 256 / 224), the middle cut out, normalised with
+the encoder's own statistics (spec 6.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llava_stf.encoders.pretrain.augment import normalize
+from llava_stf.encoders.pretrain.data import (
+    ArrayPictures,
+    FilePictures,
+    Pictures,
+    RowPictures,
+    picture_files,
+    read_arrays,
+    square,
+)
+from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+
+Pooling = Literal["class", "mean"]
+_TRAIN, _TEST = ("train",), ("test", "val", "validation")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and their classes, int64 [n]."""
+
+    pictures: Pictures
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder to measure, in evaluation mode, and how its pictures are prepared."""
+
+    model: Any  # of transformers; its last_hidden_state has the patches last, special tokens in front of them
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pooling: Pooling = "class"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pooling: Pooling = "class") -> Encoder:
+    """The encoder of a transformers folder or id with its image processor's statistics.
+
+    `pooling` is what is measured: the class token, as in the papers, or the mean of the patches, for encoders whose
+    class token was not trained (MGC) or that have none (SigLIP).
+
+    Raises `ModelNotFoundError` if there is none.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
+        model = AutoModel.from_pretrained(folder, **options).to(device).eval()
+        processor = AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(f"no encoder with an image processor at {folder}: {error}") from error
+    return Encoder(model, config.image_size, tuple(processor.image_mean), tuple(processor.image_std), pooling)
+
+
+def open_labelled(data: str, *, image_column: str = "image", label_column: str = "label") -> tuple[Labelled, Labelled]:
+    """The training and the test part of `data`: an npz file with train_images, train_labels, test_images and
+    test_labels; a folder with train/ and test/ (or val/), in each a folder per class; or a Hugging Face data set with
+    splits of these names.
+
+    Raises `DataError` if there is no such thing.
+    """
+    path = Path(data)
+    if path.suffix == ".npz":
+        train, test = (_from_arrays(path, part) for part in ("train", "test"))
+    elif (path / "train").is_dir() and not (path / "train" / "state.json").exists():
+        classes = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
+        train, test = (_from_folder(path, names, classes) for names in (_TRAIN, _TEST))
+    else:
+        train, test = (_from_dataset(data, names, image_column, label_column) for names in (_TRAIN, _TEST))
+    return train, test
+
+
+@torch.inference_mode()
+def features(encoder: Encoder, part: Labelled, *, batch_size: int = 256) -> Tensor:
+    """The class token after the final LayerNorm (or what `encoder.pooling` says) of every picture: float32 [n, D], CPU.
+
+    The released kNN script leaves the random classifier in place and so measures a random projection of this
+    (spec 6.1); here it is the feature itself.
+    """
+    rows = [
+        pooled(encoder, evaluation_batch(encoder, part, numbers))
+        for numbers in torch.arange(len(part)).split(batch_size)
+    ]
+    return torch.cat(rows)
+
+
+def pooled(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """The feature of prepared pictures [b, 3, size, size]: float32 [b, D] on the CPU.
+
+    Raises `LlavaStfError` if the class token is asked for and there is none.
+    """
+    states = encoder.model(pixel_values=pixels).last_hidden_state
+    patches = (encoder.size // encoder.model.config.patch_size) ** 2
+    if encoder.pooling == "mean":
+        return states[:, -patches:].mean(dim=1).float().cpu()
+    if states.shape[1] == patches:
+        raise LlavaStfError("this encoder has no class token: measure the mean of its patches (pooling mean)")
+    return states[:, 0].float().cpu()
+
+
+def evaluation_batch(encoder: Encoder, part: Labelled, numbers: Tensor) -> Tensor:
+    """The pictures of these numbers as the papers' tests prepare them: float [b, 3, size, size] on the device."""
+    larger = int(encoder.size * 256 / 224)
+    margin = (larger - encoder.size) // 2
+    pixels = torch.stack([square(part.pictures[int(number)], larger) for number in numbers])
+    pixels = pixels[..., margin : margin + encoder.size, margin : margin + encoder.size]
+    return normalize(pixels.to(encoder.device).float() / 255, encoder.mean, encoder.std)
+
+
+def _from_arrays(path: Path, part: str) -> Labelled:
+    images = read_arrays(path, "images", (f"{part}_images",))
+    labels = read_arrays(path, "labels", (f"{part}_labels",))
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{part}_labels of {path} must be one integer per picture, [{len(images)}], found {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    return Labelled(ArrayPictures(images), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _from_folder(path: Path, names: tuple[str, ...], classes: list[str]) -> Labelled:
+    folder = next((path / name for name in names if (path / name).is_dir()), None)
+    if folder is None:
+        raise DataError(f"{path} has no folder {' or '.join(names)} with a folder per class")
+    files, labels = [], []
+    for number, name in enumerate(classes):
+        found = picture_files(folder / name)
+        files += found
+        labels += [number] * len(found)
+    if not files:
+        raise DataError(f"{folder} holds no pictures in folders {', '.join(classes)}")
+    return Labelled(FilePictures(files), torch.tensor(labels))
+
+
+def _from_dataset(data: str, names: tuple[str, ...], image_column: str, label_column: str) -> Labelled:
+    splits = _splits(data)
+    name = next((name for name in names if name in splits), None)
+    if name is None:
+        raise DataError(f"the data set {data} has no split {' or '.join(names)}, but {', '.join(splits)}")
+    rows = splits[name]
+    if label_column not in rows.column_names:
+        raise DataError(f"the data set {data} has no column {label_column}, but {', '.join(rows.column_names)}")
+    return Labelled(RowPictures(rows, image_column, data), torch.tensor(rows[label_column]))
+
+
+def _splits(data: str) -> Any:
+    """The splits of a Hugging Face data set by name. Raises `DataError`, `MissingDependencyError`."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the data set {data} needs the package datasets: pip install 'llava-stf[train]'"
+        ) from error
+    try:
+        found = datasets.load_from_disk(data) if Path(data).is_dir() else datasets.load_dataset(data)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"cannot read the data set {data}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{data} is one split; a data set with train and test is needed")
+    return found

@@ -1,0 +1,246 @@
+"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones (spec 2).
+
+In mixed image i, a random M-th of the patches comes from each of the images i, i + 1, ..., i + M - 1 of the batch, each
+patch at its own place. So mixed image i shares 1 / M with each of these images, and (M - |d|) / M^2 with mixed image
+i + d, whatever the two layouts are; those shares are the targets.
+
+    q1 = g f(x1)     k1, k2 = f'(x1), f'(x2)     k1m = f'(mix x1)     q2m = g f(mix x2)
+    L = CE(q1, k2; identity) + CE(q2m, k1; 1/M) / 2 + CE(q2m, k1m; (M - |d|)/M^2) / 2
+      + mean over local crops l of  CE(g f(l), k; identity) + CE(g f(mix l), k; 1/M),  summed over k = k1, k2
+
+f is encoder and projector, g the predictor, f' the momentum copy of f. Letters: B images of this process, N of all
+processes, M images per mix, T patches of a view, C local crops.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTModel
+
+from llava_stf.encoders.heads import mlp_head
+from llava_stf.encoders.objectives.base import (
+    Objective,
+    Progress,
+    encode,
+    follow,
+    momentum_copy,
+    rising_momentum,
+)
+from llava_stf.encoders.objectives.contrast import contrast, identity_targets, shared_targets
+from llava_stf.encoders.pretrain.augment import Recipe, View
+from llava_stf.errors import LlavaStfError
+
+
+@dataclass(frozen=True)
+class PatchMixOptions:
+    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included.
+
+    Attributes:
+        images_per_mix: M (spec 2.1).
+        temperature: of every contrast; the released warm-up of it, from 0.2 to 0.2, does nothing (2.3).
+        identity_smoothing: label smoothing of the losses whose target is the own image. The released loop takes 0.1
+            from a mixer object that was left at its default (2.1); meant is 0.
+        mixed_smoothing: label smoothing of the losses with mixed targets (2.1).
+        momentum: m0 of the momentum encoder, rising to 1; None: no momentum encoder, keys are the encoder's own (2.3).
+        momentum_per_step: the coefficient follows the step, as meant; the released loop's variable is shadowed, and it
+            changes once per epoch (2.4).
+        drop_path: stochastic depth of the query encoder (1.1).
+        hidden, out: widths of projector and predictor (1.2).
+        crop_scale: range of the two views' share of the picture; (0.35, 1) with local crops (2.2).
+        local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (2.2).
+    """
+
+    images_per_mix: int = 2
+    temperature: float = 0.2
+    identity_smoothing: float = 0.1
+    mixed_smoothing: float = 0.0
+    momentum: float | None = 0.996
+    momentum_per_step: bool = False
+    drop_path: float = 0.1
+    hidden: int = 4096
+    out: int = 256
+    crop_scale: tuple[float, float] = (0.1, 1.0)
+    local_crops: int = 0
+    local_crop_size: int = 96
+    local_crop_scale: tuple[float, float] = (0.05, 0.35)
+
+    def __post_init__(self) -> None:
+        if self.images_per_mix < 2:
+            raise LlavaStfError(f"images_per_mix must be at least 2, found {self.images_per_mix}")
+
+    @classmethod
+    def corrected(cls, **changes: Any) -> PatchMixOptions:
+        """What the authors evidently meant: no smoothing of the own image's target, momentum that follows the step."""
+        return cls(**{"identity_smoothing": 0.0, "momentum_per_step": True, **changes})
+
+
+def mix(images: Tensor, patch_size: int, images_per_mix: int, permutation: Tensor) -> Tensor:
+    """Image i with the patches of group j taken from image (i + j) mod B, at the same places (spec 2.1).
+
+    Args:
+        images: [B, 3, H, W].
+        permutation: int64 [T], raster numbers of the patches; its first T // M entries are group 0, which stays, the
+            next T // M group 1, and so on; what is left over stays, too.
+
+    Raises `LlavaStfError` if the patch does not divide the image.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise LlavaStfError(f"patches of {patch_size} pixels do not divide images of {height} x {width}")
+    rows, columns = height // patch_size, width // patch_size
+    group_size = rows * columns // images_per_mix
+    group = torch.zeros(rows * columns, dtype=torch.long, device=images.device)
+    group[permutation[: group_size * images_per_mix]] = torch.arange(
+        images_per_mix, device=images.device
+    ).repeat_interleave(group_size)
+    per_pixel = group.view(rows, columns).repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
+    mixed = images
+    for offset in range(1, images_per_mix):
+        mixed = torch.where(per_pixel == offset, images.roll(-offset, dims=0), mixed)
+    return mixed
+
+
+def mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, **place: Any) -> Tensor:
+    """Mixed against whole images: 1 / M at columns i .. i + M - 1; float [B, N]. `place` as in `shared_targets`."""
+    shares = dict.fromkeys(range(images_per_mix), 1 / images_per_mix)
+    return shared_targets(shares, batch, smoothing, **place)
+
+
+def mix_to_mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, **place: Any) -> Tensor:
+    """Mixed against mixed images: (M - |d|) / M^2 at columns i + d, |d| < M; float [B, N]."""
+    shares = {
+        offset: (images_per_mix - abs(offset)) / images_per_mix**2
+        for offset in range(1 - images_per_mix, images_per_mix)
+    }
+    return shared_targets(shares, batch, smoothing, **place)
+
+
+class PatchMix(Objective):
+    """PatchMix with or without momentum encoder. Raises `LlavaStfError` for crops that the patch does not divide."""
+
+    options_type = PatchMixOptions
+    options: PatchMixOptions
+
+    def __init__(self, encoder: ViTModel, options: PatchMixOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.patch_size = encoder.config.patch_size
+        width = encoder.config.hidden_size
+        self.encoder = initialize(encoder)
+        self.projector = mlp_head(width, options.hidden, options.out, layers=3)
+        self.predictor = mlp_head(options.out, options.hidden, options.out, layers=2)
+        self.momentum_encoder = self.momentum_projector = None
+        if options.momentum is not None:
+            self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(self.projector)
+        self.recipes = two_views(encoder.config.image_size, options.crop_scale)
+        if options.local_crops:
+            if options.local_crop_size % self.patch_size:
+                raise LlavaStfError(
+                    f"local_crop_size {options.local_crop_size} is no multiple of the patch size {self.patch_size}"
+                )
+            local = replace(self.recipes[0], size=options.local_crop_size, scale=options.local_crop_scale, blur_p=0.5)
+            self.recipes += [local] * options.local_crops
+
+    def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        view1, view2, *crops = [view.pixels for view in views]
+        inputs = {"view1": view1, "view2": view2, "mixed1": self.mixed(view1), "mixed2": self.mixed(view2)}
+        if crops:
+            inputs["crops"] = torch.cat(crops)
+            inputs["mixed_crops"] = torch.cat([self.mixed(crop) for crop in crops])
+        return [inputs]
+
+    def mixed(self, images: Tensor) -> Tensor:
+        """`mix` with one random layout for the batch."""
+        patches = images.shape[-2] // self.patch_size * (images.shape[-1] // self.patch_size)
+        permutation = torch.randperm(patches, device=images.device)
+        return mix(images, self.patch_size, self.options.images_per_mix, permutation)
+
+    def forward(
+        self,
+        view1: Tensor,
+        view2: Tensor,
+        mixed1: Tensor,
+        mixed2: Tensor,
+        crops: Tensor | None = None,
+        mixed_crops: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Views and their mixes [B, 3, H, W]; local crops and their mixes [C * B, 3, h, w], crop by crop.
+
+        Returns the losses "source", "mix", "mix_to_mix", with crops "crop" and "crop_mix", and "loss", their sum.
+        """
+        options, batch, device = self.options, len(view1), view1.device
+        place = {"device": device}
+        own = identity_targets(batch, options.identity_smoothing, **place)
+        mixed = mix_targets(batch, options.images_per_mix, options.mixed_smoothing, **place)
+        both_mixed = mix_to_mix_targets(batch, options.images_per_mix, options.mixed_smoothing, **place)
+
+        projected1 = self.project(view1)
+        query1 = self.predictor(projected1)
+        # Without momentum encoder these passes share running statistics, so their order is part of the method.
+        key1 = projected1 if self.momentum_encoder is None else self.key(view1)
+        key2, key1_mixed = self.key(view2), self.key(mixed1)
+        query2_mixed = self.predictor(self.project(mixed2))
+
+        losses = {
+            "source": contrast(query1, key2, own, options.temperature),
+            "mix": contrast(query2_mixed, key1, mixed, options.temperature) / 2,
+            "mix_to_mix": contrast(query2_mixed, key1_mixed, both_mixed, options.temperature) / 2,
+        }
+        for name, images, target in (("crop", crops, own), ("crop_mix", mixed_crops, mixed)):
+            if images is not None:
+                queries = self.predictor(self.project(images)).split(batch)
+                pairs = [contrast(query, key, target, options.temperature) for query in queries for key in (key1, key2)]
+                losses[name] = torch.stack(pairs).sum() / len(queries)
+        return losses | {"loss": torch.stack(list(losses.values())).sum()}
+
+    def project(self, images: Tensor) -> Tensor:
+        """f: images [B, 3, H, W] -> [B, out], through the encoder's class token."""
+        tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
+        return self.projector(tokens[:, 0])
+
+    @torch.no_grad()
+    def key(self, images: Tensor) -> Tensor:
+        """f': as `project`, through the momentum copies where there are any; without gradient."""
+        if self.momentum_encoder is None or self.momentum_projector is None:
+            return self.project(images)
+        return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
+
+    def before_step(self, progress: Progress) -> None:
+        if self.options.momentum is None or self.momentum_encoder is None or self.momentum_projector is None:
+            return
+        fraction = progress.fraction
+        if not self.options.momentum_per_step:
+            fraction = (progress.epoch + 1 / progress.steps_per_epoch) / progress.epochs
+        coefficient = rising_momentum(self.options.momentum, fraction)
+        follow(self.momentum_encoder, self.encoder, coefficient)
+        follow(self.momentum_projector, self.projector, coefficient)
+
+    def trained_encoder(self) -> ViTModel:
+        return self.encoder if self.momentum_encoder is None else self.momentum_encoder
+
+
+def two_views(size: int, scale: tuple[float, float]) -> list[Recipe]:
+    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised (spec 2.2)."""
+    return [Recipe(size, scale, blur_p=1.0), Recipe(size, scale, blur_p=0.1, solarize_p=0.2)]
+
+
+@torch.no_grad()
+def initialize(encoder: ViTModel) -> ViTModel:
+    """PatchMix's start (spec 1.1): Xavier-uniform linear layers, biases 0, class token almost 0; in place."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    patches = encoder.embeddings.patch_embeddings.projection
+    bound = math.sqrt(6 / (patches.weight[0].numel() + patches.out_channels))
+    nn.init.uniform_(patches.weight, -bound, bound)
+    nn.init.zeros_(patches.bias)
+    nn.init.normal_(encoder.embeddings.cls_token, std=1e-6)
+    nn.init.trunc_normal_(encoder.embeddings.position_embeddings, std=0.02)
+    return encoder

@@ -1,0 +1,28 @@
+"""`accelerate launch -m llava_stf.encoders.pretrain --method patchmix --config FILE.yaml [--field value ...]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from llava_stf.encoders.pretrain.config import parse
+from llava_stf.errors import LlavaStfError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: 0 when trained, 2 with one sentence on stderr for an error of the user's."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        config = parse(sys.argv[1:] if argv is None else argv)
+        from llava_stf.encoders.pretrain.loop import pretrain
+
+        pretrain(config)
+    except LlavaStfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

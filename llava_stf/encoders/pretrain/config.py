@@ -1,0 +1,207 @@
+"""Options of a pre-training run: one dataclass, filled from a YAML file and from flags. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from llava_stf.errors import LlavaStfError
+from llava_stf.training.config import _convert, _read
+
+# A run that goes on from a checkpoint may change these: they do not decide what comes out.
+FREE = frozenset(
+    (
+        *("output", "stop_after", "num_workers", "cpu_threads", "logging_steps", "save_steps", "save_total_limit"),
+        *("resume", "overwrite", "max_bad_images"),
+    )
+)
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that decides a pre-training run; `--help` prints each field's meaning.
+
+    Raises `LlavaStfError` for a required field without value and for values that cannot be.
+    """
+
+    method: Literal["patchmix", "aps", "mgc", "mos", "mocov3"] | None = _option(None, "pre-training method (required)")
+    data: str = _option(
+        "", "pictures: an npz file with train_images, a folder, or a Hugging Face data set: path, hub id (required)"
+    )
+    output: str = _option("", "folder for checkpoints and the trained encoder (required)")
+    image_column: str = _option("image", "column of the pictures in a Hugging Face data set")
+    source_size: int | None = _option(
+        None,
+        "side in pixels of the square that every picture is brought to (short side resized, middle cut out) before the "
+        "views are cropped; default: 8/7 of image_size, and the arrays of an npz as they are",
+    )
+
+    size: Literal["tiny", "small", "base"] = _option("small", "width of the ViT: 192, 384 or 768")
+    depth: int | None = _option(None, "blocks of the ViT; default: 12, as in the papers")
+    image_size: int = _option(224, "side of a view in pixels")
+    patch_size: int = _option(16, "side of a patch in pixels")
+
+    preset: Literal["released", "corrected"] = _option(
+        "released", "the method's options: as the released code behaves, or with what it evidently meant to do"
+    )
+    options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "options of the method, over the preset's; as flags: --option NAME=VALUE"},
+    )
+    augmentation: Literal["method", "common"] = _option(
+        "method", "the method's own crops and colours, or the same for all methods, to compare them"
+    )
+
+    epochs: int = _option(100, "passes over the pictures")
+    warmup_epochs: int = _option(10, "epochs in which the learning rate rises")
+    per_device_batch_size: int = _option(64, "pictures per process and forward pass; the negatives come from these")
+    gradient_accumulation: int = _option(1, "forward passes per optimizer step; they share no negatives")
+    base_learning_rate: float = _option(5e-4, "peak learning rate for 256 pictures per step; it grows in proportion")
+    final_learning_rate: float = _option(1e-6, "learning rate at the end")
+    schedule: Literal["step", "epoch"] = _option(
+        "step", "learning rate after warm-up: cosine by step, or by epoch and without a floor (as APS)"
+    )
+    weight_decay: float = _option(0.05, "AdamW's at the start")
+    final_weight_decay: float | None = _option(None, "weight decay at the end of a cosine; default: constant")
+    seed: int = _option(7, "seed of weights, order and augmentation")
+
+    mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "dtype to compute in; weights stay float32")
+    attn_implementation: Literal["sdpa", "eager"] = _option("sdpa", "attention; eager is the faster one on a CPU")
+    num_workers: int = _option(1, "processes that read pictures, per device; 0: none beside the trainer")
+    cpu_threads: int | None = _option(None, "threads that compute on a CPU; default: torch's choice")
+    max_bad_images: float = _option(0.01, "share of pictures that may be unreadable, and are replaced, at most")
+
+    logging_steps: int = _option(50, "steps between two lines of the log")
+    save_steps: int = _option(1000, "steps between two checkpoints")
+    save_total_limit: int = _option(1, "checkpoints that are kept")
+    stop_after: int | None = _option(None, "stop with a checkpoint after so many steps of this call; --resume goes on")
+    resume: bool = _option(False, "go on from the newest complete checkpoint in output, if there is one")
+    overwrite: bool = _option(False, "replace the run that output holds")
+
+    def __post_init__(self) -> None:
+        for name in ("method", "data", "output"):
+            if not getattr(self, name):
+                raise LlavaStfError(f"--{name} is required: give it as a flag or in the config file")
+        positive = ("image_size", "patch_size", "epochs", "per_device_batch_size", "gradient_accumulation")
+        optional = ("depth", "source_size", "cpu_threads", "stop_after")
+        for name in (*positive, "logging_steps", "save_steps", "save_total_limit", *optional):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LlavaStfError(f"{name} must be at least 1, found {value}")
+        if self.image_size % self.patch_size:
+            raise LlavaStfError(
+                f"patch_size must divide image_size, found {self.patch_size} and {self.image_size}: "
+                f"{self.image_size - self.image_size % self.patch_size} would do"
+            )
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise LlavaStfError(
+                f"warmup_epochs must be at least 0 and below epochs, found {self.warmup_epochs} of {self.epochs}"
+            )
+        if self.num_workers < 0:
+            raise LlavaStfError(f"num_workers must be at least 0, found {self.num_workers}")
+        if not 0 <= self.max_bad_images < 1:
+            raise LlavaStfError(f"max_bad_images must be in [0, 1), found {self.max_bad_images}")
+        if self.resume and self.overwrite:
+            raise LlavaStfError("resume goes on with the run in output, overwrite replaces it: leave out one of them")
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that a run must keep when it is resumed, as JSON has them."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in FREE}
+
+
+def parse(argv: Sequence[str]) -> PretrainConfig:
+    """The configuration that `--config FILE`, `--field value` and `--option NAME=VALUE` describe; flags win.
+
+    Raises `LlavaStfError` for an unknown name (with the nearest known one), a value of the wrong kind, or a file that
+    cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="llava_stf.encoders.pretrain", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, help="YAML file with any of the fields below")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE, an option of the method")
+    for item in fields(PretrainConfig):
+        if item.name != "options":
+            flags = {f"--{item.name}", f"--{item.name.replace('_', '-')}"}
+            text = f"{item.metadata['help']} [{item.default}]"
+            parser.add_argument(*sorted(flags), dest=item.name, nargs="?", const="true", default=MISSING, help=text)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], [item.name for item in fields(PretrainConfig)]))
+    values = _read(known.config) if known.config else {}
+    given = {name: value for name, value in vars(known).items() if value is not MISSING}
+    del given["config"]
+    options = [option.partition("=") for option in given.pop("option")]
+    from_file = values.get("options") or {}
+    if not isinstance(from_file, Mapping):
+        raise LlavaStfError(f"options must be `name: value` lines, found {type(from_file).__name__}")
+    merged = {**from_file, **{name: yaml.safe_load(value) for name, _, value in options}}
+    return from_values({**values, **given, "options": merged})
+
+
+def from_values(values: Mapping[str, Any]) -> PretrainConfig:
+    """The configuration with these field values; texts are read as YAML would read them. Raises as `parse`."""
+    known = {item.name: item for item in fields(PretrainConfig)}
+    types = get_type_hints(PretrainConfig)
+    for name in values:
+        if name not in known:
+            raise LlavaStfError(_unknown("field", str(name), list(known)))
+    return PretrainConfig(
+        **{
+            name: value if name == "options" else _convert(known[name], types[name], value)
+            for name, value in values.items()
+        }
+    )
+
+
+def method_options(options_type: type[Any], preset: str, values: Mapping[str, Any]) -> Any:
+    """An instance of a method's `options_type`: the preset with `values` over it.
+
+    Raises `LlavaStfError` for an unknown option (with the nearest known one) or a value of the wrong kind.
+    """
+    types = get_type_hints(options_type)
+    converted = {}
+    for name, value in values.items():
+        if name not in types:
+            raise LlavaStfError(_unknown(f"option of {options_type.__name__}:", name, list(types)))
+        converted[name] = _option_value(name, types[name], value)
+    return options_type(**converted) if preset == "released" else options_type.corrected(**converted)
+
+
+def _option_value(name: str, wanted: Any, value: Any) -> Any:
+    """`value` as the annotation `wanted`: bool, int, float, str, Literal, tuple of numbers, or one of these or None."""
+    members = [member for member in get_args(wanted) if member is not NoneType] if NoneType in get_args(wanted) else []
+    if members and value is None:
+        return None
+    kind = members[0] if members else wanted
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+    elif get_origin(kind) is tuple and isinstance(value, list | tuple):
+        number = get_args(kind)[0]
+        if len(value) == len(get_args(kind)) or Ellipsis in get_args(kind):
+            with contextlib.suppress(TypeError, ValueError):
+                return tuple(number(item) for item in value)
+    elif get_origin(kind) is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    elif kind is float and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)  # an integer, or 1e-3, which YAML reads as text
+    raise LlavaStfError(f"option {name} must be {getattr(wanted, '__name__', wanted)}, found {value!r}")
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1, cutoff=0)
+    return f"unknown {kind} {name}; the nearest known one is {near[0]}"

@@ -1,0 +1,159 @@
+"""Pre-training runs: what comes out, exact resume, accumulation, what is refused."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
+
+from llava_stf.encoders.pretrain.__main__ import main
+from llava_stf.encoders.pretrain.config import from_values
+from llava_stf.encoders.pretrain.loop import pretrain
+from llava_stf.errors import DataError, LlavaStfError
+
+BATCH, PICTURES = 8, 20
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """20 random pictures of 8 pixels."""
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    images = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
+    np.savez(path, train_images=images)
+    return path
+
+
+@pytest.fixture
+def configure(npz, tmp_path):
+    """The config of a tiny run of four steps: `configure(field=value, ...)`."""
+
+    def make(**changes):
+        values = {
+            "method": "patchmix",
+            "data": str(npz),
+            "output": str(tmp_path / "run"),
+            "size": "tiny",
+            "depth": 1,
+            "image_size": 8,
+            "patch_size": 4,
+            "epochs": 2,
+            "warmup_epochs": 1,
+            "per_device_batch_size": BATCH,
+            "options": {"hidden": 16, "out": 8},
+            "num_workers": 0,
+            "cpu_threads": 1,
+            "logging_steps": 1,
+        }
+        return from_values(values | changes)
+
+    return make
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_weights(folder, other):
+    expected = weights(other)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder).items())
+
+
+@pytest.mark.parametrize("method", ["patchmix", "mocov3", "aps", "mos"])
+def test_the_result_is_an_ordinary_vit_folder(configure, method, caplog):
+    with caplog.at_level(logging.INFO):
+        output = pretrain(configure(method=method))
+    assert "samples/s" in caplog.text
+    encoder = AutoModel.from_pretrained(output, add_pooling_layer=False)
+    processor = AutoImageProcessor.from_pretrained(output)
+    picture = Image.fromarray(np.zeros((10, 12, 3), np.uint8))
+    pixels = processor(picture, return_tensors="pt").pixel_values
+    assert encoder(pixel_values=pixels).last_hidden_state.shape == (1, 5, 192)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(configure, tmp_path):
+    learns = {"base_learning_rate": 0.1, "options": {"hidden": 16, "out": 8, "momentum": 0.5}}
+    whole = pretrain(configure(output=str(tmp_path / "whole"), **learns))
+    assert pretrain(configure(stop_after=3, **learns)) is None
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    assert not (tmp_path / "run" / "config.json").exists()
+    resumed = pretrain(configure(resume=True, **learns))
+    assert_equal_weights(resumed, whole)
+    assert (weights(whole)["layernorm.weight"] - 1).abs().max() > 1e-3
+
+
+def test_accumulated_steps_learn_and_count_their_pictures(configure, caplog):
+    with caplog.at_level(logging.INFO):
+        pretrain(configure(per_device_batch_size=4, gradient_accumulation=2))
+    assert "step 4/4" in caplog.text
+
+
+def test_bfloat16_leaves_float32_weights(configure):
+    assert weights(pretrain(configure(mixed_precision="bf16")))["layernorm.weight"].dtype == torch.float32
+
+
+def test_another_config_is_not_resumed(configure, tmp_path):
+    pretrain(configure(stop_after=1))
+    with pytest.raises(LlavaStfError, match=r"weight_decay 0\.05 is now 0\.1.*resume with the old one"):
+        pretrain(configure(resume=True, weight_decay=0.1))
+    with pytest.raises(LlavaStfError, match="already holds a run"):
+        pretrain(configure())
+    assert pretrain(configure(overwrite=True, weight_decay=0.1)) == tmp_path / "run"
+
+
+def test_too_few_pictures_for_a_batch_are_refused(configure):
+    with pytest.raises(DataError, match=r"a step takes 32 pictures.* has 20"):
+        pretrain(configure(per_device_batch_size=32))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
+    with pytest.raises(LlavaStfError, match=r"is nan at step \d.*no checkpoint was written yet"):
+        pretrain(configure(base_learning_rate=1e30, warmup_epochs=0))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_corrupt_pictures_are_named_counted_and_passed_over_up_to_the_limit(configure, tmp_path, caplog):
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for number in range(PICTURES):
+        Image.new("RGB", (12, 10), (number, 0, 0)).save(folder / "deeper" / f"{number}.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    run = {"data": str(folder), "source_size": 8}
+    with pytest.raises(DataError, match=r"broken\.jpg.*1 of \d+ samples seen are bad"):
+        pretrain(configure(**run, epochs=6))
+    with caplog.at_level(logging.WARNING):
+        pretrain(configure(**run, epochs=6, max_bad_images=0.1, overwrite=True))
+    assert "broken.jpg" in caplog.text
+    assert "others took their place" in caplog.text
+
+
+def test_the_command_reports_errors_in_one_sentence(npz, capsys, tmp_path):
+    run = ["--method", "patchmix", "--data", str(npz), "--output", str(tmp_path / "run")]
+    assert main([*run, "--epohs", "3"]) == 2
+    assert "unknown flag --epohs; the nearest known one is epochs" in capsys.readouterr().err
+    assert main([*run, "--image_size", "8", "--patch_size", "4", "--option", "temprature=1"]) == 2
+    assert "temprature; the nearest known one is temperature" in capsys.readouterr().err
+    assert main(["--method", "patchmax", *run[2:]]) == 2
+    assert "method must be patchmix or aps" in capsys.readouterr().err
+
+
+def test_flags_and_options_win_over_the_file(tmp_path, npz):
+    from llava_stf.encoders.objectives.patchmix import PatchMixOptions
+    from llava_stf.encoders.pretrain.config import method_options, parse
+
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        f"method: mos\ndata: {npz}\noutput: x\nimage_size: 8\npatch_size: 4\noptions:\n  hidden: 8\n  out: 4\n"
+    )
+    config = parse(
+        ["--config", str(file), "--method", "patchmix", "--option", "hidden=16", "--option", "crop_scale=[0.2,1]"]
+    )
+    assert config.method == "patchmix"
+    options = method_options(PatchMixOptions, "corrected", config.options)
+    assert (options.hidden, options.out, options.crop_scale, options.identity_smoothing) == (16, 4, (0.2, 1.0), 0)
+    with pytest.raises(LlavaStfError, match="option hidden must be int, found 'wide'"):
+        method_options(PatchMixOptions, "released", {"hidden": "wide"})
+    assert json.loads(json.dumps(config.identity()))["options"]["hidden"] == 16
