@@ -82,7 +82,7 @@ def test_a_resumed_run_ends_with_the_same_weights(configure, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
     resumed = pretrain(configure(resume=True, **learns))
     assert_equal_weights(resumed, whole)
-    assert (weights(whole)["layernorm.weight"] - 1).abs().max() > 1e-3
+    assert (weights(whole)["layernorm.weight"] - 1).abs().max() > 1e-4
 
 
 def test_accumulated_steps_learn_and_count_their_pictures(configure, caplog):
