@@ -1,7 +1,7 @@
 """Put an untrained LLaVA-STF together from any vision tower and any causal language model.
 
-    python -m llava_stf.training.assemble --vision-tower openai/clip-vit-large-patch14-336 \\
-        --language-model lmsys/vicuna-7b-v1.5 --output runs/untrained
+    llava-stf assemble runs/untrained --vision-encoder openai/clip-vit-large-patch14-336 \\
+        --language-model lmsys/vicuna-7b-v1.5
 
 The tower and the language model keep their weights, the projector is random: train it with stage `align` first. The
 vocabulary gets `<image>` and `<pad>` behind its end, as in the llava-hf checkpoints, and before them what the v1 chat
@@ -10,8 +10,6 @@ format needs and the tokenizer does not have (`<s>`, `</s>`).
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +30,7 @@ from ..conversion.locate import locate
 from ..conversion.processors import add_placeholders, build_image_processor, build_processor
 from ..conversion.publish import publish, refuse_existing
 from ..encoders.towers import load_tower, special_tokens
-from ..errors import CheckpointError, LlavaStfError
+from ..errors import CheckpointError
 from ..patch import apply_pooling, apply_stf
 
 ROW_MULTIPLE = 64
@@ -198,22 +196,3 @@ def _check_head(model: LlavaForConditionalGeneration, lm: PreTrainedModel, folde
             f"{folder}: no LLaVA can be built on a {lm.config.model_type} like this one, whose logits are more than a "
             "linear layer of its last state."
         )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vision-tower", required=True, help="folder or hub id of a Vision Transformer")
-    parser.add_argument("--language-model", required=True, help="folder or hub id of a causal language model")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet")
-    parser.add_argument("--vision-tokens", type=int, help="tokens per image; default: a quarter of the patches")
-    parser.add_argument("--seed", type=int, default=0, help="of the projector")
-    try:
-        assemble(**vars(parser.parse_args()))
-    except LlavaStfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -77,11 +77,13 @@ def test_the_result_is_an_ordinary_vit_folder(configure, method, caplog):
 def test_a_resumed_run_ends_with_the_same_weights(configure, tmp_path):
     learns = {"base_learning_rate": 0.1, "options": {"hidden": 16, "out": 8, "momentum": 0.5}}
     whole = pretrain(configure(output=str(tmp_path / "whole"), **learns))
-    assert pretrain(configure(stop_after=3, **learns)) is None
-    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+    assert pretrain(configure(stop_after=2, **learns)) is None
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
     assert not (tmp_path / "run" / "config.json").exists()
     resumed = pretrain(configure(resume=True, **learns))
     assert_equal_weights(resumed, whole)
+    # The momentum encoder, which is saved, lags a step: what the last step did shows in the checkpoint alone.
+    assert_equal_weights(resumed / "checkpoint-4", whole / "checkpoint-4")
     assert (weights(whole)["layernorm.weight"] - 1).abs().max() > 1e-4
 
 

@@ -49,12 +49,12 @@ def pretrain(config: PretrainConfig) -> Path | None:
     """
     output = Path(config.output)
     checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)
-    if checkpoint is not None:
-        _check_same_run(config, checkpoint)
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
+    if checkpoint is not None:
+        _check_same_run(_identity(config, accelerator), checkpoint)
     set_seed(config.seed)
     objective = build_objective(config)
     pictures = open_pictures(config.data, config.image_column)
@@ -202,7 +202,12 @@ def _batches(config: PretrainConfig, count: int, accelerator: Accelerator, start
     return batches
 
 
-def _check_same_run(config: PretrainConfig, checkpoint: Path) -> None:
+def _identity(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """What decides the result of a run, in JSON's types."""
+    return json.loads(json.dumps(config.identity() | {"processes": accelerator.num_processes}))
+
+
+def _check_same_run(now: dict[str, Any], checkpoint: Path) -> None:
     """Raise `LlavaStfError` if the checkpoint is of a run with other options."""
     try:
         before = json.loads((checkpoint / _CONFIG).read_text())
@@ -210,7 +215,6 @@ def _check_same_run(config: PretrainConfig, checkpoint: Path) -> None:
         raise LlavaStfError(
             f"{checkpoint} is no checkpoint of a pre-training run ({_CONFIG} is missing or broken): take another output"
         ) from error
-    now = json.loads(json.dumps(config.identity()))
     differing = [name for name in now if before.get(name) != now[name]]
     if differing:
         changes = ", ".join(f"{name} {before.get(name)!r} is now {now[name]!r}" for name in differing)
@@ -240,7 +244,7 @@ def _save_checkpoint(config: PretrainConfig, accelerator: Accelerator, step: int
         accelerator.save_state(str(folder))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (folder / _CONFIG).write_text(json.dumps(config.identity(), indent=2))
+            (folder / _CONFIG).write_text(json.dumps(_identity(config, accelerator), indent=2))
             (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
             publish_checkpoint(output, name, keep=config.save_total_limit)
     accelerator.wait_for_everyone()
