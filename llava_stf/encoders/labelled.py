@@ -173,7 +173,7 @@ def _splits(data: str) -> Any:
         import datasets
     except ImportError as error:
         raise MissingDependencyError(
-            f"the data set {data} needs the package datasets: pip install 'llava-stf[train]'"
+            f"the data set {data} needs the package datasets: pip install 'llava-stf[encoders]'"
         ) from error
     try:
         found = datasets.load_from_disk(data) if Path(data).is_dir() else datasets.load_dataset(data)

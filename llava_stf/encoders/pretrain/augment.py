@@ -136,6 +136,6 @@ def _kornia() -> Any:
         import kornia.augmentation
     except ImportError as error:
         raise MissingDependencyError(
-            "pre-training augments pictures with the package kornia: pip install 'llava-stf[train]'"
+            "pre-training augments pictures with the package kornia: pip install 'llava-stf[encoders]'"
         ) from error
     return kornia.augmentation
