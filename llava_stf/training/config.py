@@ -210,7 +210,7 @@ def parse(argv: Sequence[str]) -> FinetuneConfig:
     if unknown:
         raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], "--"))
     given = {name: value for name, value in vars(known).items() if name != "config" and value is not MISSING}
-    return from_values({**(_read(known.config) if known.config else {}), **given})
+    return from_values({**(read_yaml(known.config) if known.config else {}), **given})
 
 
 def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
@@ -220,10 +220,11 @@ def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
     for name in values:
         if name not in known:
             raise LlavaStfError(_unknown("field", str(name)))
-    return FinetuneConfig(**{name: _convert(known[name], types[name], value) for name, value in values.items()})
+    return FinetuneConfig(**{name: convert_value(known[name], types[name], value) for name, value in values.items()})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The fields of a YAML file. Raises `LlavaStfError` if it cannot be read or holds anything but fields."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -239,9 +240,9 @@ def _unknown(kind: str, name: str, prefix: str = "") -> str:
     return f"unknown {kind} {name}; the nearest known one is {prefix}{near[0]}"
 
 
-def _convert(option: Field[Any], wanted: Any, value: Any) -> Any:
+def convert_value(option: Field[Any], wanted: Any, value: Any) -> Any:
     """`value` as one of the kinds in `wanted`: None, a bool, a number, a text, one of some literal texts, or several
-    integers (a list, or text with commas)."""
+    integers (a list, or text with commas). Raises `LlavaStfError` for anything else."""
     members = [wanted] if get_origin(wanted) in (None, Literal) else list(get_args(wanted))
     choices = [text for member in members if get_origin(member) is Literal for text in get_args(member)]
     if value in choices:

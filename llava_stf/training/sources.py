@@ -93,7 +93,7 @@ def open_records(data: str) -> Records:
     path = Path(data)
     if not _needs_datasets(data):
         return JsonRecords(path)
-    return DatasetRecords(_load(data, streaming=False), path.name)
+    return DatasetRecords(load_rows(data, streaming=False), path.name)
 
 
 def open_stream(data: str, *, seed: int) -> IterableDataset:
@@ -103,7 +103,7 @@ def open_stream(data: str, *, seed: int) -> IterableDataset:
     """
     if not _needs_datasets(data):
         raise DataError(f"streaming is for Hugging Face data sets, and {data} is a JSON file: leave out streaming")
-    return undecoded(_load(data, streaming=True)).shuffle(seed=seed, buffer_size=1000)
+    return undecoded(load_rows(data, streaming=True)).shuffle(seed=seed, buffer_size=1000)
 
 
 def image_folder(data: str, images: str | None) -> Path:
@@ -137,7 +137,7 @@ def _needs_datasets(data: str) -> bool:
     return hub_id and not path.exists() and path.suffix not in (".json", ".jsonl")
 
 
-def _load(data: str, *, streaming: bool) -> Any:
+def load_rows(data: str, *, streaming: bool) -> Any:
     """The `Dataset` or `IterableDataset` that `data` names; of several splits, "train"."""
     try:
         import datasets

@@ -163,7 +163,7 @@ def test_views_of_pictures_become_losses_with_gradient():
     torch.manual_seed(0)
     objective = tiny(subsets=3)
     steps = objective.inputs(objective.views(torch.rand(6, 3, 20, 24)))
-    assert len(steps) == objective.steps_per_batch == 3
+    assert len(steps) == 3
     for inputs in steps:
         losses = objective(**inputs)
         losses["loss"].backward()

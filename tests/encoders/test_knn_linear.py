@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import SiglipVisionConfig, SiglipVisionModel, ViTConfig, ViTModel
 
+from llava_stf.cli import main
 from llava_stf.encoders.knn import knn_accuracy
 from llava_stf.encoders.labelled import evaluation_batch, features, load_encoder, open_labelled
 from llava_stf.encoders.linear import linear_probe
@@ -145,3 +146,20 @@ def test_missing_parts_are_named(tmp_path):
         open_labelled(str(tmp_path / "broken.npz"))
     with pytest.raises(ModelNotFoundError, match="no encoder with an image processor"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options", [["knn"], ["linear", "--epochs", "30", "--no-augment"], ["knn", "--pooling", "mean"]], ids=" ".join
+)
+def test_the_command_prints_accuracies(encoder, npz, options, capsys):
+    protocol, *rest = options
+    arguments = ["encoders", "eval", protocol, str(encoder.model.name_or_path), "--data", str(npz), "--device", "cpu"]
+    assert main([*arguments, *rest]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["train"], record["test"]) == (40, 20)
+    assert all(accuracy == 100 for accuracy in record[protocol].values())
+
+
+def test_the_command_names_what_is_missing(npz, tmp_path, capsys):
+    assert main(["encoders", "eval", "knn", str(tmp_path), "--data", str(npz)]) == 2
+    assert "no encoder with an image processor" in capsys.readouterr().err

@@ -23,7 +23,8 @@ from llava_stf.encoders.heads import mlp_head
 from llava_stf.encoders.objectives.base import Objective, encode
 from llava_stf.encoders.objectives.contrast import contrast, own_index
 from llava_stf.encoders.objectives.sampling import sample_subsets
-from llava_stf.encoders.pretrain.augment import CIFAR_MEAN, CIFAR_STD, Recipe, View
+from llava_stf.encoders.pretrain.augment import Recipe, View
+from llava_stf.encoders.vits import CIFAR_MEAN, CIFAR_STD
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,6 @@ class APS(Objective):
             std=options.std,
         )
         self.recipes = [recipe, recipe]
-        self.steps_per_batch = options.subsets
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
         view1, view2 = views

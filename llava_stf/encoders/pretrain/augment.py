@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_stf.encoders.vits import CIFAR_MEAN as CIFAR_MEAN
-from llava_stf.encoders.vits import CIFAR_STD as CIFAR_STD
 from llava_stf.encoders.vits import IMAGENET_MEAN, IMAGENET_STD
 from llava_stf.errors import MissingDependencyError
 

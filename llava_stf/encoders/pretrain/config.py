@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.training.config import _convert, _read
+from llava_stf.training.config import convert_value, read_yaml
 
 # A run that goes on from a checkpoint may change these: they do not decide what comes out.
 FREE = frozenset(
@@ -140,7 +140,7 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], [item.name for item in fields(PretrainConfig)]))
-    values = _read(known.config) if known.config else {}
+    values = read_yaml(known.config) if known.config else {}
     given = {name: value for name, value in vars(known).items() if value is not MISSING}
     del given["config"]
     options = [option.partition("=") for option in given.pop("option")]
@@ -160,7 +160,7 @@ def from_values(values: Mapping[str, Any]) -> PretrainConfig:
             raise LlavaStfError(_unknown("field", str(name), list(known)))
     return PretrainConfig(
         **{
-            name: value if name == "options" else _convert(known[name], types[name], value)
+            name: value if name == "options" else convert_value(known[name], types[name], value)
             for name, value in values.items()
         }
     )

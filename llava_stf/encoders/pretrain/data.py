@@ -101,9 +101,9 @@ def open_pictures(data: str, column: str = "image") -> Pictures:
             raise DataError(f"the folder {data} holds no pictures ({', '.join(sorted(SUFFIXES))})")
         return FilePictures(files)
     if path.suffix in (".parquet", ".arrow") or path.is_dir() or not path.exists():
-        from llava_stf.training.sources import _load
+        from llava_stf.training.sources import load_rows
 
-        return RowPictures(_load(data, streaming=False), column, path.name)
+        return RowPictures(load_rows(data, streaming=False), column, path.name)
     raise DataError(f"{data} is no npz file, folder of pictures or Hugging Face data set")
 
 
