@@ -45,6 +45,10 @@ def tasks(
         bool, typer.Option("--fetch", help="Only download the data sets into --data, after saying how large they are.")
     ] = False,
     seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    instructions: Annotated[
+        bool | None,
+        typer.Option(help="Keep the lines that tell how to answer; default: yes, but for the embedded models."),
+    ] = None,
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -77,6 +81,7 @@ def tasks(
         device=device,
         attn_implementation=attn_implementation,
         subfolder=subfolder,
+        instructions=instructions,
     )
     raise typer.Exit(_run(TaskOptions(options, asked, protocol, output, data, limit, batch_size, resume)))
 

@@ -117,6 +117,16 @@ def test_a_stopped_run_goes_on_and_a_failure_stays_alone(data, options, capsys, 
     assert 0.5 < pope["metrics"]["pope_accuracy"] <= 1
 
 
+def test_instructions_are_kept_where_they_are_asked_for(data, tmp_path):
+    from llava_stf.cli.bench import bench
+
+    arguments = ["--data", data, "--output", tmp_path / "out", "--tasks", "pope", "--limit", 4, "--batch-size", 4]
+    assert bench(["tasks", *map(str, arguments), "--instructions"], standalone_mode=False) == 0
+    lines = (tmp_path / "out" / "samples" / "pope.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert all("a single word or phrase." in json.loads(line)["prompt"] for line in lines)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
