@@ -93,9 +93,6 @@ def finetune(config: FinetuneConfig) -> None:
         data_collator=data.collate,
         processing_class=processor,
     )
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if sharded and config.stage == "distill":
-        raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     samples = "streamed" if config.streaming else str(len(rows))
     logger.info("%s samples, %d tokens per image", samples, prepare.tokens_per_image)
     try:
@@ -103,6 +100,7 @@ def finetune(config: FinetuneConfig) -> None:
     except DataError as error:
         # From a worker process the message comes inside that process's traceback, as its last line.
         raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if data.bad_samples.summary():
         logger.warning("%s: others took their place", data.bad_samples.summary())

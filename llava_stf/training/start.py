@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
+# What `accelerate launch` sets for processes that hold a part of the weights each.
+_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 _LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
@@ -25,6 +28,8 @@ def check_start(config: FinetuneConfig) -> None:
         from llava_stf.lora import require_peft
 
         require_peft()
+    if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
+        raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     if config.overwrite:
         output = Path(config.output).resolve()
         if output in (Path(config.base).resolve(), *Path(config.base).resolve().parents):

@@ -167,6 +167,17 @@ def test_distillation_needs_a_base_that_can_teach(run, stf_folder):
         run(stage="distill", base=str(stf_folder))
 
 
+def test_distillation_on_sharded_weights_is_refused(run, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(LlavaStfError, match="take DDP"):
+        run(stage="distill")
+
+
+def test_budgets_that_no_window_gives_are_refused(run):
+    with pytest.raises(FusionError, match="No window of the 4x4 patches gives 7"):
+        run(vision_tokens=(4, 7))
+
+
 def test_a_run_for_several_budgets_gives_a_model_for_each(run):
     output = run(vision_tokens=(1, 4), max_steps=3)
     assert load_model(output).vision_tokens == 1
