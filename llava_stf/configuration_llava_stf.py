@@ -154,12 +154,17 @@ class LlavaStfConfig(LlavaConfig):
             return self.fusion_window
         window = window_for(self.grid, vision_tokens)
         if window not in (self.fusion_windows or []):
-            counts = " or ".join(str((self.grid // known) ** 2) for known in self.fusion_windows or [])
+            counts = " or ".join(map(str, self.vision_token_counts))
             raise FusionError(
                 f"This model was trained for {counts} vision tokens and cannot give {vision_tokens}; take a plain "
                 "LLaVA for another number."
             )
         return window
+
+    @property
+    def vision_token_counts(self) -> list[int]:
+        """Tokens per image in each of `fusion_windows`, in their order."""
+        return [(self.grid // window) ** 2 for window in self.fusion_windows or []]
 
     @property
     def grid(self) -> int:

@@ -235,10 +235,10 @@ def asked_tokens(config: LlavaStfConfig, places: Tensor, images: int) -> int:
 
     The default count of the model where it has no other, or where the places fit none of those that it has.
     """
-    windows = config.fusion_windows or []
-    if len(windows) > 1:
+    counts = config.vision_token_counts
+    if len(counts) > 1:
         found = int(places.sum())
-        for count in ((config.grid // window) ** 2 for window in windows):
+        for count in counts:
             if found == images * count:
                 return count
     return config.image_seq_length

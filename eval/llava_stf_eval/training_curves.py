@@ -54,9 +54,7 @@ def evaluate_run(run: Path, pictures: int) -> None:
 
     rows = []
     for checkpoint in sorted(run.glob("checkpoint-*"), key=_step):
-        config = read_config(checkpoint)
-        for window in config.fusion_windows:
-            count = (config.grid // window) ** 2
+        for count in read_config(checkpoint).vision_token_counts:
             result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), pictures=pictures)
             rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
     (run / ACCURACY).write_text(json.dumps(rows, indent=2) + "\n")

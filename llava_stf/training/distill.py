@@ -68,15 +68,15 @@ class DistillTrainer(FinetuneTrainer):
 
     def __init__(self, *args: Any, teacher_projector: nn.Module, **kwargs: Any) -> None:
         super().__init__(*args, compute_loss_func=self._distance, **kwargs)
-        self.teacher_projector = teacher_projector
+        self._peft_model = self.model if self.finetune_config.lora_rank is not None else None
+        self.teacher = Teacher(self.model.get_base_model() if self._peft_model else self.model, teacher_projector)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        trained = self.accelerator.unwrap_model(model)
-        lora = hasattr(trained, "disable_adapter")
-        student = trained.get_base_model() if lora else trained
-        wide = with_budget(inputs, self.step_budget(), student.config.grid**2, student.config.image_token_id)
-        with self.accelerator.autocast(), trained.disable_adapter() if lora else contextlib.nullcontext():
-            self._lesson = Teacher(student, self.teacher_projector)(wide)
+        config = self.teacher.student.config
+        wide = with_budget(inputs, self.step_budget(), config.grid**2, config.image_token_id)
+        without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
+        with self.accelerator.autocast(), without_adapters:
+            self._lesson = self.teacher(wide)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _distance(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
@@ -86,11 +86,9 @@ class DistillTrainer(FinetuneTrainer):
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight
         if weight and teacher_tokens is not None:
-            student_tokens = outputs.image_hidden_states  # [I * M, H]
-            images, _, width = teacher_tokens.shape
-            window = round((teacher_tokens.shape[1] / (len(student_tokens) / images)) ** 0.5)
-            pooled = pool_tokens(teacher_tokens, window).reshape(-1, width)
-            distance = distance + weight * len(found) * F.mse_loss(student_tokens.float(), pooled.float())
+            window = self.teacher.student.config.window_of(self.step_budget())
+            pooled = pool_tokens(teacher_tokens, window).flatten(0, 1)  # [I * M, H]
+            distance = distance + weight * len(found) * F.mse_loss(outputs.image_hidden_states.float(), pooled.float())
         return distance / num_items_in_batch
 
 

@@ -125,14 +125,13 @@ def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
     """Vision tokens per image that a run trains for: those asked for, else all that the model was made for."""
     from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
 
-    grid = patch_grid(model_config)
     if not isinstance(model_config, LlavaStfConfig):
-        return [grid**2]
+        return [patch_grid(model_config) ** 2]
     if isinstance(config.vision_tokens, tuple):
         return list(config.vision_tokens)
     if isinstance(config.vision_tokens, int):
         return [config.vision_tokens]
-    return [(grid // window) ** 2 for window in model_config.fusion_windows or []]
+    return model_config.vision_token_counts
 
 
 def training_arguments(config: FinetuneConfig) -> TrainingArguments:

@@ -58,7 +58,7 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.adapter import load_adapter
     from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
 
-    windows = windows_for(patch_grid(base), config.vision_tokens)
+    windows_for(patch_grid(base), config.vision_tokens)
     if not isinstance(base, LlavaStfConfig):
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
@@ -69,8 +69,8 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
             f"stage distill starts from a plain LLaVA, which is its own teacher, and {config.base} is fused already"
         )
     elif config.vision_tokens is not None:
-        for window in [windows] if isinstance(windows, int) else windows:
-            base.window_of((base.grid // window) ** 2)
+        for count in config.vision_tokens if isinstance(config.vision_tokens, tuple) else (config.vision_tokens,):
+            base.window_of(count)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:

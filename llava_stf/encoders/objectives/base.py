@@ -157,3 +157,35 @@ def _drop(branch: Tensor, rate: float) -> Tensor:
         return branch
     kept = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device) >= rate
     return branch * kept / (1 - rate)
+
+
+class ClassTokenContrast(Objective):
+    """Queries and keys of the class token: f is encoder and projector, g the predictor, f' the momentum copy of f.
+
+    A subclass makes `projector`, `predictor`, `momentum_encoder` and `momentum_projector` beside its encoder; its
+    options have `momentum` and `drop_path`.
+    """
+
+    options: Any
+    projector: nn.Module
+    predictor: nn.Module
+    momentum_encoder: ViTModel
+    momentum_projector: nn.Module
+
+    def query(self, images: Tensor) -> Tensor:
+        """g f: images [B, 3, H, W] -> [B, out]."""
+        tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
+        return self.predictor(self.projector(tokens[:, 0]))
+
+    @torch.no_grad()
+    def key(self, images: Tensor) -> Tensor:
+        """f': images [B, 3, H, W] -> [B, out], without gradient."""
+        return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
+
+    def before_step(self, progress: Progress) -> None:
+        coefficient = rising_momentum(self.options.momentum, progress.fraction)
+        follow(self.momentum_encoder, self.encoder, coefficient)
+        follow(self.momentum_projector, self.projector, coefficient)
+
+    def trained_encoder(self) -> ViTModel:
+        return self.momentum_encoder

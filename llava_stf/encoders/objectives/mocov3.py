@@ -11,19 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import ViTModel
 
 from llava_stf.encoders.heads import mlp_head
-from llava_stf.encoders.objectives.base import (
-    Objective,
-    Progress,
-    encode,
-    follow,
-    momentum_copy,
-    rising_momentum,
-)
+from llava_stf.encoders.objectives.base import ClassTokenContrast, momentum_copy
 from llava_stf.encoders.objectives.contrast import contrast, own_index
 from llava_stf.encoders.objectives.patchmix import initialize, two_views
 from llava_stf.encoders.pretrain.augment import View
@@ -56,7 +48,7 @@ class MoCoV3Options:
         return cls(**changes)
 
 
-class MoCoV3(Objective):
+class MoCoV3(ClassTokenContrast):
     """The baseline that the four methods are compared with."""
 
     options_type = MoCoV3Options
@@ -81,21 +73,3 @@ class MoCoV3(Objective):
         one_way = contrast(self.query(view1), self.key(view2), own, temperature)
         other_way = contrast(self.query(view2), self.key(view1), own, temperature)
         return {"loss": 2 * temperature * (one_way + other_way)}
-
-    def query(self, images: Tensor) -> Tensor:
-        """g f: images [B, 3, H, W] -> [B, out]."""
-        tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
-        return self.predictor(self.projector(tokens[:, 0]))
-
-    @torch.no_grad()
-    def key(self, images: Tensor) -> Tensor:
-        """f': images [B, 3, H, W] -> [B, out], without gradient."""
-        return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
-
-    def before_step(self, progress: Progress) -> None:
-        coefficient = rising_momentum(self.options.momentum, progress.fraction)
-        follow(self.momentum_encoder, self.encoder, coefficient)
-        follow(self.momentum_projector, self.projector, coefficient)
-
-    def trained_encoder(self) -> ViTModel:
-        return self.momentum_encoder

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import ViTModel
 
 from llava_stf.encoders.heads import mlp_head
-from llava_stf.encoders.objectives.base import Objective, Progress, encode, follow, momentum_copy, rising_momentum
+from llava_stf.encoders.objectives.base import ClassTokenContrast, momentum_copy
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets
 from llava_stf.encoders.objectives.patchmix import initialize, two_views
 from llava_stf.encoders.pretrain.augment import View
@@ -138,7 +138,7 @@ def stitched_to_stitched_targets(chosen: Tensor, others: Tensor) -> Tensor:
     return common / chosen.shape[1] ** 2 @ identity_targets(len(chosen), device=chosen.device)
 
 
-class MOS(Objective):
+class MOS(ClassTokenContrast):
     """The reconstruction of MOS. Raises `LlavaStfError` for sides that do not divide the encoder's picture."""
 
     options_type = MOSOptions
@@ -211,21 +211,3 @@ class MOS(Objective):
             "stitched_to_stitched": contrast(query, self.key(stitched2), to_stitched, temperature),
             "single_to_single": contrast(self.query(single1), self.key(single2), own, temperature),
         }
-
-    def query(self, images: Tensor) -> Tensor:
-        """g f: images [B, 3, H, W] -> [B, out]."""
-        tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
-        return self.predictor(self.projector(tokens[:, 0]))
-
-    @torch.no_grad()
-    def key(self, images: Tensor) -> Tensor:
-        """f': images [B, 3, H, W] -> [B, out], without gradient."""
-        return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
-
-    def before_step(self, progress: Progress) -> None:
-        coefficient = rising_momentum(self.options.momentum, progress.fraction)
-        follow(self.momentum_encoder, self.encoder, coefficient)
-        follow(self.momentum_projector, self.projector, coefficient)
-
-    def trained_encoder(self) -> ViTModel:
-        return self.momentum_encoder
