@@ -34,6 +34,7 @@ from .projector import use_kernels
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
 EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
+_LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
 def load_model(
@@ -119,6 +120,14 @@ def load_model(
 def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
     """The config of a model that `load_model` loads as a whole, without its weights. Raises as `load_model`."""
     return _config(_recognise(_locate(name_or_path, None, None), vision_tower))
+
+
+def is_llava(name_or_path: str | Path) -> bool:
+    """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower. Raises as `load_model`."""
+    if str(name_or_path) in EMBEDDED:
+        return True
+    file = locate(name_or_path, weights=False) / "config.json"
+    return file.is_file() and read_json(file).get("model_type") in _LLAVAS
 
 
 def load_processor(

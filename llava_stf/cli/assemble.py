@@ -6,14 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import VisionTokens, token_count, waiting
+from llava_stf.cli.common import FusionLayers, VisionTokens, layer_list, token_count, waiting
 
 
 def assemble(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
     vision_encoder: Annotated[str, typer.Option(help="Folder or hub model: any Vision Transformer of transformers.")],
-    language_model: Annotated[str, typer.Option(help="Folder or hub model: a causal language model.")],
+    language_model: Annotated[str, typer.Option(help="Folder or hub model: a causal language model, or a LLaVA.")],
     vision_tokens: VisionTokens = None,
+    fusion_layers: FusionLayers = None,
     init: Annotated[
         Literal["random", "pool"], typer.Option(help="'pool' starts as the mean over each window.")
     ] = "random",
@@ -35,6 +36,7 @@ def assemble(
             language_model,
             output,
             vision_tokens=token_count(vision_tokens),
+            fusion_layers=layer_list(fusion_layers),
             init=init,
             image_size=image_size,
             seed=seed,

@@ -1,6 +1,7 @@
 """What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ def _check_vision_tokens(text: str | None) -> str | None:
     return text
 
 
+def _check_layers(text: str | None) -> str | None:
+    if text is not None and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
+        raise typer.BadParameter(f"expected whole numbers with commas between, found '{text}'")
+    return text
+
+
 Model = Annotated[str, typer.Option(help="'tiny', 'tiny-full', a folder, or a model of the Hugging Face hub.")]
 VisionTokens = Annotated[
     str | None,
@@ -32,6 +39,14 @@ VisionTokens = Annotated[
         metavar="N|all",
         callback=_check_vision_tokens,
         help="Tokens per image: a count, or 'all' for the untouched 100 % model.",
+    ),
+]
+FusionLayers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        callback=_check_layers,
+        help="Tower states to fuse, in channel order; default: what is known of them, or by the tower's depth.",
     ),
 ]
 Quantization = Annotated[
@@ -48,6 +63,11 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in token
 def token_count(text: str | None) -> int | Literal["all"] | None:
     """What a checked --vision-tokens says, as the loader takes it."""
     return int(text) if text and text != "all" else "all" if text else None
+
+
+def layer_list(text: str | None) -> list[int] | None:
+    """What a checked --fusion-layers says."""
+    return [int(layer) for layer in text.split(",")] if text else None
 
 
 def load(

@@ -1,17 +1,12 @@
 """`llava-stf convert SRC DST`: a LLaVA or LLaVA-STF checkpoint into this package's format or back; an encoder too."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-
-def _check_layers(text: str | None) -> str | None:
-    if text is not None and not re.fullmatch(r"-?\d+(,-?\d+)*", text):
-        raise typer.BadParameter(f"expected whole numbers with commas between, found '{text}'")
-    return text
+from llava_stf.cli.common import FusionLayers, layer_list
 
 
 def convert(
@@ -24,14 +19,7 @@ def convert(
     vision_tower: Annotated[
         str | None, typer.Option(help="Vision tower, where the checkpoint neither holds nor names one.")
     ] = None,
-    fusion_layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            callback=_check_layers,
-            help="Tower states that MBTF joins, in channel order, where their number does not tell.",
-        ),
-    ] = None,
+    fusion_layers: FusionLayers = None,
     subfolder: Annotated[str | None, typer.Option(help="Folder inside the hub model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub model.")] = None,
     encoder: Annotated[
@@ -71,7 +59,7 @@ def convert(
         to=to,
         base=base,
         vision_tower=vision_tower,
-        fusion_layers=[int(layer) for layer in fusion_layers.split(",")] if fusion_layers else None,
+        fusion_layers=layer_list(fusion_layers),
         subfolder=subfolder,
         revision=revision,
         progress=sys.stderr.isatty(),

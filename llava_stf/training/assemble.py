@@ -5,7 +5,8 @@
 
 The tower and the language model keep their weights, the projector is random: train it with stage `align` first. The
 vocabulary gets `<image>` and `<pad>` behind its end, as in the llava-hf checkpoints, and before them what the v1 chat
-format needs and the tokenizer does not have (`<s>`, `</s>`).
+format needs and the tokenizer does not have (`<s>`, `</s>`). A LLaVA can lend its language model, too; its vocabulary
+then stays as it is.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..configuration_llava_stf import patch_grid, window_for
+from ..configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
 from ..conversation import END, IGNORE_INDEX, encode_conversation
 from ..conversion.locate import locate
 from ..conversion.processors import add_placeholders, build_image_processor, build_processor
 from ..conversion.publish import publish, refuse_existing
 from ..encoders.towers import load_tower, special_tokens
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FusionError
+from ..loading import is_llava, load_model, read_config
 from ..patch import apply_pooling, apply_stf
 
 ROW_MULTIPLE = 64
@@ -51,7 +53,7 @@ def build_model(
 
     Args:
         vision_tower: folder or hub id of a Vision Transformer for square images, or of a whole model with one.
-        language_model: folder or hub id of a causal language model with its tokenizer.
+        language_model: folder or hub id of a causal language model with its tokenizer, or of a LLaVA.
         image_size: as in `load_tower`.
         attn_implementation: as in transformers.
         seed: of the projector and the new rows of the vocabulary.
@@ -61,27 +63,14 @@ def build_model(
         CheckpointError: one of them cannot be loaded, or no LLaVA can be built on it.
         LlavaStfError: the tower's patch does not divide `image_size`.
     """
-    tower_folder, lm_folder = locate(vision_tower), locate(language_model)
+    tower_folder = locate(vision_tower)
     options: dict[str, Any] = {"dtype": torch.float32}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a pooling layer that the checkpoint lacks is drawn, and never used
         tower, preprocessor = load_tower(tower_folder, options, image_size=image_size)
-    lm = _load(AutoModelForCausalLM, lm_folder, options)
-    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
-        raise CheckpointError(
-            f"{lm_folder}: no LLaVA can be built on a {lm.config.model_type}, whose head is tied to embeddings that "
-            "transformers' LLaVA does not know."
-        )
-    tokenizer = _tokenizer(lm_folder)
-    text_rows = max(len(tokenizer), lm.get_input_embeddings().num_embeddings)
-    limit = getattr(lm.config, "max_position_embeddings", None)
-    tokenizer = add_placeholders(tokenizer, text_rows, limit)
-    _check_format(tokenizer, text_rows, lm_folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # the new rows are drawn around the mean of the old ones
-        lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE)
+    lm, tokenizer, image_token_id = _language_model(language_model, options, seed)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(lm.config, name, getattr(tokenizer, name))
 
@@ -89,7 +78,7 @@ def build_model(
     config = LlavaConfig(
         vision_config=vision,
         text_config=lm.config,
-        image_token_index=text_rows,
+        image_token_index=image_token_id,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         tie_word_embeddings=lm.config.tie_word_embeddings,
     )
@@ -102,7 +91,7 @@ def build_model(
             layer.reset_parameters()
     model.model.vision_tower, model.model.language_model = tower, lm.base_model
     model.lm_head = lm.get_output_embeddings()
-    _check_head(model, lm, lm_folder)
+    _check_head(model, lm, language_model)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(tokenizer, name))
     image_processor = build_image_processor(preprocessor, vision.image_size, pad=True)
@@ -115,6 +104,7 @@ def assemble(
     output: str | Path,
     *,
     vision_tokens: int | Literal["all"] | None = None,
+    fusion_layers: list[int] | None = None,
     init: Literal["pool", "random"] = "random",
     image_size: int | None = None,
     seed: int = 0,
@@ -124,6 +114,7 @@ def assemble(
     Args:
         vision_tower, language_model, image_size, seed: as in `build_model`.
         vision_tokens: as in `load_model`: nothing is a quarter of the patches.
+        fusion_layers: tower states that are fused, as in `apply_stf`; one alone is STF without the other depths.
         init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.
 
     Raises as `build_model`, `FusionError` if the grid cannot be brought to that count, and `LlavaStfError` if `output`
@@ -133,7 +124,9 @@ def assemble(
     model, processor = build_model(vision_tower, language_model, image_size=image_size, seed=seed)
     window = window_for(patch_grid(model.config), vision_tokens)
     if window > 1:
-        apply_stf(model, processor, window=window, init=init, seed=seed)
+        apply_stf(model, processor, window=window, fusion_layers=fusion_layers, init=init, seed=seed)
+    elif fusion_layers is not None:
+        raise FusionError("fusion_layers is for a fused projector, and at vision_tokens='all' there is none.")
     else:
         keep_all_patches(model, processor)
     with publish(Path(output)) as folder:
@@ -150,6 +143,44 @@ def keep_all_patches(model: LlavaForConditionalGeneration, processor: LlavaProce
     drops_one = model.config.vision_feature_select_strategy == "default"
     if drops_one and special_tokens(model.model.vision_tower) != 1:
         apply_pooling(model, processor, window=1)
+
+
+def _language_model(
+    name: str | Path, options: dict[str, Any], seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """A causal language model, its tokenizer with `<image>` and `<pad>`, and the id of `<image>`."""
+    if is_llava(name):
+        return _language_model_of(name, options)
+    folder = locate(name)
+    lm = _load(AutoModelForCausalLM, folder, options)
+    if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
+        raise CheckpointError(
+            f"{folder}: no LLaVA can be built on a {lm.config.model_type}, whose head is tied to embeddings that "
+            "transformers' LLaVA does not know."
+        )
+    tokenizer = _tokenizer(folder)
+    text_rows = max(len(tokenizer), lm.get_input_embeddings().num_embeddings)
+    tokenizer = add_placeholders(tokenizer, text_rows, getattr(lm.config, "max_position_embeddings", None))
+    _check_format(tokenizer, text_rows, folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the new rows are drawn around the mean of the old ones
+        lm.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROW_MULTIPLE)
+    return lm, tokenizer, text_rows
+
+
+def _language_model_of(
+    llava: str | Path, options: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """The language model of a LLaVA, as `_language_model`."""
+    fused = isinstance(read_config(llava), LlavaStfConfig)
+    model, processor = load_model(llava, vision_tokens=None if fused else "all", device="cpu", **options)
+    if processor is None:
+        raise CheckpointError(f"{llava} has no tokenizer, and without one its language model cannot be asked.")
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(model.config.text_config)
+    setattr(lm, lm.base_model_prefix, model.model.language_model)
+    lm.set_output_embeddings(model.lm_head)
+    return lm.eval(), processor.tokenizer, model.config.image_token_index
 
 
 def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:

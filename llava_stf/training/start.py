@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # What `accelerate launch` sets for processes that hold a part of the weights each.
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-_LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
 def check_start(config: FinetuneConfig) -> None:
@@ -76,8 +75,7 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
 def starts_from_language_model(config: FinetuneConfig) -> bool:
     """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
     from llava_stf.conversion.locate import locate
-    from llava_stf.conversion.weights import read_json
-    from llava_stf.loading import EMBEDDED
+    from llava_stf.loading import EMBEDDED, is_llava
     from llava_stf.lora import is_lora_folder
 
     if config.base in EMBEDDED:
@@ -87,8 +85,7 @@ def starts_from_language_model(config: FinetuneConfig) -> bool:
         raise LlavaStfError(
             f"the base {config.base} holds LoRA weights: merge them into their base first (llava-stf merge)"
         )
-    file = folder / "config.json"
-    return file.is_file() and read_json(file).get("model_type") not in _LLAVAS
+    return (folder / "config.json").is_file() and not is_llava(folder)
 
 
 def load_start(

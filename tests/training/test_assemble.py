@@ -100,6 +100,29 @@ def test_vocabulary_ends_with_image_and_pad_and_the_chat_format_has_its_tokens(f
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("</s>")
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-full"])
+def test_a_llava_lends_its_language_model_and_its_vocabulary(folders, tmp_path, name):
+    lender, lent_processor = load_model(name, dtype="float32")
+    model, processor = load_model(assemble(folders / "clip", name, tmp_path / "out"))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(input_ids=ids).logits, lender(input_ids=ids).logits)
+    assert processor.tokenizer.get_vocab() == lent_processor.tokenizer.get_vocab()
+    assert model.config.image_token_id == lender.config.image_token_id
+    assert model.config.vision_config.image_size == 56
+
+
+def test_fusion_layers_are_those_asked_for(folders, tmp_path):
+    one = load_model(assemble(folders / "clip", "tiny", tmp_path / "one", fusion_layers=[-2]))
+    assert one.model.config.fusion_layers == [-2]
+    assert one.model.model.multi_modal_projector.block_fusion.linear_1.in_features == TOWER["hidden_size"]
+    with pytest.raises(FusionError, match="Fusion layer 9 does not exist"):
+        assemble(folders / "clip", "tiny", tmp_path / "two", fusion_layers=[9])
+    with pytest.raises(FusionError, match="fusion_layers is for a fused projector"):
+        assemble(folders / "clip", "tiny", tmp_path / "two", fusion_layers=[-2], vision_tokens="all")
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_seed_makes_one_model(folders):
     first, again, other = (
         build_model(folders / "clip", folders / "llama", seed=seed)[0].state_dict() for seed in (1, 1, 2)
