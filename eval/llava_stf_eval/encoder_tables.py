@@ -1,0 +1,136 @@
+"""Comparisons of vision encoders: what `scripts/measure_encoders.sh` and `measure_towers.sh` measure, and the tables.
+
+    python -m llava_stf_eval.encoder_tables untrained OUT --config pretrain.yaml --data pictures.npz
+    python -m llava_stf_eval.encoder_tables embedded OUT
+    python -m llava_stf_eval.encoder_tables encoders FOLDER --output docs/encoders
+    python -m llava_stf_eval.encoder_tables towers FOLDER --output docs/encoders
+
+`encoders` and `towers` write FILE.md, a table, and FILE.json with all that was measured, of what is in FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "random": "random weights",
+    "mocov3": "MoCo v3",
+    "patchmix": "PatchMix",
+    "aps": "APS",
+    "mgc": "MGC",
+    "mos": "MOS (reconstruction)",
+}
+MAIN_NEIGHBOURS = "20"
+
+
+def write_untrained(output: Path, options: list[str]) -> None:
+    """Write the encoder that a pre-training run of MoCo v3 with these options (`--config`, ...) starts from."""
+    import torch
+    from accelerate.utils import set_seed
+
+    from llava_stf.encoders.pretrain.build import build_objective
+    from llava_stf.encoders.pretrain.config import parse
+    from llava_stf.encoders.pretrain.loop import image_processor
+    from llava_stf.training.checkpoints import save_model
+
+    config = parse([*options, "--method", "mocov3", "--output", str(output)])
+    set_seed(config.seed)
+    objective = build_objective(config)
+    recipe = objective.recipes[0]
+    output.mkdir(parents=True)
+    processor = image_processor(recipe.size, recipe.mean, recipe.std)
+    save_model(objective.trained_encoder(), processor, output, torch.float32)
+
+
+def write_embedded(output: Path) -> None:
+    """Write the embedded model's vision tower with its image processor as an encoder of its own."""
+    from llava_stf import load_model
+
+    model, processor = load_model("tiny-full")
+    model.model.vision_tower.float().save_pretrained(output)
+    processor.image_processor.save_pretrained(output)
+
+
+def read_encoders(folder: Path) -> dict[str, dict[str, Any]]:
+    """Test accuracies in percent of every encoder measured in a folder: protocol and pooling, then their result."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in TITLES:
+        files = {
+            kind: folder / f"{name}.{kind}.json" for kind in ("knn-class", "knn-mean", "linear-class", "linear-mean")
+        }
+        results = {kind: json.loads(file.read_text()) for kind, file in files.items() if file.is_file()}
+        if results:
+            found[name] = {kind: result[kind.partition("-")[0]] for kind, result in results.items()}
+            seconds = folder / f"{name}.seconds"
+            if seconds.is_file():
+                found[name]["cpu_seconds"] = round(sum(map(float, seconds.read_text().split()[-2:])))
+    return found
+
+
+def encoder_table(found: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, one row per encoder: kNN with 20 neighbours and the linear layer's last epoch."""
+    rows = ["| pre-training | kNN, class token | kNN, mean | linear, class token | linear, mean | CPU seconds |"]
+    rows.append("|" + " --- |" * 6)
+    for name, result in found.items():
+        cells = [result[f"knn-{pooling}"][MAIN_NEIGHBOURS] for pooling in ("class", "mean")]
+        cells += [result[f"linear-{pooling}"]["last"] for pooling in ("class", "mean")]
+        accuracies = " | ".join(f"{cell:.1f}" for cell in cells)
+        rows.append(f"| {TITLES[name]} | {accuracies} | {result.get('cpu_seconds', '')} |")
+    return "\n".join(rows) + "\n"
+
+
+def read_towers(folder: Path) -> dict[str, dict[str, Any]]:
+    """Accuracy of the LLaVA on every tower in a folder, by name of the tower: of many states fused, and of one."""
+    towers: dict[str, dict[str, Any]] = {}
+    for name in ("embedded", *TITLES):
+        files = {states: folder / f"llava-{name}-{states}.json" for states in ("one", "many")}
+        if all(file.is_file() for file in files.values()):
+            towers[name] = {states: json.loads(file.read_text())[0] for states, file in files.items()}
+    return towers
+
+
+def tower_table(towers: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table, two rows per tower, right answers in percent per family."""
+    families = list(next(iter(towers.values()))["one"]["families"])
+    rows = [f"| tower | states | all | {' | '.join(families)} |", "|" + " --- |" * (len(families) + 3)]
+    for name, results in towers.items():
+        for states, result in results.items():
+            cells = [result["accuracy"], *(result["families"][family] for family in families)]
+            title = TITLES.get(name, "the embedded model's own")
+            rows.append(f"| {title} | {states} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _write(results: dict[str, Any], table: str, output: Path, name: str) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{name}.md").write_text(table)
+    (output / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("untrained").add_argument("output", type=Path)
+    commands.add_parser("embedded").add_argument("output", type=Path)
+    for name in ("encoders", "towers"):
+        report = commands.add_parser(name)
+        report.add_argument("folder", type=Path)
+        report.add_argument("--output", type=Path, required=True)
+    known, rest = parser.parse_known_args()
+    if known.command == "untrained":
+        write_untrained(known.output, rest)
+    elif known.command == "embedded":
+        write_embedded(known.output)
+    elif known.command == "encoders":
+        encoders = read_encoders(known.folder)
+        _write(encoders, encoder_table(encoders), known.output, "encoders")
+    else:
+        towers = read_towers(known.folder)
+        _write(towers, tower_table(towers), known.output, "towers")
+
+
+if __name__ == "__main__":
+    main()

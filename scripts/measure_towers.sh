@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Which vision tower suits a LLaVA-STF, and does MBTF help a frozen one? On drawn pictures: docs/encoders.md.
+#
+#   scripts/measure_towers.sh [FOLDER]      default: runs/towers; a run whose result is there is not run again
+#
+# Towers: the embedded model's own, a random one, and one pre-trained by each method on 6,000 pictures without labels. Each
+# is frozen under the language model of the embedded LLaVA with a random projector, which is trained in the paper's two
+# stages on 4,800 pictures, once with the states of many depths fused (MBTF) and once with the select layer's alone. About
+# an hour and a half on one CPU core.
+set -euo pipefail
+out=${1:-runs/towers}
+python=${PYTHON:-.venv/bin/python}
+llava=$(dirname "$python")/llava-stf
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+config=scripts/configs/encoders/drawn-quick.yaml
+
+[ -f "$out/pictures/instruct.json" ] || "$python" -m llava_stf.world --out "$out/pictures" --count 6000 --seed 51
+[ -f "$out/data/instruct.json" ] || "$python" -m llava_stf.world --out "$out/data" --count 4800 --seed 31 --captions
+
+finetune() { # RUN BASE OPTIONS
+    [ -f "$1/config.json" ] ||
+        "$python" -m llava_stf.training.finetune --output "$1" --base "$2" --resume --per-device-batch-size 16 \
+            --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --save-steps 300 --logging-steps 50 "${@:3}" \
+            > "$1.log" 2>&1
+}
+
+llava_with() { # TOWER LAYERS NAME_OF_LAYERS
+    local run=$out/llava-$1-$3
+    [ -f "$run.json" ] && return
+    [ -f "$run-start/config.json" ] ||
+        "$llava" assemble "$run-start" --vision-encoder "$out/$1" --language-model tiny-full \
+            --fusion-layers "$2"
+    finetune "$run-align" "$run-start" --stage align --data "$out/data/align.json" --max-steps 100 --learning-rate 1e-3
+    finetune "$run" "$run-align" --stage instruct --data "$out/data/instruct.json" --max-steps 300 \
+        --learning-rate 3e-4 --projector-learning-rate 1e-3
+    "$python" -m llava_stf_eval.drawn --model "$run" --pictures 300 --output "$run.json"
+}
+
+both() { # TOWER
+    llava_with "$1" -2,4,3,2,1 many
+    llava_with "$1" -2 one
+}
+
+[ -f "$out/embedded/config.json" ] || "$python" -m llava_stf_eval.encoder_tables embedded "$out/embedded"
+both embedded
+[ -f "$out/random/config.json" ] || "$python" -m llava_stf_eval.encoder_tables untrained "$out/random" \
+    --config "$config" --data "$out/pictures/images"
+both random
+for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
+    [ -f "$out/$method/config.json" ] ||
+        "$python" -m llava_stf.encoders.pretrain --method "$method" --config "$config" \
+            --data "$out/pictures/images" --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1
+    both "$method"
+done
+"$python" -m llava_stf_eval.encoder_tables towers "$out" --output docs/encoders
