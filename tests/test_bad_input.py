@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,8 @@ FORMATS = {
     "RGB": ("PNG", "JPEG", "WEBP", "BMP", "GIF"),
     "RGBA": ("PNG", "TIFF", "WEBP"),
     "CMYK": ("JPEG", "TIFF"),
-    "YCbCr": ("JPEG", "TIFF"),
+    # Pillow 12 cannot read the YCbCr TIFF that it writes.
+    "YCbCr": ("JPEG", "TIFF") if int(PIL.__version__.split(".")[0]) >= 13 else ("JPEG",),
     "LAB": ("TIFF",),
     "I;16": ("PNG", "TIFF"),
     "I": ("TIFF",),
