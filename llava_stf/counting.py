@@ -15,10 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import LlavaConfig
 
 from .configuration_llava_stf import LlavaStfConfig, patch_grid, state_index
+from .encoders.towers import one_block, special_tokens_of
 from .errors import FusionError
+from .modeling_llava_stf import tower_blocks
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def count(
 
 
 def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) -> int:
-    """One image through the vision tower: the patch embedding and the blocks that are run, with the class token.
+    """One image through the vision tower: the patch embedding and the blocks that are run, with the class token and
+    other special tokens that the tower has.
 
     `skip_unused_blocks` as in `count`: a LLaVA-STF skips them by default, a plain LLaVA runs all.
     """
@@ -109,8 +113,9 @@ def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) 
         layers = config.vision_feature_layer
         selected = [layers] if isinstance(layers, int) else layers
         blocks = max(state_index(layer, blocks) for layer in selected)
-    positions = patches + 1
-    products = 2 * positions * (4 * width**2 + 2 * width * vision.intermediate_size)
+    positions = patches + special_tokens_of(vision)
+    (block,) = tower_blocks(one_block(vision))
+    products = 2 * positions * sum(part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))
     attention = 4 * positions**2 * width
     return blocks * (products + attention) + 2 * patches * 3 * vision.patch_size**2 * width
 

@@ -1,7 +1,8 @@
 """`llava-stf encoders`: the image encoders that are known as towers, and how good the features of one are."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,38 +42,67 @@ def show_encoders(as_json: AsJson = False) -> None:
 
 @encoders.command("eval")
 def evaluate(
-    protocol: Annotated[Literal["knn", "linear"], typer.Argument(help="Nearest neighbours, or a linear layer.")],
+    protocol: Annotated[
+        Literal["knn", "linear", "finetune"],
+        typer.Argument(help="Nearest neighbours, a linear layer, or all weights trained with one."),
+    ],
     encoder: Annotated[str, typer.Argument(help="Folder or hub model of an encoder with its image processor.")],
     data: Annotated[str, typer.Option(help="Labelled pictures: an npz file, a folder, or a Hugging Face data set.")],
     pooling: Annotated[
         Literal["class", "mean"], typer.Option(help="What is measured: the class token, or the mean of the patches.")
     ] = "class",
-    epochs: Annotated[int, typer.Option(min=1, help="Of the linear layer.")] = 100,
-    augment: Annotated[bool, typer.Option(help="Random crops for the linear layer, as in the papers.")] = True,
-    seed: Annotated[int, typer.Option(help="Of the linear layer's start and order.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the linear layer, or of fine-tuning.")] = 100,
+    augment: Annotated[bool, typer.Option(help="Random views to train on, as in the papers.")] = True,
+    recipe: Annotated[
+        Literal["patchmix", "aps"] | None, typer.Option(help="Whose fine-tuning protocol; default: PatchMix's.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of fine-tuning, such as mixup=0; repeatable.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the fine-tuned encoder with its classifier.")] = None,
+    seed: Annotated[int, typer.Option(help="Of what is trained: start, order, views.")] = 0,
     device: Device = None,
 ) -> None:
-    """Measure a frozen encoder by its test accuracy in percent; prints one JSON object."""
+    """Measure an encoder by its test accuracy in percent, frozen or fine-tuned; prints one JSON object."""
+    of_finetuning = {"--recipe": recipe, "--option": option, "--output": output}
+    stray = [name for name, value in of_finetuning.items() if value is not None]
+    if stray and protocol != "finetune":
+        raise typer.BadParameter(f"{stray[0]} goes with finetune only")
     with waiting("Importing torch and transformers"):
         import torch
+        from transformers.utils.logging import disable_progress_bar
 
-        from llava_stf.encoders.knn import NEIGHBOURS, knn_accuracy
-        from llava_stf.encoders.labelled import features, load_encoder, open_labelled
-        from llava_stf.encoders.linear import linear_probe
+        from llava_stf.encoders.labelled import load_encoder, open_labelled
 
+    disable_progress_bar()
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     measured = load_encoder(encoder, where, pooling=pooling)
     train, test = open_labelled(data)
-    record = {"encoder": encoder, "pooling": pooling, "train": len(train), "test": len(test)}
-    if protocol == "knn":
-        neighbours = [k for k in NEIGHBOURS if k <= len(train)]
-        found = knn_accuracy(
-            features(measured, train), train.labels, features(measured, test), test.labels, neighbours=neighbours
-        )
-        record["knn"] = {str(k): round(accuracy, 2) for k, accuracy in found.items()}
-    else:
-        result = linear_probe(measured, train, test, epochs=epochs, augment=augment, seed=seed)
-        record["linear"] = {"last": round(result.last, 2), "best": round(result.best, 2)}
+    record: dict[str, Any] = {"encoder": encoder, "pooling": pooling, "train": len(train), "test": len(test)}
+    with waiting(f"Measuring by {protocol}"):
+        if protocol == "knn":
+            from llava_stf.encoders.knn import NEIGHBOURS, knn_accuracy
+            from llava_stf.encoders.labelled import features
+
+            neighbours = [k for k in NEIGHBOURS if k <= len(train)]
+            found = knn_accuracy(
+                features(measured, train), train.labels, features(measured, test), test.labels, neighbours=neighbours
+            )
+            record["knn"] = {str(k): round(accuracy, 2) for k, accuracy in found.items()}
+        elif protocol == "linear":
+            from llava_stf.encoders.linear import linear_probe
+
+            result = linear_probe(measured, train, test, epochs=epochs, augment=augment, seed=seed)
+            record["linear"] = {"last": round(result.last, 2), "best": round(result.best, 2)}
+        else:
+            from llava_stf.encoders.finetune import finetune
+            from llava_stf.encoders.finetune_options import recipe_options
+            from llava_stf.encoders.pretrain.config import read_options
+
+            values = {"epochs": epochs, "augment": augment, **read_options(option or [])}
+            options = recipe_options(recipe or "patchmix", measured.model.config.hidden_size, values)
+            result = finetune(measured, train, test, options, seed=seed, output=output)
+            record["finetune"] = {"last": round(result.last, 2), "best": round(result.best, 2)}
     print(json.dumps(record))
 
 

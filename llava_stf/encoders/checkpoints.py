@@ -52,7 +52,7 @@ _IN_BLOCK = {
 _QKV = [f"attention.{letter}_proj" for letter in "qkv"]
 _POSITIONS = "embeddings.position_embeddings"
 # What stands inside an encoder beside the ViT: classifiers and projectors, and what masked training needs.
-_HEADS = re.compile(r"(head|head_dist|fc|pre_logits)\.|mask_token$|masked_embed$|decoder_")
+_HEADS = re.compile(r"(head|head_dist|fc|fc_norm|pre_logits)\.|mask_token$|masked_embed$|decoder_")
 _ROLES: dict[str, Select] = {
     "momentum_encoder": "momentum", "teacher": "momentum", "base_encoder": "query", "student": "query",
 }  # fmt: skip
@@ -95,10 +95,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler lets any kind of exception out on a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" (it asks for {found[1]})" if found else ""
         raise CheckpointError(
-            f"{file} is damaged, or a pickle of more than plain tensors, whole modules for instance, which could run "
-            f"code and is refused; take the pre-training checkpoint: {reason}"
+            f"{file} is damaged, or a pickle of more than plain tensors{reason}, whole modules for instance, which "
+            "could run code and is refused; take the pre-training checkpoint, or fetch the file again."
         ) from error
     return _flatten(content)
 

@@ -122,9 +122,13 @@ def _config(
     state: Mapping[str, Tensor], encoder: str, built: Architecture, heads: int | None
 ) -> tuple[ViTConfig, list[str]]:
     """Config of a state dict by `ViTModel`'s names; shapes that make no sense raise `CheckpointError`."""
-    table, projection = state.get(_TABLE), state.get(_PROJECTION)
-    if table is None or projection is None or "embeddings.cls_token" not in state:
-        raise CheckpointError("expected a class token, a position table and a patch projection, found not all of them.")
+    parts = {"class token": "embeddings.cls_token", "position table": _TABLE, "final LayerNorm": "layernorm.weight"}
+    if missing := [name for name, key in parts.items() if key not in state]:
+        raise CheckpointError(
+            f"expected a class token, a position table and a final LayerNorm, found no {' and no '.join(missing)}; a "
+            "ViT that was trained on the mean of its patches is another model: take its pre-training checkpoint."
+        )
+    table, projection = state[_TABLE], state[_PROJECTION]
     if projection.dim() != 4 or table.dim() != 3 or projection.shape[2] != projection.shape[3]:
         raise CheckpointError(
             f"expected square patches and a position table of three dimensions, found {tuple(projection.shape)} and "

@@ -1,4 +1,5 @@
-"""Weighted k-nearest-neighbour accuracy of an encoder's features, as PatchMix measures it (spec 6.1)."""
+"""Weighted k-nearest-neighbour accuracy of an encoder's features, as PatchMix measures it (docs/encoders/methods.md,
+Nearest neighbours)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Labelled pictures for measuring an encoder, and the features of all of them.
 
 Preprocessing of the papers' tests: the short side resized to int(size * 256 / 224), the middle cut out, normalised with
-the encoder's own statistics (spec 6.1).
+the encoder's own statistics (docs/encoders/methods.md, Measuring).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llava_stf.encoders.pretrain.data import (
     read_arrays,
     square,
 )
-from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+from llava_stf.errors import CheckpointError, DataError, LlavaStfError, MissingDependencyError, ModelNotFoundError
 
 Pooling = Literal["class", "mean"]
 _TRAIN, _TEST = ("train",), ("test", "val", "validation")
@@ -39,6 +39,14 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracy on the test part in percent: after the last epoch, and of the best epoch, which the papers report."""
+
+    last: float
+    best: float
 
 
 @dataclass(frozen=True)
@@ -59,20 +67,32 @@ class Encoder:
 def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pooling: Pooling = "class") -> Encoder:
     """The encoder of a transformers folder or id with its image processor's statistics.
 
-    `pooling` is what is measured: the class token, as in the papers, or the mean of the patches, for encoders whose
-    class token was not trained (MGC) or that have none (SigLIP).
+    Of a whole model, such as a CLIP or SigLIP, it is the vision part. `pooling` is what is measured: the class token,
+    as in the papers, or the mean of the patches, for encoders whose class token was not trained (MGC) or that have none
+    (SigLIP).
 
-    Raises `ModelNotFoundError` if there is none.
+    Raises `ModelNotFoundError` if there is none, `CheckpointError` if it is no ViT, `LlavaStfError` for a device that
+    is not there.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without it
+        raise LlavaStfError(f"cannot compute on device '{device}': {' '.join(str(error).split())}") from error
+    try:
         config = AutoConfig.from_pretrained(folder)
+        config = getattr(config, "vision_config", config)
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-        model = AutoModel.from_pretrained(folder, **options).to(device).eval()
+        model = AutoModel.from_pretrained(folder, config=config, **options).to(device).eval()
         processor = AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ModelNotFoundError(f"no encoder with an image processor at {folder}: {error}") from error
+    if not all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size")):
+        raise CheckpointError(
+            f"{folder} is no Vision Transformer for square pictures of one size (image_size, patch_size), but a "
+            f"{config.model_type}"
+        )
     return Encoder(model, config.image_size, tuple(processor.image_mean), tuple(processor.image_std), pooling)
 
 
@@ -99,32 +119,35 @@ def features(encoder: Encoder, part: Labelled, *, batch_size: int = 256) -> Tens
     """The class token after the final LayerNorm (or what `encoder.pooling` says) of every picture: float32 [n, D], CPU.
 
     The released kNN script leaves the random classifier in place and so measures a random projection of this
-    (spec 6.1); here it is the feature itself.
+    (docs/encoders/methods.md, Nearest neighbours); here it is the feature itself.
     """
     rows = [
-        pooled(encoder, evaluation_batch(encoder, part, numbers))
+        pooled(encoder, evaluation_batch(encoder, part, numbers)).cpu()
         for numbers in torch.arange(len(part)).split(batch_size)
     ]
     return torch.cat(rows)
 
 
 def pooled(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """The feature of prepared pictures [b, 3, size, size]: float32 [b, D] on the CPU.
+    """The feature of prepared pictures [b, 3, size, size]: float32 [b, D] on the device.
 
     Raises `LlavaStfError` if the class token is asked for and there is none.
     """
     states = encoder.model(pixel_values=pixels).last_hidden_state
     patches = (encoder.size // encoder.model.config.patch_size) ** 2
     if encoder.pooling == "mean":
-        return states[:, -patches:].mean(dim=1).float().cpu()
+        return states[:, -patches:].mean(dim=1).float()
     if states.shape[1] == patches:
         raise LlavaStfError("this encoder has no class token: measure the mean of its patches (pooling mean)")
-    return states[:, 0].float().cpu()
+    return states[:, 0].float()
 
 
-def evaluation_batch(encoder: Encoder, part: Labelled, numbers: Tensor) -> Tensor:
-    """The pictures of these numbers as the papers' tests prepare them: float [b, 3, size, size] on the device."""
-    larger = int(encoder.size * 256 / 224)
+def evaluation_batch(encoder: Encoder, part: Labelled, numbers: Tensor, *, border: bool = True) -> Tensor:
+    """The pictures of these numbers as the papers' tests prepare them: float [b, 3, size, size] on the device.
+
+    Without `border` the short side is resized to the encoder's size itself, so that none is cut off.
+    """
+    larger = int(encoder.size * 256 / 224) if border else encoder.size
     margin = (larger - encoder.size) // 2
     pixels = torch.stack([square(part.pictures[int(number)], larger) for number in numbers])
     pixels = pixels[..., margin : margin + encoder.size, margin : margin + encoder.size]

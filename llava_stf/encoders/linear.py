@@ -1,15 +1,14 @@
-"""Linear probe: one linear layer on frozen features, trained as PatchMix does (spec 6.2)."""
+"""Linear probe: one linear layer on frozen features, as PatchMix trains it (docs/encoders/methods.md, Linear probe)."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llava_stf.encoders.labelled import Encoder, Labelled, features, pooled
+from llava_stf.encoders.labelled import Accuracy, Encoder, Labelled, features, pooled
 from llava_stf.encoders.pretrain.augment import Augmentation, Recipe
 from llava_stf.encoders.pretrain.data import default_side, square
 from llava_stf.encoders.pretrain.schedule import cosine
@@ -22,14 +21,6 @@ _DEFAULT_LEARNING_RATE = 0.02
 _CROP_SCALE = (0.08, 1.0)
 
 
-@dataclass(frozen=True)
-class LinearResult:
-    """Accuracy on the test part in percent: after the last epoch, and of the best epoch, which the papers report."""
-
-    last: float
-    best: float
-
-
 def linear_probe(
     encoder: Encoder,
     train: Labelled,
@@ -40,7 +31,7 @@ def linear_probe(
     learning_rate: float | None = None,
     augment: bool = True,
     seed: int = 0,
-) -> LinearResult:
+) -> Accuracy:
     """Train a linear layer on the features of a frozen encoder and measure it after every epoch.
 
     SGD with Nesterov momentum 0.9 and no weight decay, learning rate times batch_size / 256, cosine to 0 by epoch.
@@ -76,7 +67,7 @@ def linear_probe(
             accuracy = 100 * (layer(test_features).argmax(dim=1) == test.labels).float().mean().item()
         best = max(best, accuracy)
         logger.info("epoch %d/%d  loss %.4f  accuracy %.2f", epoch + 1, epochs, loss.item(), accuracy)
-    return LinearResult(last=accuracy, best=best)
+    return Accuracy(last=accuracy, best=best)
 
 
 @torch.no_grad()
@@ -85,4 +76,4 @@ def _augmented_features(encoder: Encoder, views: Augmentation, part: Labelled, n
     side = default_side(part.pictures, encoder.size)
     pixels = torch.stack([square(part.pictures[int(number)], side) for number in numbers])
     view = views(pixels.to(encoder.device).float() / 255)
-    return pooled(encoder, view.pixels)
+    return pooled(encoder, view.pixels).cpu()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..conversion.weights import read_json
 from ..errors import CheckpointError
@@ -83,6 +83,21 @@ def _cut_to(preprocessor: dict[str, Any]) -> int | None:
     if isinstance(size, dict):
         size = size.get("height", size.get("shortest_edge"))
     return size if isinstance(size, int) else None
+
+
+def one_block(config: PreTrainedConfig) -> PreTrainedModel:
+    """A tower of this config cut down to one block, without weights (device meta), to read sizes from."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        return AutoModel.from_config(config)
+
+
+def special_tokens_of(config: PreTrainedConfig) -> int:
+    """How many tokens stand before the patches in the states of a tower of this config; needs no weights."""
+    side = config.image_size
+    (state,) = select_states(one_block(config), torch.empty(1, 3, side, side, device="meta"), [0])
+    return state.shape[1] - (side // config.patch_size) ** 2
 
 
 def special_tokens(tower: PreTrainedModel) -> int:

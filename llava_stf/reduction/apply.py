@@ -7,11 +7,12 @@ import difflib
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 
 from ..configuration_llava_stf import LlavaStfConfig, patch_grid
+from ..encoders.towers import special_tokens_of
 from ..errors import FusionError
 from ..modeling_llava_stf import run_all_blocks, skip_unused_blocks
 from .catalogue import METHODS
 from .method import Method, Reduction
-from .model import ReducedLlavaForConditionalGeneration, ReducedProcessor
+from .model import ReducedLlavaForConditionalGeneration, ReducedProcessor, class_tokens
 
 
 def find_method(name: str) -> Method:
@@ -35,6 +36,14 @@ def check_reduction(config: LlavaConfig, method: str | Method, vision_tokens: in
         raise FusionError(
             f"'{found.name}' needs one tower state, as in LLaVA-1.5; found vision_feature_layer "
             f"{config.vision_feature_layer}."
+        )
+    before, special = class_tokens(config), special_tokens_of(config.vision_config)
+    if special != before:
+        raise FusionError(
+            f"'{found.name}' takes the patches to follow {before} other tokens in the tower's states, as "
+            f"vision_feature_select_strategy '{config.vision_feature_select_strategy}' says; in a "
+            f"{config.vision_config.model_type} they follow {special}. Fuse tokens instead (apply_stf, apply_pooling), "
+            "which counts them."
         )
     patches = patch_grid(config) ** 2
     if not 1 <= vision_tokens <= patches:

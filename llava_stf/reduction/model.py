@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import FusionError
 from ..modeling_llava_stf import select_states
 from ..processing_llava_stf import LlavaStfProcessor
 from .method import Reduction
+
+
+def class_tokens(config: LlavaConfig) -> int:
+    """Tokens in front of the patches that a plain LLaVA of this config drops: 1, or 0 without a class token."""
+    return 1 if config.vision_feature_select_strategy == "default" else 0
 
 
 class ReducedLlavaModel(LlavaModel):
@@ -41,8 +46,8 @@ class ReducedLlavaModel(LlavaModel):
 
     @property
     def class_tokens(self) -> int:
-        """Tokens in front of the patches in a tower state: 1, or 0 where the tower has no class token."""
-        return 1 if self.config.vision_feature_select_strategy == "default" else 0
+        """Tokens in front of the patches in a tower state."""
+        return class_tokens(self.config)
 
     def tower_state(self, pixel_values: Tensor) -> Tensor:
         """The selected state of the tower: [B, class tokens + N, C]."""

@@ -24,11 +24,13 @@ class BadSamples:
         count: samples in the set, or of an endless stream that the run reads; numbers behind that start again at 0.
         limit: largest share of bad ones. In a set of 10 and with 1 % the first bad sample is one too many; in a large
             one with a mistyped image folder the 101st is.
+        option: name of the user's option for `limit`.
     """
 
-    def __init__(self, count: int, limit: float) -> None:
+    def __init__(self, count: int, limit: float, option: str = "max_bad_samples") -> None:
         self.verdicts = torch.zeros(count, dtype=torch.uint8).share_memory_()
         self.limit = limit
+        self.option = option
 
     def add_good(self, number: int) -> None:
         self.verdicts[number % len(self.verdicts)] = _GOOD
@@ -44,7 +46,7 @@ class BadSamples:
         bad = int((self.verdicts >= _FIRST_FAULT).sum())
         base = max(int((self.verdicts != _UNSEEN).sum()), min(len(self.verdicts), WINDOW))
         if bad > self.limit * base:
-            raise DataError(f"{error}; {self.summary()}, more than max_bad_samples {self.limit:g} allows")
+            raise DataError(f"{error}; {self.summary()}, more than {self.option} {self.limit:g} allows")
         if not known and bad.bit_count() == 1:
             logger.warning("%s; it is passed over; %s", error, self.summary())
 

@@ -105,11 +105,21 @@ def test_official_names_there_and_back(vit, layout):
         (lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)}, None),
         (lambda state: {"epoch": 3, "state_dict": {f"module.momentum_encoder.{k}": v for k, v in state.items()}}, None),
         (lambda state: {"student": {}, "teacher": {f"backbone.{k}": v for k, v in state.items()}}, "momentum"),
+        (
+            lambda state: {
+                "student": {f"module.backbone.{k}": v + 1 for k, v in state.items()},
+                "teacher": {f"backbone.{k}": v for k, v in state.items()} | {"head.mlp.0.weight": torch.zeros(2, 2)},
+            },
+            None,
+        ),
+        (lambda state: {f"module.{k}": v for k, v in state.items()}, None),
+        (lambda state: {"state_dict": {f"module.base_encoder.{k}": v for k, v in state.items()}}, "query"),
     ],
-    ids=["bare", "mae", "mocov3", "dino"],
+    ids=["bare", "mae", "mocov3", "dino", "dino-trained", "parallel", "query-only"],
 )
 def test_files_of_other_methods_in_timms_layout(vit, tmp_path, wrap, select):
-    state = from_vit(vit.state_dict()) | {"head.weight": torch.zeros(3, 16), "mask_token": torch.zeros(1, 1, 16)}
+    heads = {"head.weight": torch.zeros(3, 16), "mask_token": torch.zeros(1, 1, 16), "fc_norm.bias": torch.zeros(16)}
+    state = from_vit(vit.state_dict()) | heads | {"decoder_blocks.0.attn.qkv.weight": torch.zeros(6, 2)}
     torch.save(wrap(state), tmp_path / "vit.pth")
     model, _ = read_encoder(tmp_path / "vit.pth", encoder="timm", heads=2, select=select)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in vit.state_dict().items())
@@ -162,7 +172,12 @@ def test_a_layout_that_is_not_known_is_told_with_what_was_found(tmp_path):
         (lambda state: state.update({"blocks.0.ls1.gamma": torch.ones(16)}), "no place in a plain ViT.*ls1.gamma"),
         (lambda state: state.update({"norm.weight": torch.ones(8)}), r"layernorm.weight has shape \[8\]"),
         (lambda state: state.update(pos_embed=torch.zeros(1, 15, 16)), "positions of a square"),
-        (lambda state: state.pop("cls_token"), "expected a class token"),
+        (lambda state: state.pop("cls_token"), "found no class token;"),
+        (
+            lambda state: [state.update({f"fc_norm.{k}": state.pop(f"norm.{k}")}) for k in ("weight", "bias")],
+            "found no final LayerNorm; a ViT that was trained on the mean of its patches",
+        ),
+        (lambda state: state.update(reg_token=torch.zeros(1, 4, 16)), "no place in a plain ViT.*reg_token"),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("blocks.0.")],
             "expected blocks 0 to 1, found",
@@ -184,8 +199,9 @@ def test_pickles_that_could_run_code_and_truncated_files_are_refused(vit, tmp_pa
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:-100])
     for file, message in ((tmp_path / "module.pth", "could run code"), (cut, "no complete safetensors")):
-        with pytest.raises(CheckpointError, match=message):
+        with pytest.raises(CheckpointError, match=message) as error:
             read_encoder(file, encoder="timm", heads=2)
+        assert "\n" not in str(error.value)
     with pytest.raises(ModelNotFoundError, match="No checkpoint file at"):
         read_encoder(tmp_path / "absent.pth", encoder="timm")
 

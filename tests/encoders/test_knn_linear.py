@@ -8,14 +8,24 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import SiglipVisionConfig, SiglipVisionModel, ViTConfig, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionModel,
+    ResNetConfig,
+    ResNetModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from llava_stf.cli import main
 from llava_stf.encoders.knn import knn_accuracy
 from llava_stf.encoders.labelled import evaluation_batch, features, load_encoder, open_labelled
 from llava_stf.encoders.linear import linear_probe
 from llava_stf.encoders.pretrain.loop import image_processor
-from llava_stf.errors import DataError, LlavaStfError, ModelNotFoundError
+from llava_stf.errors import CheckpointError, DataError, ImageError, LlavaStfError, ModelNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +168,45 @@ def test_the_command_prints_accuracies(encoder, npz, options, capsys):
     record = json.loads(capsys.readouterr().out)
     assert (record["train"], record["test"]) == (40, 20)
     assert all(accuracy == 100 for accuracy in record[protocol].values())
+
+
+def test_a_labelled_picture_that_cannot_be_read_is_named(encoder, npz, tmp_path):
+    """Figures on other pictures than asked for would not be comparable, so none is passed over."""
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "good.png")
+    (tmp_path / "test" / "a" / "broken.png").write_bytes(b"no picture")
+    _, test = open_labelled(str(tmp_path))
+    with pytest.raises(ImageError, match=r"test/a/broken\.png is"):
+        features(encoder, test)
+
+
+def test_a_device_that_is_not_there_is_refused(encoder, npz, capsys):
+    arguments = ["encoders", "eval", "knn", str(encoder.model.name_or_path), "--data", str(npz), "--device", "warp"]
+    assert main(arguments) == 2
+    assert "cannot compute on device 'warp'" in capsys.readouterr().err
+
+
+def test_a_network_that_is_no_vit_is_refused(tmp_path):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(tmp_path)
+    image_processor(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"no Vision Transformer for square pictures .* but a resnet"):
+        load_encoder(tmp_path)
+
+
+def test_the_vision_part_of_a_whole_model_is_measured(npz, tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    whole = CLIPConfig(vision_config=sizes | {"image_size": 8, "patch_size": 4}, text_config=sizes | {"vocab_size": 50})
+    model = CLIPModel(whole)
+    model.save_pretrained(tmp_path)
+    image_processor(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).save_pretrained(tmp_path)
+    found = load_encoder(tmp_path)
+    assert type(found.model) is CLIPVisionModel
+    train, _ = open_labelled(str(npz))
+    pixels = evaluation_batch(found, train, torch.arange(40))
+    expected = model.eval().vision_model(pixel_values=pixels).last_hidden_state[:, 0]
+    torch.testing.assert_close(features(found, train), expected)
 
 
 def test_the_command_names_what_is_missing(npz, tmp_path, capsys):

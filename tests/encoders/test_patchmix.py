@@ -1,12 +1,10 @@
-"""PatchMix: shares of a mixed image, options, what is refused, keys gathered from several processes."""
+"""PatchMix: shares of a mixed image, options, what is refused."""
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import ViTConfig, ViTModel
 
 from llava_stf.encoders.objectives.base import Progress
-from llava_stf.encoders.objectives.contrast import contrast, own_index
 from llava_stf.encoders.objectives.patchmix import PatchMix, PatchMixOptions, mix, mix_to_mix_targets
 from llava_stf.errors import LlavaStfError
 
@@ -90,18 +88,3 @@ def test_options_that_cannot_be_are_refused(changes, message):
 def test_patches_that_do_not_fit_are_refused():
     with pytest.raises(LlavaStfError, match="patches of 4 pixels do not divide images of 6 x 8"):
         mix(torch.zeros(2, 3, 6, 8), 4, 2, torch.arange(2))
-
-
-def _process(rank, port, queries, keys, losses):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    rows = slice(4 * rank, 4 * rank + 4)
-    losses[rank] = contrast(queries[rows], keys[rows], own_index(4), 0.2)
-    dist.destroy_process_group()
-
-
-def test_two_processes_have_each_others_keys_as_negatives():
-    port = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True).port  # a port that was free just now
-    queries, keys = torch.randn(8, 5), torch.randn(8, 5)
-    losses = torch.zeros(2).share_memory_()
-    torch.multiprocessing.spawn(_process, (port, queries, keys, losses), nprocs=2)
-    torch.testing.assert_close(losses.mean(), contrast(queries, keys, own_index(8), 0.2))

@@ -111,6 +111,30 @@ def test_too_few_pictures_for_a_batch_are_refused(configure):
         pretrain(configure(per_device_batch_size=32))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"per_device_batch_size": 1}, "per_device_batch_size must be at least 2"),
+        ({"per_device_batch_size": 2}, "mixes of 2 pictures need batches of at least 3, found 2"),
+        ({"patch_size": 3}, "patch_size must divide image_size, found 3 and 8"),
+        ({"options": {"crop_scale": [0.5, 0.1]}}, "crop_scale must rise from above 0 to at most 1"),
+        ({"options": {"crop_scale": 5}}, r"crop_scale must be tuple\[float, float\], found 5"),
+        ({"options": {"temperature": 0}}, "temperature must be above 0"),
+        ({"options": {"momentum": 1.5}}, "momentum must be between 0 and 1"),
+        ({"options": {"drop_path": 1}}, "drop_path must be at least 0 and below 1"),
+        ({"options": {"hidden": 0}}, "hidden must be at least 1"),
+        ({"method": "mgc", "options": {"cell_patches": [1, 2, 3]}}, "must divide the encoder's grid of 2 x 2"),
+        ({"method": "aps", "options": {"subsets": 9}}, "9 disjoint subsets"),
+        ({"method": "mos", "options": {"sides": [3]}}, "sides must divide the picture of 8 pixels"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_one_sentence(configure, tmp_path, changes, message):
+    with pytest.raises(LlavaStfError, match=message) as error:
+        pretrain(configure(**changes))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("run/checkpoint-*"))
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
     with pytest.raises(LlavaStfError, match=r"is nan at step \d.*no checkpoint was written yet"):
         pretrain(configure(base_learning_rate=1e30, warmup_epochs=0))
@@ -124,7 +148,7 @@ def test_corrupt_pictures_are_named_counted_and_passed_over_up_to_the_limit(conf
         Image.new("RGB", (12, 10), (number, 0, 0)).save(folder / "deeper" / f"{number}.png")
     (folder / "broken.jpg").write_bytes(b"no picture")
     run = {"data": str(folder), "source_size": 8}
-    with pytest.raises(DataError, match=r"broken\.jpg.*1 of \d+ samples seen are bad"):
+    with pytest.raises(DataError, match=r"^[^ ]*broken\.jpg is .*1 of \d+ samples seen are bad"):
         pretrain(configure(**run, epochs=6))
     with caplog.at_level(logging.WARNING):
         pretrain(configure(**run, epochs=6, max_bad_images=0.1, overwrite=True))

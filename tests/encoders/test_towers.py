@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaTokenizer,
+    LlavaForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
@@ -24,8 +25,10 @@ from transformers import (
 )
 
 from llava_stf import apply_stf, load_model, remove_stf
-from llava_stf.encoders.towers import load_tower, special_tokens
+from llava_stf.counting import tower_flops
+from llava_stf.encoders.towers import load_tower, special_tokens, special_tokens_of
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError
+from llava_stf.reduction import apply_reduction
 from llava_stf.testing import CHARACTERS
 from llava_stf.training.assemble import assemble, build_model
 from llava_stf.training.config import from_values
@@ -78,7 +81,31 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_tokens_before_the_patches_are_counted(parts, name):
-    assert special_tokens(AutoModel.from_pretrained(parts / name)) == TOWERS[name][2]
+    tower = AutoModel.from_pretrained(parts / name)
+    assert special_tokens(tower) == special_tokens_of(tower.config) == TOWERS[name][2]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_the_towers_flops_count_its_own_tokens_and_layers(parts, name):
+    model, _ = build_model(parts / name, parts / "llm")
+    positions, width, mlp = 16 + TOWERS[name][2], 16, 64 if name == "registers" else 32
+    block = 2 * positions * (4 * width**2 + 2 * width * mlp) + 4 * positions**2 * width
+    assert tower_flops(model.config) == 3 * block + 2 * 16 * 3 * 14**2 * width
+
+
+@pytest.mark.parametrize(("name", "before", "found"), [("siglip", 1, 0), ("registers", 1, 4)])
+def test_a_method_that_would_take_other_tokens_for_patches_is_refused(parts, name, before, found):
+    model, processor = build_model(parts / name, parts / "llm")
+    with pytest.raises(FusionError, match=f"follow {before} other tokens .* they follow {found}. Fuse tokens instead"):
+        apply_reduction(model, processor, "pool", vision_tokens=4)
+    assert type(model) is LlavaForConditionalGeneration
+    model.config.vision_feature_select_strategy = "full"
+    if found:
+        with pytest.raises(FusionError, match="follow 0 other tokens"):
+            apply_reduction(model, processor, "pool", vision_tokens=4)
+    else:
+        apply_reduction(model, processor, "pool", vision_tokens=4)
+        assert model.model.get_image_features(torch.randn(1, 3, 56, 56)).pooler_output[0].shape == (4, 32)
 
 
 @pytest.mark.parametrize("name", TOWERS)

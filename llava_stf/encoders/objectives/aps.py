@@ -5,8 +5,8 @@
     L = CE(p1, z2; own picture) + CE(p2, z1; own picture)              z without gradient
 
 The class token has no position, and every patch gets its own before the others are dropped. There is no momentum
-encoder. Each of the K pairs of subsets has its own optimizer step, so a batch gives K of them (spec 3). Letters as in
-`sampling`.
+encoder. Each of the K pairs of subsets has its own optimizer step, so a batch gives K of them. Letters as in
+`sampling`; more in docs/encoders/methods.md, APS.
 """
 
 from __future__ import annotations
@@ -29,19 +29,20 @@ from llava_stf.encoders.vits import CIFAR_MEAN, CIFAR_STD
 
 @dataclass(frozen=True)
 class APSOptions:
-    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included.
+    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included;
+    sections are those of docs/encoders/methods.md, APS.
 
     Attributes:
-        sampling_ratio: share of a view's patches in one subset (spec 3.2).
+        sampling_ratio: share of a view's patches in one subset (Sampling).
         subsets: K, pairs of subsets per batch, each with its own optimizer step; sampling_ratio * subsets is at most 1
-            (3.2, 3.3).
-        power: gamma of the selective sampling (3.2).
+            (Sampling, One batch).
+        power: gamma of the selective sampling (Sampling).
         mirror_flipped: the geometry of a flipped view is mirrored, as its pixels are. The released code flips after the
-            crop and leaves the geometry as it was (3.2).
-        temperature: tau (3.3).
-        hidden, out: widths of projector and predictor (1.2).
-        crop_scale: range of a view's share of the picture (3.4).
-        mean, std: of the pictures' normalisation; CIFAR's (3.4).
+            crop and leaves the geometry as it was (Sampling).
+        temperature: tau (One batch).
+        hidden, out: widths of projector and predictor (Heads, of all methods).
+        crop_scale: range of a view's share of the picture (Settings).
+        mean, std: of the pictures' normalisation; CIFAR's (Settings).
     """
 
     sampling_ratio: float = 0.25
@@ -125,7 +126,7 @@ class APS(Objective):
             gradient[:, 0] = 0
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """One group: everything decays (spec 1.4)."""
+        """One group: everything decays (docs/encoders/methods.md, Schedules)."""
         return [{"params": list(self.parameters()), "weight_decay": weight_decay, "decayed": True}]
 
 
@@ -143,7 +144,8 @@ def positive_cosine(queries: Tensor, keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """APS's start (spec 1.1): torch's own for all layers; class token and positions truncated normal; in place."""
+    """APS's start (docs/encoders/methods.md, Encoder): torch's own for all layers; class token and positions truncated
+    normal; in place."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()

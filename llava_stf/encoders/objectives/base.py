@@ -93,7 +93,8 @@ class Objective(nn.Module, ABC):
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """AdamW groups; `decayed` says which of them follow the weight decay schedule.
 
-        By default biases and one-dimensional parameters do not decay; class token and position table do (spec 1.4).
+        By default biases and one-dimensional parameters do not decay; class token and position table do
+        (docs/encoders/methods.md, Schedules).
         """
         decayed: list[nn.Parameter] = []
         free: list[nn.Parameter] = []
@@ -107,7 +108,10 @@ class Objective(nn.Module, ABC):
 
 
 def momentum_copy(module: nn.Module) -> Any:
-    """A copy of `module` that follows by `follow` and not by gradient; it stays in train mode (spec 1.2)."""
+    """A copy of `module` that follows by `follow` and not by gradient; it stays in train mode.
+
+    So its BatchNorms use their own batches, as in the released codes (docs/encoders/methods.md, Heads).
+    """
     return copy.deepcopy(module).requires_grad_(False)
 
 
@@ -119,7 +123,8 @@ def follow(momentum: nn.Module, query: nn.Module, coefficient: float) -> None:
 
 
 def rising_momentum(base: float, fraction: float) -> float:
-    """The momentum coefficient: `base` at the start (fraction 0), 1 at the end, a cosine between (spec 2.4)."""
+    """The momentum coefficient: `base` at the start (fraction 0), 1 at the end, a cosine between
+    (docs/encoders/methods.md, PatchMix, Momentum)."""
     return 1 - (1 - base) * (1 + math.cos(math.pi * fraction)) / 2
 
 
@@ -128,7 +133,7 @@ def encode(encoder: ViTModel, pixels: Tensor, *, keep: Tensor | None = None, dro
 
     Args:
         pixels: [B, 3, H, W], any size that the patch divides; the position table is resized to its grid
-            as the authors' code does (spec 1.1).
+            as the authors' code does (docs/encoders/methods.md, Encoder).
         keep: int64 [B, n], numbers of the patches that enter the blocks, raster order of the grid; default: all.
         drop_path: stochastic depth; the share of dropped branches rises linearly from 0 in the first block to this in
             the last. 0 in evaluation.
@@ -146,12 +151,12 @@ def encode(encoder: ViTModel, pixels: Tensor, *, keep: Tensor | None = None, dro
     last = max(len(encoder.layers) - 1, 1)
     for number, layer in enumerate(encoder.layers):
         rate = drop_path * number / last if encoder.training else 0.0
-        states = states + _drop(layer.attention(layer.layernorm_before(states))[0], rate)
-        states = states + _drop(layer.mlp(layer.layernorm_after(states)), rate)
+        states = states + drop_branch(layer.attention(layer.layernorm_before(states))[0], rate)
+        states = states + drop_branch(layer.mlp(layer.layernorm_after(states)), rate)
     return encoder.layernorm(states)
 
 
-def _drop(branch: Tensor, rate: float) -> Tensor:
+def drop_branch(branch: Tensor, rate: float) -> Tensor:
     """Zero whole samples of a residual branch, [B, ...], with probability `rate`; the others grow by 1 / (1 - rate)."""
     if rate == 0:
         return branch

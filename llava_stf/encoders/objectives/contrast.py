@@ -1,4 +1,5 @@
-"""The contrastive loss that the methods share, and the keys of all processes (spec 1.3)."""
+"""The contrastive loss that the methods share, and the keys of all processes
+(docs/encoders/methods.md, Contrast)."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def shared_targets(
     """Soft targets, float32 [batch, N]: row i has (1 - s) * shares[d] + s / N at column (i + d) mod batch of its own
     process, and s / N at all others.
 
-    Offsets that meet in one column do not add up: the last one wins, as in the released code (spec 2.1).
+    Offsets that meet in one column do not add up: the last one wins, as in the released code
+    (docs/encoders/methods.md, PatchMix, Mixing).
     """
     rank = _rank() if rank is None else rank
     columns = batch * (_processes() if processes is None else processes)

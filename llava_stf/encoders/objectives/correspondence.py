@@ -1,4 +1,5 @@
-"""Which cells of two crops of a picture show the same place (spec 4.2).
+"""Which cells of two crops of a picture show the same place
+(docs/encoders/methods.md, MGC, Correspondence).
 
 A grain cuts a view into L x L cells. The cells of view 1 that lie in the overlap O of both crops are visited with a
 stride; each pairs up with all cells of view 2 that it shares area with:
@@ -47,7 +48,7 @@ class Grain:
 FINE = Grain(cell=16, max_pairs=10, row_ratio=12, col_ratio=8, row_clamp=(2, 8), col_clamp=(2, 6))
 MIDDLE = Grain(cell=32, max_pairs=10, row_ratio=8, col_ratio=4, row_clamp=(2, 4), col_clamp=(1, 3))
 COARSE = Grain(cell=112, max_pairs=2, row_ratio=1, col_ratio=1, row_clamp=(1, 1), col_clamp=(1, 1))
-_TRIES = 1000  # of a second crop that overlaps enough; then it is the whole picture (spec 4.1)
+_TRIES = 1000  # of a second crop that overlaps enough; then it is the whole picture
 _TIE = 1e-15  # what a pair found later weighs more among equal ones, less than float32 tells apart
 
 

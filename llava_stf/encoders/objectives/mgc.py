@@ -1,4 +1,5 @@
-"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place (spec 4).
+"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place
+(docs/encoders/methods.md, MGC).
 
 Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
 of its patch tokens; projector, predictor and momentum projector are the grain's own.
@@ -41,23 +42,24 @@ _GRAINS = {"fine": FINE, "middle": MIDDLE, "coarse": COARSE}
 
 @dataclass(frozen=True)
 class MGCOptions:
-    """Options of MGC; the defaults are the released code's, undocumented parts included.
+    """Options of MGC; the defaults are the released code's, undocumented parts included;
+    sections are those of docs/encoders/methods.md, MGC.
 
     Attributes:
         cell_patches: patches per side of a fine, middle and coarse cell; each divides the grid. Default: 1, 2 and half
-            of the grid, which for the released code's 14 x 14 patches is its (1, 2, 7) (spec 4.2).
-        pairs: K of the three grains, and their weights in the loss (4.2, 4.3).
+            of the grid, which for the released code's 14 x 14 patches is its (1, 2, 7) (Correspondence).
+        pairs: K of the three grains, and their weights in the loss (Correspondence, Loss).
         weigh_pairs: the cross-entropy of a pair counts by its weight, sum w CE / sum w, as evidently meant. In the
-            released code the weights cancel out, and pairs that only fill up count like all others (4.3).
+            released code the weights cancel out, and pairs that only fill up count like all others (Loss).
         separate_start: the linear layers of encoder and projectors are drawn anew after their momentum copies were
-            made, so that the two start different, as in the released code (4.4).
-        temperature: tau (4.3).
-        momentum: of the momentum copies at the start, rising to 1 with the steps (4.4).
-        drop_path: stochastic depth of the query encoder; 0.1 for ImageNet (4.4).
-        clip_norm: largest norm of each parameter's gradient, clipped one by one (4.4).
-        hidden, out: widths of the heads (1.2).
-        crop_scale: range of a view's share of the picture (4.1).
-        min_iou: overlap of the two crops that the second one is drawn again for (4.1).
+            made, so that the two start different, as in the released code (Training).
+        temperature: tau (Loss).
+        momentum: of the momentum copies at the start, rising to 1 with the steps (Training).
+        drop_path: stochastic depth of the query encoder; 0.1 for ImageNet (Training).
+        clip_norm: largest norm of each parameter's gradient, clipped one by one (Training).
+        hidden, out: widths of the heads (Heads, of all methods).
+        crop_scale: range of a view's share of the picture (Views).
+        min_iou: overlap of the two crops that the second one is drawn again for (Views).
     """
 
     cell_patches: tuple[int, int, int] | None = None
@@ -88,7 +90,7 @@ class MGCOptions:
 
 
 def pair_contrast(queries: Tensor, keys: Tensor, weight: Tensor, temperature: float, *, weigh: bool = False) -> Tensor:
-    """Cross-entropy of pairs, row i against row i; a scalar (spec 4.3).
+    """Cross-entropy of pairs, row i against row i; a scalar (docs/encoders/methods.md, MGC, Loss).
 
     Args:
         queries, keys: [B * K, D]; all other keys, of all processes, are negatives.
@@ -223,14 +225,15 @@ class MGC(Objective):
         return self.momentum_encoder
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """One group: everything trained decays (spec 1.4)."""
+        """One group: everything trained decays (docs/encoders/methods.md, Schedules)."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trained, "weight_decay": weight_decay, "decayed": True}]
 
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """MGC's start (spec 1.1): linear layers and class token truncated normal, sine-cosine positions; in place."""
+    """MGC's start (docs/encoders/methods.md, Encoder): linear layers and class token truncated normal, sine-cosine
+    positions; in place."""
     draw_linear(encoder)
     embeddings, config = encoder.embeddings, encoder.config
     embeddings.patch_embeddings.projection.reset_parameters()

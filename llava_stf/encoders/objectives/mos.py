@@ -1,4 +1,5 @@
-"""MOS, multiple object stitching (arXiv 2506.07364): contrast of pictures tiled from several pictures (spec 5).
+"""MOS, multiple object stitching (arXiv 2506.07364): contrast of pictures tiled from several pictures
+(docs/encoders/methods.md, MOS).
 
 A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
 the paper may have made otherwise is an option, or is named in `MOSOptions`.
@@ -31,16 +32,18 @@ from llava_stf.encoders.objectives.patchmix import initialize, two_views
 from llava_stf.encoders.pretrain.augment import View
 from llava_stf.errors import LlavaStfError
 
+Views = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class MOSOptions:
-    """Options of the reconstruction (spec 5.2).
+    """Options of the reconstruction; sections are those of docs/encoders/methods.md, MOS.
 
     Known of the method are the r x r tiling with r from {1, 2}, two stitched and two single views, and the three losses
-    with equal weights (5.1); all else is assumed. Assumed without an option: r is drawn once per batch, by each process
-    for itself, and is the same for both stitched views; a cell is a whole view made smaller, not a crop of a cell's
-    size; heads, initialisation and augmentations are PatchMix's, views 1 and 2 of it for the stitched and for the
-    single pair.
+    with equal weights (Known); all else is assumed (Reconstruction). Assumed without an option: r is drawn once per
+    batch, by each process for itself, and is the same for both stitched views; a cell is a whole view made smaller, not
+    a crop of a cell's size; heads, initialisation and augmentations are PatchMix's, views 1 and 2 of it for the
+    stitched and for the single pair.
 
     Attributes:
         sides: the values of r, drawn with equal probability.
@@ -183,31 +186,23 @@ class MOS(ClassTokenContrast):
 
         Returns "stitched_to_single", "stitched_to_stitched", "single_to_single", and "loss", their sum.
         """
-        losses = self.one_way(stitched1, stitched2, single1, single2, members1, members2)
+        losses = self.one_way((stitched1, stitched2), (single1, single2), (members1, members2))
         if self.options.symmetric:
-            exchanged = self.one_way(stitched2, stitched1, single2, single1, members2, members1)
+            exchanged = self.one_way((stitched2, stitched1), (single2, single1), (members2, members1))
             losses = {name: (loss + exchanged[name]) / 2 for name, loss in losses.items()}
         return losses | {"loss": torch.stack(list(losses.values())).sum()}
 
-    def one_way(
-        self,
-        stitched1: Tensor,
-        stitched2: Tensor,
-        single1: Tensor,
-        single2: Tensor,
-        members1: Tensor,
-        members2: Tensor,
-    ) -> dict[str, Tensor]:
-        """The three losses with queries from the first of each pair of views."""
+    def one_way(self, stitched: Views, single: Views, chosen: Views) -> dict[str, Tensor]:
+        """The three losses with queries from the first of each pair of views; `chosen`: the members, int64 [B, M]."""
         temperature = self.options.temperature
-        to_single = stitched_to_single_targets(members1)
+        to_single = stitched_to_single_targets(chosen[0])
         if not self.options.average_members:
-            to_single = to_single * members1.shape[1]
-        to_stitched = stitched_to_stitched_targets(members1, members2)
-        own = identity_targets(len(single1), device=single1.device)
-        query = self.query(stitched1)
+            to_single = to_single * chosen[0].shape[1]
+        to_stitched = stitched_to_stitched_targets(*chosen)
+        own = identity_targets(len(single[0]), device=single[0].device)
+        query = self.query(stitched[0])
         return {
-            "stitched_to_single": contrast(query, self.key(single1), to_single, temperature),
-            "stitched_to_stitched": contrast(query, self.key(stitched2), to_stitched, temperature),
-            "single_to_single": contrast(self.query(single1), self.key(single2), own, temperature),
+            "stitched_to_single": contrast(query, self.key(single[0]), to_single, temperature),
+            "stitched_to_stitched": contrast(query, self.key(stitched[1]), to_stitched, temperature),
+            "single_to_single": contrast(self.query(single[0]), self.key(single[1]), own, temperature),
         }

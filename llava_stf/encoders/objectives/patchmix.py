@@ -1,4 +1,5 @@
-"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones (spec 2).
+"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones
+(docs/encoders/methods.md, PatchMix).
 
 In mixed image i, a random M-th of the patches comes from each of the images i, i + 1, ..., i + M - 1 of the batch, each
 patch at its own place. So mixed image i shares 1 / M with each of these images, and (M - |d|) / M^2 with mixed image
@@ -38,21 +39,23 @@ from llava_stf.errors import LlavaStfError
 
 @dataclass(frozen=True)
 class PatchMixOptions:
-    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included.
+    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included;
+    sections are those of docs/encoders/methods.md, PatchMix.
 
     Attributes:
-        images_per_mix: M (spec 2.1).
-        temperature: of every contrast; the released warm-up of it, from 0.2 to 0.2, does nothing (2.3).
+        images_per_mix: M (Mixing).
+        temperature: of every contrast; the released warm-up of it, from 0.2 to 0.2, does nothing (One step).
         identity_smoothing: label smoothing of the losses whose target is the own image. The released loop takes 0.1
-            from a mixer object that was left at its default (2.1); meant is 0.
-        mixed_smoothing: label smoothing of the losses with mixed targets (2.1).
-        momentum: m0 of the momentum encoder, rising to 1; None: no momentum encoder, keys are the encoder's own (2.3).
+            from a mixer object that was left at its default (Mixing); meant is 0.
+        mixed_smoothing: label smoothing of the losses with mixed targets (Mixing).
+        momentum: m0 of the momentum encoder, rising to 1; None: no momentum encoder, keys are the encoder's own (One
+            step).
         momentum_per_step: the coefficient follows the step, as meant; the released loop's variable is shadowed, and it
-            changes once per epoch (2.4).
-        drop_path: stochastic depth of the query encoder (1.1).
-        hidden, out: widths of projector and predictor (1.2).
-        crop_scale: range of the two views' share of the picture; (0.35, 1) with local crops (2.2).
-        local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (2.2).
+            changes once per epoch (Momentum).
+        drop_path: stochastic depth of the query encoder (Training).
+        hidden, out: widths of projector and predictor (Heads, of all methods).
+        crop_scale: range of the two views' share of the picture; (0.35, 1) with local crops (Views).
+        local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (Views).
     """
 
     images_per_mix: int = 2
@@ -80,7 +83,8 @@ class PatchMixOptions:
 
 
 def mix(images: Tensor, patch_size: int, images_per_mix: int, permutation: Tensor) -> Tensor:
-    """Image i with the patches of group j taken from image (i + j) mod B, at the same places (spec 2.1).
+    """Image i with the patches of group j taken from image (i + j) mod B, at the same places
+    (docs/encoders/methods.md, PatchMix, Mixing).
 
     Args:
         images: [B, 3, H, W].
@@ -148,6 +152,11 @@ class PatchMix(Objective):
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
         view1, view2, *crops = [view.pixels for view in views]
+        if len(view1) < (fewest := 2 * self.options.images_per_mix - 1):
+            raise LlavaStfError(
+                f"mixes of {self.options.images_per_mix} pictures need batches of at least {fewest}, found "
+                f"{len(view1)}: take a larger per_device_batch_size"
+            )
         inputs = {"view1": view1, "view2": view2, "mixed1": self.mixed(view1), "mixed2": self.mixed(view2)}
         if crops:
             inputs["crops"] = torch.cat(crops)
@@ -225,13 +234,15 @@ class PatchMix(Objective):
 
 
 def two_views(size: int, scale: tuple[float, float]) -> list[Recipe]:
-    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised (spec 2.2)."""
+    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised
+    (docs/encoders/methods.md, PatchMix, Views)."""
     return [Recipe(size, scale, blur_p=1.0), Recipe(size, scale, blur_p=0.1, solarize_p=0.2)]
 
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """PatchMix's start (spec 1.1): Xavier-uniform linear layers, biases 0, class token almost 0; in place."""
+    """PatchMix's start (docs/encoders/methods.md, Encoder): Xavier-uniform linear layers, biases 0, class token almost
+    0; in place."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,4 +1,5 @@
-"""Asymmetric patch sampling: some patches of view 1, and those of view 2 that show little of the same (spec 3.2).
+"""Asymmetric patch sampling: some patches of view 1, and those of view 2 that show little of the
+same (docs/encoders/methods.md, APS, Sampling).
 
 View 1 is cut into disjoint random subsets. For each of them, the chosen patches are placed on view 2, and patch b of
 view 2 is taken with a probability that grows with the share of it that stays free:
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from llava_stf.errors import LlavaStfError
 
-_COVERED = 1e-6  # a patch with less than this share free counts as fully covered (spec 3.2)
+_COVERED = 1e-6  # a patch with less than this share free counts as fully covered
 
 
 def covered_share(rectangles: Tensor, others: Tensor) -> Tensor:

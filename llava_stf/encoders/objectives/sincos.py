@@ -1,4 +1,4 @@
-"""Fixed position tables of sines and cosines."""
+"""Fixed position tables of sines and cosines (docs/encoders/methods.md, Encoder)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llava_stf.errors import LlavaStfError
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
-    """The 2-D sine-cosine table with a zero row for the class token; float32 [1, 1 + grid * grid, width] (spec 1.1).
+    """The 2-D sine-cosine table with a zero row for the class token; float32 [1, 1 + grid * grid, width].
 
     With frequencies w_k = 10000^(-4k / width), k = 0 .. width / 4 - 1, the row of the patch in row r, column c is
     [sin(r w), cos(r w), sin(c w), cos(c w)]. Raises `LlavaStfError` if 4 does not divide `width`.

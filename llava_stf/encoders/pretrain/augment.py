@@ -5,6 +5,7 @@ A crop's box is (y, x, h, w) in pixels of the source picture; the flip comes aft
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Augmentation:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        kornia = _kornia()
+        kornia = kornia_part("augmentation")
         side = min(_BLUR_KERNEL, recipe.size - 1 + recipe.size % 2)  # odd, and no larger than the view
         self.colours = [
             kornia.ColorJitter(*recipe.jitter, p=recipe.jitter_p),
@@ -129,11 +130,11 @@ def crop(pictures: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tens
     return F.grid_sample(pictures, grid, mode=interpolation, padding_mode="border", align_corners=False)
 
 
-def _kornia() -> Any:
+def kornia_part(name: str) -> Any:
+    """A module of kornia, "augmentation" say. Raises `MissingDependencyError` without kornia."""
     try:
-        import kornia.augmentation
+        return importlib.import_module(f"kornia.{name}")
     except ImportError as error:
         raise MissingDependencyError(
-            "pre-training augments pictures with the package kornia: pip install 'llava-stf[encoders]'"
+            "pictures are augmented with the package kornia: pip install 'llava-stf[encoders]'"
         ) from error
-    return kornia.augmentation

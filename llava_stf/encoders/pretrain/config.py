@@ -106,6 +106,8 @@ class PretrainConfig:
                 f"patch_size must divide image_size, found {self.patch_size} and {self.image_size}: "
                 f"{self.image_size - self.image_size % self.patch_size} would do"
             )
+        if self.per_device_batch_size < 2:
+            raise LlavaStfError("per_device_batch_size must be at least 2, found 1: a contrast needs other pictures")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise LlavaStfError(
                 f"warmup_epochs must be at least 0 and below epochs, found {self.warmup_epochs} of {self.epochs}"
@@ -143,12 +145,25 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
     values = read_yaml(known.config) if known.config else {}
     given = {name: value for name, value in vars(known).items() if value is not MISSING}
     del given["config"]
-    options = [option.partition("=") for option in given.pop("option")]
+    from_flags = read_options(given.pop("option"))
     from_file = values.get("options") or {}
     if not isinstance(from_file, Mapping):
         raise LlavaStfError(f"options must be `name: value` lines, found {type(from_file).__name__}")
-    merged = {**from_file, **{name: yaml.safe_load(value) for name, _, value in options}}
-    return from_values({**values, **given, "options": merged})
+    return from_values({**values, **given, "options": {**from_file, **from_flags}})
+
+
+def read_options(texts: Sequence[str]) -> dict[str, Any]:
+    """What NAME=VALUE texts say, values read as YAML's. Raises `LlavaStfError` for any other text."""
+    options = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not (name and sign):
+            raise LlavaStfError(f"an option is NAME=VALUE, found '{text}'")
+    return options
 
 
 def from_values(values: Mapping[str, Any]) -> PretrainConfig:
@@ -171,13 +186,34 @@ def method_options(options_type: type[Any], preset: str, values: Mapping[str, An
 
     Raises `LlavaStfError` for an unknown option (with the nearest known one) or a value of the wrong kind.
     """
+    converted = option_values(options_type, values)
+    options = options_type(**converted) if preset == "released" else options_type.corrected(**converted)
+    for name, value in dataclasses.asdict(options).items():
+        _check_range(name, value)
+    return options
+
+
+def _check_range(name: str, value: Any) -> None:
+    """Raise `LlavaStfError` for a value that an option of this name, whatever the method, cannot have."""
+    if name.endswith("_scale") and not (0 < value[0] <= value[1] <= 1):
+        raise LlavaStfError(f"option {name} must rise from above 0 to at most 1, found {list(value)}")
+    if name in ("hidden", "out") and value < 1:
+        raise LlavaStfError(f"option {name} must be at least 1, found {value}")
+    if name == "temperature" and not value > 0:
+        raise LlavaStfError(f"option {name} must be above 0, found {value}")
+    if name == "drop_path" and not 0 <= value < 1:
+        raise LlavaStfError(f"option {name} must be at least 0 and below 1, found {value}")
+    if (name == "momentum" or name.endswith("_smoothing")) and value is not None and not 0 <= value <= 1:
+        raise LlavaStfError(f"option {name} must be between 0 and 1, found {value}")
+
+
+def option_values(options_type: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` as the annotations of `options_type` ask for them. Raises as `method_options`."""
     types = get_type_hints(options_type)
-    converted = {}
-    for name, value in values.items():
+    for name in values:
         if name not in types:
             raise LlavaStfError(_unknown(f"option of {options_type.__name__}:", name, list(types)))
-        converted[name] = _option_value(name, types[name], value)
-    return options_type(**converted) if preset == "released" else options_type.corrected(**converted)
+    return {name: _option_value(name, types[name], value) for name, value in values.items()}
 
 
 def _option_value(name: str, wanted: Any, value: Any) -> Any:
@@ -199,7 +235,8 @@ def _option_value(name: str, wanted: Any, value: Any) -> Any:
     elif kind is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)  # an integer, or 1e-3, which YAML reads as text
-    raise LlavaStfError(f"option {name} must be {getattr(wanted, '__name__', wanted)}, found {value!r}")
+    shown = wanted.__name__ if isinstance(wanted, type) else str(wanted).removeprefix("typing.")
+    raise LlavaStfError(f"option {name} must be {shown}, found {value!r}")
 
 
 def _unknown(kind: str, name: str, known: Sequence[str]) -> str:

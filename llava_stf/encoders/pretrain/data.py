@@ -137,7 +137,7 @@ class PictureDataset(Dataset[Tensor]):
 
     def __init__(self, pictures: Pictures, side: int, *, max_bad: float = 0.01) -> None:
         self.pictures, self.side = pictures, side
-        self.bad = BadSamples(len(pictures), max_bad)
+        self.bad = BadSamples(len(pictures), max_bad, option="max_bad_images")
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -149,7 +149,8 @@ class PictureDataset(Dataset[Tensor]):
                 picture = self.pictures[candidate]
             except ImageError as error:
                 name = self.pictures.name(candidate)
-                self.bad.add_bad(candidate, SampleError("broken image", name, f"{name}: {error}"))
+                reason = str(error) if name in str(error) else f"{name}: {error}"
+                self.bad.add_bad(candidate, SampleError("broken image", name, reason.rstrip(".")))
                 continue
             self.bad.add_good(candidate)
             return square(picture, self.side)
