@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test lint format bench bench-kernels
+.PHONY: demo test test-serving lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -15,6 +16,10 @@ demo: $(VENV)/.installed
 # Two workers with one torch thread each finish sooner than one worker with two.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What runs on vLLM: its build for machines without a GPU, in an environment of its own (3.5 GB).
+test-serving: $(SERVING_VENV)/.installed
+	OMP_NUM_THREADS=1 $(SERVING_VENV)/bin/python -m pytest tests/vllm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -47,3 +52,10 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e ".[dev]"
 	$(INSTALL) --no-deps lmms-eval==0.7.3
 	touch $(VENV)/.installed $@
+
+$(SERVING_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/prepare_environment.py pyproject.toml
+	$(PYTHON) -m venv $(SERVING_VENV)
+	$(SERVING_VENV)/bin/python -m pip install --disable-pip-version-check -r tests/vllm/requirements.txt
+	$(SERVING_VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
+	$(SERVING_VENV)/bin/python tests/vllm/prepare_environment.py
+	touch $@

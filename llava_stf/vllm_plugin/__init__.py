@@ -1,0 +1,25 @@
+"""vLLM serves LLaVA-STF: with this package installed, `vllm serve FOLDER` and `LLM(FOLDER)` load a saved model.
+
+vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`.
+"""
+
+ARCHITECTURE = "LlavaStfForConditionalGeneration"
+TOKENIZER_MODE = "llava_stf"
+
+
+def register() -> None:
+    """Make vLLM know the architecture and how its prompts are tokenised. May be called again; initialises no GPU."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
+
+    import llava_stf  # noqa: F401 - with it the Auto classes know the config and the processor
+
+    from .model_config import LlavaStfModelConfig
+
+    if TOKENIZER_MODE not in RENDERER_REGISTRY.renderers:
+        RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__name__}.renderer", "LlavaStfRenderer")
+        TokenizerRegistry.register(TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = LlavaStfModelConfig
+    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")

@@ -1,0 +1,87 @@
+"""LLaVA-STF as a vLLM model: vLLM's LLaVA with several tower states, the fusing projector and its token counts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava import LlavaForConditionalGeneration
+from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalKwargsItem
+
+from ..configuration_llava_stf import LlavaStfConfig
+from ..modeling_llava_stf import suppressed_ids
+from .processing import OPTION, LlavaStfDummyInputsBuilder, LlavaStfMultiModalProcessor, LlavaStfProcessingInfo
+from .projector import build_shared_projector
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    LlavaStfMultiModalProcessor, info=LlavaStfProcessingInfo, dummy_inputs=LlavaStfDummyInputsBuilder
+)
+class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
+    """vLLM's LLaVA, modified: the tower gives every fusion state, the projector fuses them, and no placeholder id is
+    ever generated. The vision tower and the language model are vLLM's own, in parallel and quantized as there.
+
+    Reads the names that every version of transformers writes: those of the tower with and without `vision_model`.
+    """
+
+    config: LlavaStfConfig
+    multi_modal_projector: Any
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # Of a server that takes no images vLLM leaves out what they need.
+        if not isinstance(self.multi_modal_projector, StageMissingLayer):
+            self.multi_modal_projector = build_shared_projector(self.config)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Image tokens for the LLM, one [M, H] tensor per image; M is the request's `vision_tokens` (int64 [B])."""
+        image_input = self._parse_and_validate_image_input(**kwargs)
+        if image_input is None:
+            return []
+        if image_input["type"] == "image_embeds":
+            return image_input["data"]
+        states = self._tower_states(image_input["pixel_values"])
+        counts = torch.as_tensor(kwargs[OPTION]).flatten().tolist()
+        features: list[Tensor | None] = [None] * len(counts)
+        for count in dict.fromkeys(counts):
+            rows = [row for row, asked in enumerate(counts) if asked == count]
+            chosen = states if len(rows) == len(counts) else [state[rows] for state in states]
+            for row, tokens in zip(rows, self.multi_modal_projector(chosen, self.config.window_of(count)), strict=True):
+                features[row] = tokens
+        return features
+
+    def _tower_states(self, pixel_values: Tensor) -> list[Tensor]:
+        """The fusion states, each [B, 1 + N, C], with one row before the patches as the projector takes them."""
+        layers = self.config.fusion_states
+        joined = self.vision_tower(pixel_values, select_layers=layers, feature_select_strategy="full")
+        if joined.shape[1] == self.config.grid**2:  # a tower without a class token
+            joined = functional.pad(joined, (0, 0, 1, 0))
+        return list(joined.chunk(len(layers), dim=-1))
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        """As vLLM's, never choosing an id that is no text (see `suppressed_ids`)."""
+        logits = super().compute_logits(hidden_states)
+        if logits is not None:
+            logits[..., suppressed_ids(self.config).start :] = -torch.inf
+        return logits
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: MultiModalKwargsItem | None, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Rows of the tower for adapters on it, and no count for the projector: its two modules see different numbers.
+
+        `num_mm_embeds` is an image's tokens, or where `mm_kwargs` is `None` all that a batch has room for.
+        """
+        config = self.config
+        images = 1 if mm_kwargs is not None else -(-num_mm_embeds // min(config.vision_token_counts))
+        class_tokens = config.vision_config.model_type == "clip_vision_model"
+        return images * (config.grid**2 + class_tokens), None
