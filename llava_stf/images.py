@@ -31,19 +31,20 @@ MAX_ASPECT_RATIO = 200
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "LLAVA_STF_OFFLINE")
 
 
-def load_image(source: ImageSource) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
     """Reads a picture and returns it upright, 8 bits a channel, in mode "RGB".
 
     Args:
         source: a path; an http or https URL; the bytes of an image file; a PIL image; or a numpy array [H, W],
             [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8 0..255, 16-bit 0..65535 or float 0..1.
+        max_pixels: largest picture that is decoded from a file, an URL or bytes, below `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Animations give their first frame. A picture whose longer side exceeds `MAX_SIDE` pixels is first reduced by a
     whole factor.
 
     Raises:
-        ImageError: the picture cannot be read, is larger than `PIL.Image.MAX_IMAGE_PIXELS`, is thinner than
-            1 to `MAX_ASPECT_RATIO`, or is an URL that may not or cannot be fetched. The message names the source.
+        ImageError: the picture cannot be read, has more pixels than allowed, is thinner than 1 to `MAX_ASPECT_RATIO`,
+            or is an URL that may not or cannot be fetched. The message names the source.
     """
     if isinstance(source, np.ndarray):
         image = _from_array(source)
@@ -53,13 +54,13 @@ def load_image(source: ImageSource) -> Image.Image:
         image = _to_rgb(source, name)
     elif isinstance(source, bytes):
         name = f"image of {len(source)} bytes"
-        image = _from_file(io.BytesIO(source), name)
+        image = _from_file(io.BytesIO(source), name, max_pixels)
     elif isinstance(source, str) and (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", source)):
         name = source
-        image = _from_file(io.BytesIO(_download(source, scheme[1].lower())), name)
+        image = _from_file(io.BytesIO(_download(source, scheme[1].lower())), name, max_pixels)
     elif isinstance(source, (str, os.PathLike)):
         name = str(source) if len(str(source)) <= 200 else f"{str(source)[:200]}..."
-        image = _from_path(Path(source), name)
+        image = _from_path(Path(source), name, max_pixels)
     else:
         raise ImageError(
             f"An image is a path, an http(s) URL, bytes, a PIL image or a numpy array; found {type(source).__name__}."
@@ -67,10 +68,10 @@ def load_image(source: ImageSource) -> Image.Image:
     return _bounded(image, name)
 
 
-def _from_path(path: Path, name: str) -> Image.Image:
+def _from_path(path: Path, name: str, max_pixels: int | None) -> Image.Image:
     try:
         with path.open("rb") as file:
-            return _from_file(file, name)
+            return _from_file(file, name, max_pixels)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -81,12 +82,16 @@ def _from_path(path: Path, name: str) -> Image.Image:
         raise ImageError(f"Cannot open {name}: {error}.") from error
 
 
-def _from_file(file: IO[bytes], name: str) -> Image.Image:
+def _from_file(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             Image.init()
             with Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    raise ImageError(
+                        f"{name} is {image.width}x{image.height}, more than {max_pixels:,} pixels; make it smaller."
+                    )
                 return _to_rgb(image, name)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageError(
@@ -155,30 +160,8 @@ def _download(url: str, scheme: str) -> bytes:
     for variable in OFFLINE_VARIABLES:
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
             raise ImageError(f"{url} is not fetched: {variable} is set; unset it or give a local file.")
+    from llava_stf.fetching import fetch
+
+    arriving = fetch(url, max_bytes=MAX_DOWNLOAD_BYTES, max_seconds=MAX_DOWNLOAD_SECONDS)
     with ThreadPoolExecutor(1) as worker:  # its own thread, so that it also works inside a running event loop
-        return worker.submit(asyncio.run, _fetch(url)).result()
-
-
-async def _fetch(url: str) -> bytes:
-    import httpx
-
-    body = bytearray()
-    try:
-        # One deadline over everything: httpx's own timeouts start anew with every byte a slow server sends.
-        async with (
-            asyncio.timeout(MAX_DOWNLOAD_SECONDS),
-            httpx.AsyncClient(follow_redirects=True) as client,
-            client.stream("GET", url) as response,
-        ):
-            response.raise_for_status()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_DOWNLOAD_BYTES:
-                    raise ImageError(f"{url} is larger than {MAX_DOWNLOAD_BYTES // 2**20} MiB and is not fetched.")
-    except TimeoutError as error:
-        raise ImageError(f"{url} did not arrive within {MAX_DOWNLOAD_SECONDS} seconds.") from error
-    except httpx.HTTPStatusError as error:
-        raise ImageError(f"{url} answered {error.response.status_code} {error.response.reason_phrase}.") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ImageError(f"{url} cannot be fetched: {error or type(error).__name__}.") from error
-    return bytes(body)
+        return worker.submit(asyncio.run, arriving).result()

@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList, TextIteratorStreamer
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 Images = ImageSource | Sequence[ImageSource]
 VisionTokens = int | Literal["all"] | None
 Message = dict[str, Any]
+Conversation = Sequence[Message] | str
 
 
 class LlavaStf:
@@ -104,16 +106,28 @@ class LlavaStf:
         if batch_size < 1:
             raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
         turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
-        count = self._count(vision_tokens)
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
             rows = list(range(start, min(start + batch_size, len(pairs))))
             if self._compiled is not None and start:
                 rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
             loaded = [[load_image(source) for source in _as_list(pairs[row][0])] for row in rows]
-            inputs = self._encode([[turns[row]] for row in rows], loaded, count)
+            inputs = self.encode([[turns[row]] for row in rows], loaded, vision_tokens)
             answers += self._answers(inputs, max_new_tokens, generate_kwargs)
         return answers[: len(pairs)]
+
+    def reply_batch(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """The next answer of each conversation, all in one batch; arguments and errors as in `encode`."""
+        inputs = self.encode(conversations, images, vision_tokens)
+        return self._answers(inputs, max_new_tokens, generate_kwargs)
 
     def stream(
         self,
@@ -130,7 +144,7 @@ class LlavaStf:
         """
         turn = user_turn(question, len(_as_list(images, required=True)))
         loaded = [load_image(source) for source in _as_list(images)]
-        inputs = self._encode([[turn]], [loaded], self._count(vision_tokens))
+        inputs = self.encode([[turn]], [loaded], vision_tokens)
         return self._pieces(inputs, max_new_tokens, generate_kwargs)
 
     def chat(self, images: Images = (), *, vision_tokens: VisionTokens = None) -> Chat:
@@ -156,24 +170,40 @@ class LlavaStf:
             )
         return (grid // window) ** 2
 
-    def _encode(
+    def encode(
         self,
-        conversations: Sequence[list[Message]],
-        images: Sequence[list[Image.Image]],
-        vision_tokens: int | None = None,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        vision_tokens: VisionTokens = None,
     ) -> BatchFeature:
-        """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype."""
+        """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype.
+
+        Args:
+            conversations: messages in Hugging Face's form, or a prompt as the model is to read it; not both kinds of
+                `<image>` place, an image item and a marker in the text, for one image.
+            images: the pictures of each conversation, in the order of their places in it.
+            vision_tokens: tokens per image, see the class.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, 3, height, width].
+
+        Raises:
+            PromptError: places and images differ in number, the chat template refuses the messages, or a prompt does
+                not fit the model's positions.
+            FusionError: the model was not trained for that number of vision tokens.
+        """
         processor = self._require_processor()
-        prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in conversations]
+        count = self._count(vision_tokens)
+        prompts = [_render(processor, conversation) for conversation in conversations]
         flat = [image for group in images for image in group]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if vision_tokens is not None:
-            options["vision_tokens"] = vision_tokens
+        if count is not None:
+            options["vision_tokens"] = count
         inputs = processor(images=flat or None, text=prompts, **options)
-        limit = self._positions
+        limit = self.positions
         for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
             if length >= limit:
-                image_tokens = len(group) * (vision_tokens or self.vision_tokens)
+                image_tokens = len(group) * (count or self.vision_tokens)
                 raise PromptError(
                     f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
                     f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
@@ -190,14 +220,18 @@ class LlavaStf:
         return self.processor
 
     @property
-    def _positions(self) -> int:
+    def positions(self) -> int:
+        """Most tokens that a prompt and its answer have together."""
         return self.model.config.text_config.max_position_embeddings
 
-    def _generate(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> torch.Tensor:
-        """Prompt and new ids [B, L + T]; T is at most `max_new_tokens` and what the shortest row has positions for."""
+    def generate(self, inputs: BatchFeature, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> torch.Tensor:
+        """Prompt and new ids [B, L + T] of what `encode` gave; greedy unless told otherwise, compiled where asked for.
+
+        T is at most `max_new_tokens` and what the shortest row has positions for. Raises `PromptError` below 1.
+        """
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
-        room = self._positions - int(inputs["attention_mask"].sum(-1).min())
+        room = self.positions - int(inputs["attention_mask"].sum(-1).min())
         options = {
             "do_sample": False,
             "suppress_tokens": list(suppressed_ids(self.model.config)),
@@ -209,8 +243,8 @@ class LlavaStf:
         return self.model.generate(**inputs, **options)
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
-        new = self._generate(inputs, max_new_tokens, generate_kwargs)[:, inputs["input_ids"].shape[1] :]
-        rooms = (self._positions - inputs["attention_mask"].sum(-1)).tolist()
+        new = self.generate(inputs, max_new_tokens=max_new_tokens, **generate_kwargs)[:, inputs["input_ids"].shape[1] :]
+        rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
         texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -231,7 +265,7 @@ class LlavaStf:
 
         def run() -> None:
             try:
-                self._generate(inputs, max_new_tokens, options)
+                self.generate(inputs, max_new_tokens=max_new_tokens, **options)
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
                 failures.append(error)
             finally:
@@ -281,7 +315,7 @@ class Chat:
     def _next(self, question: str) -> tuple[Message, BatchFeature]:
         turn = user_turn(question, len(self._waiting))
         images = [*self.images, *self._waiting]
-        return turn, self._llava._encode([[*self.messages, turn]], [images], self._vision_tokens)
+        return turn, self._llava.encode([[*self.messages, turn]], [images], self._vision_tokens)
 
     def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
         said: list[str] = []
@@ -317,6 +351,15 @@ def user_turn(question: str, images: int) -> Message:
     return {"role": "user", "content": [*places, {"type": "text", "text": question}]}
 
 
+def _render(processor: LlavaStfProcessor, conversation: Conversation) -> str:
+    if isinstance(conversation, str):
+        return conversation
+    try:
+        return processor.apply_chat_template(list(conversation), add_generation_prompt=True)
+    except TemplateError as error:
+        raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
+
+
 def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
     """Median seconds to the first token over `runs`, after one run to warm up, or three where generation is compiled.
 
@@ -324,12 +367,12 @@ def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs:
     choice of the id. Reading the image, tokenising and the copy to the device are excluded.
     """
     turn = user_turn(question, len(_as_list(images, required=True)))
-    inputs = llava._encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+    inputs = llava.encode([[turn]], [[load_image(source) for source in _as_list(images)]])
     warm_up = 1 if llava._compiled is None else 3  # compile, record CUDA graphs, replay
     times = []
     for _ in range(warm_up + runs):
         start = _clock(llava.model.device)
-        llava._generate(inputs, 1, {})
+        llava.generate(inputs, max_new_tokens=1)
         times.append(_clock(llava.model.device) - start)
     return statistics.median(times[warm_up:])
 

@@ -186,6 +186,16 @@ def test_a_decompression_bomb_is_refused_and_named(tmp_path: Path, monkeypatch: 
             load_image(file)
 
 
+def test_a_callers_own_pixel_limit_holds_before_decoding(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("L", (30, 20)).save(file)
+    truncated = file.read_bytes()[:45]  # the header alone: decoding would complain about that
+    for source in (file, str(file), file.read_bytes(), truncated):
+        with pytest.raises(ImageError, match="30x20, more than 599 pixels"):
+            load_image(source, max_pixels=599)
+    assert load_image(file, max_pixels=600).size == (30, 20)
+
+
 def test_a_real_bomb_costs_no_memory(tmp_path: Path) -> None:
     file = tmp_path / "bomb.png"
     Image.new("1", (14_000, 14_000)).save(file)

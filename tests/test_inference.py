@@ -182,7 +182,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_numbers(llava: LlavaStf, pic
 
 
 def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
-    frame = llava._encode([[_turn("")]], [[Image.fromarray(pictures[0])]])["input_ids"].shape[1]
+    frame = llava.encode([[_turn("")]], [[Image.fromarray(pictures[0])]])["input_ids"].shape[1]
     room = 5
     pairs = [(pictures[0], "What?"), (pictures[1], "x" * (POSITIONS - frame - room))]
     options = {"max_new_tokens": 40, "bad_words_ids": [[llava.processor.tokenizer.eos_token_id]]}
@@ -217,10 +217,33 @@ def test_placeholders_are_never_answered(llava: LlavaStf, pictures: list[np.ndar
     with torch.no_grad():
         head[llava.model.config.image_token_id :] = 100 * head[:1].sign()
         head[:3] = 0
-    ids = llava._generate(llava._encode([[_turn("What?")]], [[Image.fromarray(pictures[0])]]), 8, {})[0, -8:]
+    ids = llava.generate(llava.encode([[_turn("What?")]], [[Image.fromarray(pictures[0])]]), max_new_tokens=8)[0, -8:]
     with torch.no_grad():
         head.copy_(before)
     assert int(ids.max()) < llava.model.config.image_token_id
+
+
+def test_a_batch_of_conversations_gets_the_next_answers(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    chat = llava.chat(pictures[0])
+    first = chat.ask("One?", max_new_tokens=5)
+    history = list(chat.messages)
+    second = chat.ask("Two?", max_new_tokens=5)
+    loaded = [Image.fromarray(picture) for picture in pictures]
+    conversations = [
+        [_turn("One?")],
+        [*history, {"role": "user", "content": "Two?"}],
+        f"{SYSTEM_PROMPT} USER: <image>\nOne? ASSISTANT:",
+        [{"role": "user", "content": "Two?"}],
+    ]
+    images = [loaded[:1], loaded[:1], loaded[:1], []]
+    answers = llava.reply_batch(conversations, images, max_new_tokens=5)
+    assert answers[:3] == [first, second, first]
+    assert answers[3] == llava.chat().ask("Two?", max_new_tokens=5)
+
+
+def test_messages_that_the_template_does_not_know_are_refused(llava: LlavaStf) -> None:
+    with pytest.raises(PromptError, match=r"chat template refuses.*narrator"):
+        llava.reply_batch([[{"role": "narrator", "content": "Once"}]], [[]])
 
 
 def _turn(question: str) -> dict[str, object]:

@@ -178,9 +178,9 @@ class LlavaStfLmms(lmms):
         if stops:
             options |= {"stop_strings": stops, "tokenizer": self.processor.tokenizer}
         read = [self._conversation(request) for request in requests]
-        inputs = self.llava._encode([messages for messages, _ in read], [images for _, images in read])
+        inputs = self.llava.encode([messages for messages, _ in read], [images for _, images in read])
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        new = self.llava._generate(inputs, limit, options)[:, inputs["input_ids"].shape[1] :].tolist()
+        new = self.llava.generate(inputs, max_new_tokens=limit, **options)[:, inputs["input_ids"].shape[1] :].tolist()
         answers = []
         for (messages, _), length, row in zip(read, lengths, new, strict=True):
             ids = self._until_end(row)[: self.llava.model.config.text_config.max_position_embeddings - length]

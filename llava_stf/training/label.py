@@ -20,7 +20,6 @@ from PIL import Image
 from llava_stf.conversation import ANSWER_TAG, IGNORE_INDEX, IMAGE_TOKEN, tokenize_chunks
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
-from llava_stf.modeling_llava_stf import suppressed_ids
 from llava_stf.training.bad_samples import BadSamples
 from llava_stf.training.label_file import LabelFile
 from llava_stf.training.label_questions import Questions, human_turns
@@ -103,7 +102,7 @@ class Labeller:
     ) -> None:
         if llava.processor is None:
             raise CheckpointError("This checkpoint came without a tokenizer, so it cannot be asked in words.")
-        self.model, self.processor = llava.model, llava.processor
+        self.llava, self.processor = llava, llava.processor
         self.questions = questions
         self.labels = labels
         self.prepare = Preparation(
@@ -167,29 +166,19 @@ class Labeller:
         One whose next prompt and a longest answer do not fit the model's positions is asked no further.
         """
         while waiting := [dialogue for dialogue in dialogues if dialogue.is_open() and self._fits(dialogue)]:
-            inputs = self.processor(
-                images=[image for dialogue in waiting for image in dialogue.shown()] or None,
-                text=[self._prompt(dialogue) for dialogue in waiting],
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            ).to(self.model.device, dtype=self.model.dtype)
             try:
-                ids = self.model.generate(
-                    **inputs,
-                    do_sample=False,
+                answers = self.llava.reply_batch(
+                    [dialogue.messages() for dialogue in waiting],
+                    [dialogue.shown() for dialogue in waiting],
                     max_new_tokens=self.max_new_tokens,
-                    suppress_tokens=list(suppressed_ids(self.model.config)),
                 )
             except torch.OutOfMemoryError as error:
                 raise LlavaStfError(
                     f"The GPU has no room for {len(waiting)} questions at once: the same command with a smaller batch "
                     "size goes on from here."
                 ) from error
-            new = ids[:, inputs["input_ids"].shape[1] :]
-            texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            for dialogue, text in zip(waiting, texts, strict=True):
-                dialogue.answers.append(text.strip())
+            for dialogue, answer in zip(waiting, answers, strict=True):
+                dialogue.answers.append(answer)
 
     def _prompt(self, dialogue: _Dialogue) -> str:
         return self.processor.apply_chat_template(dialogue.messages(), add_generation_prompt=True)
@@ -198,7 +187,7 @@ class Labeller:
         image_id = self.prepare.image_token_id
         ids = tokenize_chunks(self.processor.tokenizer, self._prompt(dialogue), image_token_id=image_id)
         length = len(ids) + ids.count(image_id) * (self.prepare.tokens_per_image - 1)
-        return length + self.max_new_tokens <= self.model.config.text_config.max_position_embeddings
+        return length + self.max_new_tokens <= self.llava.positions
 
     def _row(self, dialogue: _Dialogue) -> dict[str, Any] | None:
         """The finished row; none if an answer is empty or makes the row useless."""
@@ -206,7 +195,7 @@ class Labeller:
         if asked < len(dialogue.questions):
             sentence = (
                 f"question {asked + 1} and {self.max_new_tokens} tokens of answer do not fit the model's "
-                f"{self.model.config.text_config.max_position_embeddings} positions"
+                f"{self.llava.positions} positions"
             )
             raise self._error("too long", dialogue.record, number, sentence)
         row = dialogue.row(dialogue.answers)

@@ -157,15 +157,15 @@ def test_a_batch_without_memory_is_halved_and_said(error, pictures, monkeypatch,
     model = build(batch_size=8)
     documents = [([pictures[index % 2]], question) for index, question in enumerate(QUESTIONS)]
     expected = [result.text for result in model.generate_until(requests_of(model, documents))]
-    rows, generate = [], model.llava._generate
+    rows, generate = [], model.llava.generate
 
-    def short_of_memory(inputs, *rest):
+    def short_of_memory(inputs, **rest):
         rows.append(len(inputs["input_ids"]))
         if rows[-1] > 2:
             raise error
-        return generate(inputs, *rest)
+        return generate(inputs, **rest)
 
-    monkeypatch.setattr(model.llava, "_generate", short_of_memory)
+    monkeypatch.setattr(model.llava, "generate", short_of_memory)
     with caplog.at_level(logging.WARNING):
         found = [result.text for result in model.generate_until(requests_of(model, documents))]
     assert found == expected
@@ -180,10 +180,10 @@ def test_errors_are_raised_and_never_an_empty_answer(model, pictures, monkeypatc
     with pytest.raises(PromptError, match=r"Document 0 of drawn.*empty"):
         model.generate_until(requests_of(model, [([pictures[0]], " ")]))
 
-    def fail(*_):
+    def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model.llava, "_generate", fail)
+    monkeypatch.setattr(model.llava, "generate", fail)
     with pytest.raises(torch.OutOfMemoryError):
         model.generate_until(requests_of(model, [([pictures[0]], QUESTIONS[0])]))
 

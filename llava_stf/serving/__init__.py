@@ -1,0 +1,1 @@
+"""`llava-stf serve`: a LLaVA behind OpenAI's HTTP routes, on transformers alone."""

@@ -1,0 +1,247 @@
+"""One thread that owns the model and answers the requests that wait, together where they can be.
+
+Images are decoded and prompts are encoded in other threads, before a request enters the queue: what waits is small, and
+what is wrong with a request is known before it costs the model anything. A batch is made of the first request that
+waits and those behind it that fit to it; whoever comes later waits for the next batch. A row of a batch ends on its
+own, and the batch ends with its last row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import BatchFeature, StoppingCriteriaList
+
+from llava_stf.errors import CheckpointError, ImageError, PromptError
+from llava_stf.images import load_image
+from llava_stf.inference import Conversation, LlavaStf, Message
+
+from .answer_text import AnswerText, Decoder
+from .errors import BusyError
+from .metrics import Metrics
+from .options import ServeOptions
+from .rows import GenerationRequest, Piece, Row, Watch
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["Engine", "GenerationRequest", "Piece"]
+
+# Each may hold the decoded images of one request.
+DECODERS = 4
+
+
+class Engine:
+    """Answers requests with one model, in batches.
+
+    Args:
+        llava: the model, which nothing else may run as long as the engine does.
+        options: `max_batch`, `max_queue`, `max_new_tokens` and `max_image_pixels` are read.
+        metrics: where it counts.
+
+    Raises `CheckpointError` if the model has no tokenizer.
+    """
+
+    def __init__(self, llava: LlavaStf, options: ServeOptions, metrics: Metrics | None = None) -> None:
+        if llava.processor is None:
+            raise CheckpointError("This checkpoint came without a tokenizer, so it cannot be served.")
+        self.llava = llava
+        self.options = options
+        self.metrics = Metrics() if metrics is None else metrics
+        self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
+        self._decode = Decoder(llava.processor.tokenizer)
+        self._pad = llava.processor.tokenizer.pad_token_id
+        ends = llava.model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
+        self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
+        self._changed = threading.Condition()
+        self._waiting: deque[Row] = deque()
+        self._decoding = 0  # requests on their way to the queue, which have a place in it already
+        self._closed = False
+
+    def start(self) -> None:
+        """Starts the thread; once is enough."""
+        if not self._worker.is_alive():
+            self._worker.start()
+
+    def close(self) -> None:
+        """Ends the thread when the running batch is done; what waits fails with a sentence. Blocks until then."""
+        with self._changed:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for row in left:
+            row.fail("The server has stopped.")
+        if self._worker.is_alive():
+            self._worker.join()
+        self._pool.shutdown(cancel_futures=True)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are answered."""
+        return self._worker.is_alive() and not self._closed
+
+    def check_room(self) -> None:
+        """Raises `BusyError` if another request would be refused now."""
+        if self._closed:
+            raise BusyError("The server is about to stop.")
+        if self._decoding + len(self._waiting) >= self.options.max_queue:
+            raise BusyError(f"{self.options.max_queue} requests wait, and no more are taken; try again in a moment.")
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """The answer piece by piece; the last one has a `finish_reason`. Closing it ends the row.
+
+        Raises at the first piece:
+            BusyError: as many requests wait as may.
+            ImageError: an image cannot be read; it is named by its index.
+            PromptError, FusionError: as `LlavaStf.encode`.
+            ModelFailureError: the model failed, also at a later piece.
+        """
+        row = await self._submit(request)
+        try:
+            while True:
+                piece = await row.piece()
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            self._cancel(row)
+
+    async def _submit(self, request: GenerationRequest) -> Row:
+        started = time.perf_counter()
+        with self._changed:
+            self.check_room()
+            self._decoding += 1
+        try:
+            prepared = self._pool.submit(self._prepare, request)
+            inputs, image_tokens = await asyncio.wrap_future(prepared)
+            prompt_tokens = inputs["input_ids"].shape[1]
+            limit = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
+            row = Row(
+                request,
+                inputs,
+                image_tokens=image_tokens,
+                limit=min(limit, self.llava.positions - prompt_tokens),
+                text=AnswerText(self._decode, request.stop),
+                started=started,
+            )
+            with self._changed:
+                if self._closed:
+                    raise BusyError("The server is about to stop.")
+                self._waiting.append(row)
+                self._changed.notify_all()
+        finally:
+            with self._changed:
+                self._decoding -= 1
+        return row
+
+    def _prepare(self, request: GenerationRequest) -> tuple[BatchFeature, int]:
+        """Model inputs of the request alone, and how many of its ids stand for images."""
+        self._check_length(request.conversation)
+        images = []
+        for index, source in enumerate(request.images):
+            try:
+                images.append(load_image(source, max_pixels=self.options.max_image_pixels))
+            except ImageError as error:
+                raise ImageError(f"Image {index} of the request: {error}") from error
+        inputs = self.llava.encode([request.conversation], [images], request.vision_tokens)
+        return inputs, int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
+
+    def _check_length(self, conversation: Conversation) -> None:
+        """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
+        most = self._decode.longest * self.llava.positions
+        found = len(conversation) if isinstance(conversation, str) else sum(map(_characters, conversation))
+        if found > most:
+            raise PromptError(
+                f"The prompt has {found:,} characters, and the model takes {self.llava.positions:,} tokens; "
+                "ask shorter."
+            )
+
+    def _cancel(self, row: Row) -> None:
+        row.cancelled = True
+        with self._changed:
+            if row in self._waiting:
+                self._waiting.remove(row)
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            self.metrics.batch_size.observe(len(batch))
+            self.metrics.running.set(len(batch))
+            self._answer(batch)
+            self.metrics.running.set(0)
+
+    def _next_batch(self) -> list[Row]:
+        """The first row that waits and those that fit to it, as soon as there is one; nothing once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            batch: list[Row] = []
+            for row in list(self._waiting):
+                if len(batch) < self.options.max_batch and (not batch or row.request.fits(batch[0].request)):
+                    batch.append(row)
+                    self._waiting.remove(row)
+            return batch
+
+    def _answer(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self.metrics.prompt_tokens.inc(row.prompt_tokens)
+            self.metrics.image_tokens.inc(row.image_tokens)
+        watch = Watch(rows, lambda row, token: row.add(token, self._ends, self.metrics))
+        request = rows[0].request
+        sampling: dict[str, Any] = {"do_sample": False}
+        if request.samples:
+            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+        try:
+            with _seeded(request.seed if request.samples else None, self.llava.model.device):
+                self.llava.generate(
+                    self._join(rows),
+                    max_new_tokens=max(row.limit for row in rows),
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                    **sampling,
+                )
+        except Exception:  # whatever went wrong in this batch, the next one may do well
+            logger.exception("The model failed at a batch of %d.", len(rows))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        for row in rows:
+            row.fail("The model failed at this request or at one that it was answered with; the log says why.")
+
+    def _join(self, rows: Sequence[Row]) -> BatchFeature:
+        """Inputs of all rows as one batch, padded on the left."""
+        width = max(row.prompt_tokens for row in rows)
+        data: dict[str, Any] = {}
+        for name, value in (("input_ids", self._pad), ("attention_mask", 0)):
+            data[name] = torch.cat(
+                [functional.pad(row.inputs[name], (width - row.prompt_tokens, 0), value=value) for row in rows]
+            )
+        pixels = [row.inputs["pixel_values"] for row in rows if "pixel_values" in row.inputs]
+        if pixels:
+            data["pixel_values"] = torch.cat(pixels)
+        return BatchFeature(data)
+
+
+def _characters(message: Message) -> int:
+    content = message["content"]
+    return len(content) if isinstance(content, str) else sum(len(item.get("text", "")) for item in content)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draws from this seed inside, and as before behind it."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,182 @@
+"""One request on its way through the engine: what is asked, the row of a batch that it becomes, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteria
+
+from llava_stf.inference import Conversation, VisionTokens
+
+from .answer_text import AnswerText
+from .errors import ModelFailureError
+from .metrics import Metrics
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
+
+FinishReason = Literal["stop", "length"]
+# Below it logits divided by it leave the range of floats, and the likeliest token is all that is left to draw.
+MIN_TEMPERATURE = 1e-3
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What is asked of an engine.
+
+    Attributes:
+        conversation: messages in Hugging Face's form, or a prompt as the model is to read it.
+        images: one for each place in the conversation, in order: the bytes of a file, or a PIL image.
+        vision_tokens: tokens per image; `None` takes the model's default.
+        max_new_tokens: longest answer; `None` takes the server's.
+        temperature: 0 is greedy decoding.
+        top_p: draws from the likeliest tokens that together have this probability.
+        stop: texts that end the answer and are not part of it.
+        seed: of the draws; a request with a seed is answered alone, so that others do not change its draws.
+    """
+
+    conversation: Conversation
+    images: Sequence[bytes | Image.Image] = ()
+    vision_tokens: VisionTokens = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether tokens are drawn at random."""
+        return self.temperature >= MIN_TEMPERATURE
+
+    def fits(self, other: GenerationRequest) -> bool:
+        """Whether both can be answered in one batch."""
+        if self.samples != other.samples or self.vision_tokens != other.vision_tokens:
+            return False
+        sampling = (self.temperature, self.top_p), (other.temperature, other.top_p)
+        return not self.samples or (self.seed is None and other.seed is None and sampling[0] == sampling[1])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer.
+
+    Attributes:
+        text: goes behind the pieces before; it may be empty in the last one.
+        prompt_tokens, image_tokens: of the request; the latter are among the former.
+        completion_tokens: of the answer so far.
+        finish_reason: of the last piece: "stop" at the model's end or a stop string, "length" where there is no room.
+    """
+
+    text: str
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+    finish_reason: FinishReason | None = None
+
+
+class Row:
+    """One request in the queue or in a batch; written by the engine's thread, read by the event loop that asked.
+
+    Args:
+        request: what is asked.
+        inputs: its own model inputs, input_ids [1, L].
+        image_tokens: how many of the L ids stand for images.
+        limit: most new tokens.
+        text: its answer, empty so far.
+        started: `time.perf_counter` at which it came.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        inputs: BatchFeature,
+        *,
+        image_tokens: int,
+        limit: int,
+        text: AnswerText,
+        started: float,
+    ) -> None:
+        self.request = request
+        self.inputs = inputs
+        self.prompt_tokens = inputs["input_ids"].shape[1]
+        self.image_tokens = image_tokens
+        self.limit = limit
+        self.cancelled = False
+        self.done = False
+        self.completion_tokens = 0
+        self.started = started
+        self._text = text
+        self._pieces: asyncio.Queue[Piece | ModelFailureError] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, token: int, ends: frozenset[int], metrics: Metrics) -> None:
+        """Takes the next id of the answer; one that comes behind the end is none of it."""
+        if self.done or self.cancelled:
+            return
+        if not self.completion_tokens:
+            metrics.first_token.observe(time.perf_counter() - self.started)
+        self.completion_tokens += 1
+        fresh, stopped = ("", False) if token in ends else self._text.add(token)
+        if stopped:
+            self._finish(fresh, "stop", metrics)
+        elif token in ends:
+            self._finish(self._text.finish(), "stop", metrics)
+        elif self.completion_tokens == self.limit:
+            self._finish(fresh + self._text.finish(), "length", metrics)
+        elif fresh:
+            self._put(self._piece(fresh))
+
+    def fail(self, sentence: str) -> None:
+        """Gives the reader an error in place of what is missing."""
+        if not self.done:
+            self.done = True
+            self._put(ModelFailureError(sentence))
+
+    async def piece(self) -> Piece:
+        """The next piece. Raises `ModelFailureError` where the model failed."""
+        piece = await self._pieces.get()
+        if isinstance(piece, ModelFailureError):
+            raise piece
+        return piece
+
+    def _finish(self, text: str, reason: FinishReason, metrics: Metrics) -> None:
+        self.done = True
+        metrics.completion_tokens.inc(self.completion_tokens)
+        metrics.request.observe(time.perf_counter() - self.started)
+        self._put(self._piece(text, reason))
+
+    def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
+        return Piece(text, self.prompt_tokens, self.image_tokens, self.completion_tokens, reason)
+
+    def _put(self, item: Piece | ModelFailureError) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, item)
+        except RuntimeError:  # the reader's event loop has been closed
+            self.cancelled = True
+
+
+class Watch(StoppingCriteria):
+    """Hands each row its new ids, and ends the rows that are done or that nobody waits for.
+
+    Args:
+        rows: of the batch, in its order.
+        take: called with a row and its new id.
+    """
+
+    def __init__(self, rows: Sequence[Row], take: Callable[[Row, int], None]) -> None:
+        self._rows = rows
+        self._take = take
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        """Whether each row of `input_ids` [B, L + T] is over: bool [B]."""
+        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+            self._take(row, token)
+        over = [row.done or row.cancelled for row in self._rows]
+        return torch.tensor(over, device=input_ids.device)

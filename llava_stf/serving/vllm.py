@@ -1,0 +1,92 @@
+"""Hands a `llava-stf serve` over to `vllm serve`: the same model and, where vLLM has them, the same options."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import llava_stf
+from llava_stf.conversion.sources import Kind, recognise
+from llava_stf.errors import LlavaStfError, MissingDependencyError
+
+# Options that vLLM has no counterpart of, how they are written, and what to do instead.
+_UNKNOWN = {
+    "quantization": ("--quantization", "serve a quantized folder that vLLM reads"),
+    "device": ("--device", "set CUDA_VISIBLE_DEVICES"),
+    "vision_tokens": (
+        "--vision-tokens",
+        "save the model with the counts it shall have, and ask for one with mm_processor_kwargs",
+    ),
+    "max_queue": ("--max-queue", "put a proxy with a limit in front"),
+    "max_body_bytes": ("--max-body-megabytes", "put a proxy with a limit in front"),
+    "max_image_bytes": ("--max-image-megabytes", "put a proxy with a limit in front"),
+    "max_new_tokens": ("--max-new-tokens", "let requests say max_tokens"),
+    "allow_urls": (
+        "--allow-urls",
+        "vLLM would fetch from private addresses, too; run vllm serve --allowed-media-domains yourself",
+    ),
+    "ui": ("--ui", "run the page on the transformers engine"),
+    "compare_model": ("--compare-model", "run the page on the transformers engine"),
+}
+
+
+def vllm_command(model: str, given: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """The command line of `vllm serve`, and environment variables to add.
+
+    Args:
+        model: "tiny", "tiny-full", or a folder of a saved LLaVA-STF or plain LLaVA in Hugging Face's format.
+        given: options of `llava-stf serve` that were given, by the names of `ServeOptions`, and what it takes beside.
+
+    Raises:
+        MissingDependencyError: vLLM is not installed.
+        LlavaStfError: an option has no counterpart, or vLLM cannot read the model.
+    """
+    for name, (option, advice) in _UNKNOWN.items():
+        if name in given:
+            raise LlavaStfError(f"--engine vllm has nothing for {option}: {advice}.")
+    folder = _folder(model)
+    if find_spec("vllm") is None:
+        raise MissingDependencyError("--engine vllm needs vLLM: pip install 'llava-stf[vllm]'")
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    command += ["--served-model-name", given.get("served_name", model)]
+    command += ["--host", given.get("host", "127.0.0.1"), "--port", str(given.get("port", 8000))]
+    command += ["--limit-mm-per-prompt", json.dumps({"image": given.get("max_images", 8)})]
+    # Greedy unless told otherwise, as the transformers engine; and no image is fetched, whatever its host.
+    command += ["--override-generation-config", json.dumps({"temperature": 0.0})]
+    command += ["--allowed-media-domains", "none.invalid"]
+    if "dtype" in given:
+        command += ["--dtype", given["dtype"]]
+    if "max_batch" in given:
+        command += ["--max-num-seqs", str(given["max_batch"])]
+    if given.get("log_prompts"):
+        command += ["--enable-log-requests"]
+    environment = {"VLLM_MAX_IMAGE_PIXELS": str(given.get("max_image_pixels", 50_000_000))}
+    if "api_key" in given:
+        environment["VLLM_API_KEY"] = given["api_key"]  # not as an argument, which every user of the machine can read
+    return command, environment
+
+
+def exec_vllm(model: str, given: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Replaces this process by `vllm serve` with further options of its own; errors as `vllm_command`."""
+    command, environment = vllm_command(model, given)
+    os.execve(command[0], [*command, *more], {**os.environ, **environment})
+
+
+def _folder(model: str) -> Path:
+    folder = Path(model).expanduser()
+    if model in ("tiny", "tiny-full"):
+        folder = Path(llava_stf.__file__).parent / "assets" / model
+    if not folder.is_dir():
+        raise LlavaStfError(
+            f"vLLM serves saved folders, found '{model}'; bring it into one first: llava-stf convert '{model}' FOLDER"
+        )
+    if recognise(folder).kind not in (Kind.STF, Kind.LLAVA):
+        raise LlavaStfError(
+            f"vLLM reads Hugging Face's format, and {folder} is another; first: llava-stf convert '{model}' FOLDER"
+        )
+    return folder
