@@ -23,8 +23,12 @@ _TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
     "image_size": 112, "patch_size": 14,
 }  # fmt: skip
-# Vision tower and LLM; "tiny" is for trying the command.
+# Vision tower and LLM; "medium" has LLaVA-1.5's grid and text length on a machine without a GPU, "tiny" is for trying.
 SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "medium": (
+        {**_CLIP_L, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
+        {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    ),
     "7b": (
         _CLIP_L,
         {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},

@@ -1,0 +1,100 @@
+"""What a server is asked, and when: pictures of which no two are the same, and arrivals of a fixed or a Poisson load.
+
+A server that has seen a picture before may have its tokens in a cache. So every request of a measurement, those that
+warm the server up included, has a picture of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import mimetypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from llava_stf.errors import LlavaStfError
+from llava_stf.world import draw, questions_of
+
+ABOUT_A_PICTURE = "What is shown here?"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: a text, and a picture as a data URL."""
+
+    text: str
+    picture: str
+
+    @property
+    def content(self) -> list[dict[str, Any]]:
+        """The content of a user's message, as OpenAI's chat route takes it."""
+        return [{"type": "image_url", "image_url": {"url": self.picture}}, {"type": "text", "text": self.text}]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests come: each of so many clients asks again when it is answered, or so many a second come at random."""
+
+    clients: int | None = None
+    rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        if self.clients is not None:
+            return f"{self.clients} client{'s' if self.clients > 1 else ''}"
+        return f"Poisson, {self.rate:.3g} a second"
+
+
+def questions(images: Path | None, seed: int, count: int) -> Iterator[Question]:
+    """The first `count` questions about the pictures of a folder, or without one about drawn pictures.
+
+    Raises `LlavaStfError` if the folder has fewer pictures.
+    """
+    if images is None:
+        return (_drawn(index, seed) for index in range(count))
+    files = picture_files(images)
+    if len(files) < count:
+        raise LlavaStfError(
+            f"{count} requests need as many pictures, since one that was seen before may come from a cache, and "
+            f"{images} has {len(files)}; give more pictures or ask for fewer --requests."
+        )
+    return (Question(ABOUT_A_PICTURE, _data_url(file.read_bytes(), _kind(file))) for file in files[:count])
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The files of a folder whose names end like a picture's. Raises `LlavaStfError` if it is no folder."""
+    if not folder.is_dir():
+        raise LlavaStfError(f"Expected a folder of pictures, found none at {folder}.")
+    return sorted(file for file in folder.iterdir() if _kind(file).startswith("image/"))
+
+
+def arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """Seconds from the start at which the requests of a Poisson load come, the first one at 0 included.
+
+    The gaps are exponential, stretched as a whole so that `count` of them last exactly `count / rate`: two servers get
+    the same load however the seed falls.
+    """
+    gaps = np.random.default_rng(seed).exponential(size=count)
+    ends = np.cumsum(gaps) * (count / rate / gaps.sum())
+    return [0.0, *ends[:-1].tolist()]
+
+
+def _drawn(index: int, seed: int) -> Question:
+    scene, pixels = draw(index, seed=seed, split="held_out")
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    asked = questions_of(scene, index, seed=seed, split="held_out", count=1)
+    return Question(asked[0].text if asked else ABOUT_A_PICTURE, _data_url(file.getvalue(), "image/png"))
+
+
+def _data_url(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _kind(file: Path) -> str:
+    return mimetypes.guess_type(file.name)[0] or ""
