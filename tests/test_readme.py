@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-SNIPPETS = re.findall(r"(<!-- needs the hub -->\n)?```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+SNIPPET = re.compile(r"(<!-- needs (?:the hub|a server) -->\n)?```python\n(.*?)```", re.DOTALL)
+SNIPPETS = SNIPPET.findall(README.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("snippet", [code for hub, code in SNIPPETS if not hub])
+@pytest.mark.parametrize("snippet", [code for needs, code in SNIPPETS if not needs])
 def test_snippet_runs(snippet, tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     result = subprocess.run(

@@ -86,7 +86,7 @@ def _files(root: Path, config: str, split: str) -> tuple[list[str], Mapping[str,
 
 def _check_columns(files: list[str], declared: Mapping[str, Any], table: Table, *, scored: bool) -> None:
     from datasets import Features
-    from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
+    from pyarrow import ArrowInvalid, parquet
 
     for file in files:
         try:

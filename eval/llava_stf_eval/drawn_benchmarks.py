@@ -69,7 +69,7 @@ def _write_table(root: Path, table: Table, rows: Rows) -> dict[str, str]:
     A file's name holds a digest of its content: `datasets` keeps what it has prepared under the README's content, and
     would take another folder's pictures for these if both READMEs said the same.
     """
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     schema = features(table).arrow_schema

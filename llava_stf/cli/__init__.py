@@ -1,4 +1,4 @@
-"""The command line: `llava-stf demo | ask | chat | show | convert | assemble | merge | data | bench | encoders`.
+"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | assemble | merge | data | ...`.
 
 Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 interrupted. Only typer is
 imported here; what a command needs is imported when it runs, so that `--help` is instant.
@@ -16,8 +16,10 @@ import typer
 from llava_stf import __version__
 from llava_stf.cli.ask import ask
 from llava_stf.cli.assemble import assemble
+from llava_stf.cli.batch import batch
 from llava_stf.cli.bench import bench
 from llava_stf.cli.bench_compare import compare
+from llava_stf.cli.bench_serve import serve as bench_serve
 from llava_stf.cli.bench_speed import speed
 from llava_stf.cli.chat import chat
 from llava_stf.cli.convert import convert
@@ -25,6 +27,7 @@ from llava_stf.cli.data import data
 from llava_stf.cli.demo import demo
 from llava_stf.cli.encoders import encoders
 from llava_stf.cli.merge import merge
+from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
 from llava_stf.errors import LlavaStfError
 
@@ -40,11 +43,12 @@ app = typer.Typer(
     epilog="Try: [bold]llava-stf demo[/]  |  [bold]llava-stf ask photo.jpg 'What is this?' "
     "--model llava-hf/llava-1.5-7b-hf[/]",
 )
-for command in (demo, ask, chat, show, convert, assemble, merge):
+for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge):
     app.command()(command)
 app.add_typer(data, name="data")
 bench.command()(speed)
 bench.command()(compare)
+bench.command("serve")(bench_serve)
 app.add_typer(bench, name="bench")
 app.add_typer(encoders, name="encoders")
 

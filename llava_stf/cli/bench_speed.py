@@ -21,7 +21,9 @@ def _counts(text: str | None) -> str | None:
 
 
 def speed(
-    shape: Annotated[str | None, typer.Option(help="Random weights of this shape: medium, 7b, 13b or tiny (default).")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="Random weights of a shape: medium, 7b, 13b, tiny (default).")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A plain LLaVA instead: a folder or a model of the hub.")] = None,
     methods: Annotated[
         str, typer.Option(help="full, stf or ways of llava_stf.reduction; compared with the first.")

@@ -219,7 +219,7 @@ def _check_format(tokenizer: PreTrainedTokenizerBase, image_token_id: int, folde
 
 
 @torch.inference_mode()
-def _check_head(model: LlavaForConditionalGeneration, lm: PreTrainedModel, folder: Path) -> None:
+def _check_head(model: LlavaForConditionalGeneration, lm: PreTrainedModel, folder: str | Path) -> None:
     """Raise `CheckpointError` if the language model does more to its logits than LLaVA does, one linear layer."""
     ids = torch.arange(1, 5)[None]
     if not torch.allclose(model(input_ids=ids).logits, lm(input_ids=ids).logits, rtol=1e-4, atol=1e-4):

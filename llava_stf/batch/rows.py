@@ -1,0 +1,116 @@
+"""The rows of a batch: what each asks about which pictures.
+
+What is wrong with a row is said when it is read and becomes its result, so that a million rows do not fail over one.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llava_stf.batch.sources import Source, open_source
+from llava_stf.errors import DataError
+from llava_stf.images import ImageSource
+from llava_stf.training.records import pictures
+
+
+@dataclass(frozen=True)
+class Row:
+    """One input row: what to ask about which pictures, or in `fault` the sentence why it cannot be asked."""
+
+    index: int
+    id: str | int
+    question: str = ""
+    pictures: tuple[ImageSource, ...] = ()
+    fault: str | None = None
+
+
+class Rows:
+    """The rows of `source`.
+
+    Args:
+        source: records with `question`, `image` or `images`, and perhaps `id` (else the row's number).
+        question: asked where a record has none of its own.
+        images: the folder that image paths start from.
+        allow_urls: whether pictures may be fetched from http(s) URLs.
+    """
+
+    def __init__(self, source: Source, question: str | None, images: Path, allow_urls: bool) -> None:
+        self.fingerprint = source.fingerprint
+        self._source = source
+        self._question = question
+        self._images = images.absolute()  # results are the same from wherever the command is given
+        self._allow_urls = allow_urls
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Row:
+        name: str | int = str(index)
+        try:
+            record = self._source[index]
+            found = record.get("id")
+            if found is not None:
+                name = found if type(found) is int else str(found)
+            return Row(index, name, self._asked(record), tuple(self._pictures(record)))
+        except DataError as error:
+            return Row(index, name, fault=str(error))
+
+    def _asked(self, record: Mapping[str, Any]) -> str:
+        question = self._question if record.get("question") is None else record["question"]
+        if question is None:
+            raise DataError("The row has no 'question', and none is given for rows without one (--question).")
+        if not isinstance(question, str):
+            raise DataError(f"'question' must be a text, found {question!r:.80}.")
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"'question' is no valid Unicode: {error.reason} at character {error.start}.") from error
+        return question
+
+    def _pictures(self, record: Mapping[str, Any]) -> Iterator[ImageSource]:
+        found = record.get("images") or record.get("image") or []
+        items = found if isinstance(found, list) else [found]
+        if not items:
+            raise DataError("The row has no picture: expected 'image' or 'images', a path, bytes, or a list of them.")
+        for item in items:
+            if isinstance(item, str) and item.startswith("data:"):
+                yield _decoded(item)
+            elif isinstance(item, str) and re.match(r"https?://", item, re.IGNORECASE):
+                if not self._allow_urls:
+                    raise DataError(f"{item:.200} is not fetched: URLs need to be allowed (--allow-urls).")
+                yield item
+            else:
+                yield from pictures({"image": [item]}, self._images)
+
+
+def open_rows(path: Path, *, question: str | None, images: Path | None, allow_urls: bool) -> Rows:
+    """The rows of `path`, see `open_source` and `Rows`; by default image paths start from what it is or lies in.
+
+    Raises as `open_source`, and `DataError` if nobody says what to ask about a folder, or `images` is none.
+    """
+    if path.is_dir():
+        if question is None:
+            raise DataError(f"{path} is a folder of pictures; say what to ask about each of them (--question).")
+        if images is not None:
+            raise DataError(f"{path} holds the pictures itself; a folder for their paths (--images) is for a file.")
+    source = open_source(path)
+    folder = images or (path if path.is_dir() else path.parent)
+    if not folder.is_dir():
+        raise DataError(f"The image folder {folder} does not exist.")
+    return Rows(source, question, folder, allow_urls)
+
+
+def _decoded(url: str) -> bytes:
+    """The bytes of a `data:` URL. Raises `DataError` if they are not in base64."""
+    head, _, body = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("expected data:image/...;base64,...")
+        return base64.b64decode(body, validate=True)
+    except ValueError as error:
+        raise DataError(f"{head:.80} cannot be read: {error}.") from error

@@ -1,0 +1,57 @@
+"""A local Ray of two workers answers as one process does, also when a worker is killed, and hands on errors."""
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llava_stf.batch.on_ray import RayWorkers
+from llava_stf.batch.run import BatchJob, run_batch
+from llava_stf.errors import LlavaStfError
+
+from .conftest import QUESTION, kill_who_has_a_shard, results
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[RayWorkers]:
+    import ray
+
+    options = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # else workers wait for every other process of a busy machine
+        for attempt in range(4):  # Ray gives its own daemon 30 seconds to start, which is not much on such a machine
+            try:
+                ray.init(**options, logging_level=logging.ERROR)
+                break
+            except Exception:  # it raises no narrower one
+                ray.shutdown()
+                if attempt == 3:
+                    raise
+    yield RayWorkers(workers=2)
+    ray.shutdown()
+
+
+def test_two_workers_of_which_one_is_killed_answer_as_one_process(
+    workers: RayWorkers, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = BatchJob(album, tmp_path / "whole", question=QUESTION, shard_size=2, dtype="float32", max_new_tokens=8)
+    run_batch(whole)
+    monkeypatch.chdir(tmp_path)
+    shared = replace(whole, output=Path("shared"))  # a relative path means the same to workers that start elsewhere
+    with ThreadPoolExecutor(1) as thread:
+        killed = thread.submit(kill_who_has_a_shard, tmp_path / "shared", 2)
+        summary = run_batch(shared, distribute=workers)
+        assert killed.result() > 0
+    assert (summary.rows, summary.errors) == (24, 0)
+    assert summary.rows_now >= 22  # the killed one may have finished its shard without being able to say so
+    assert results(tmp_path / "shared") == results(tmp_path / "whole")
+    assert run_batch(shared, distribute=workers).rows_now == 0
+
+
+def test_error_of_a_worker_is_that_of_the_run(workers: RayWorkers, album: Path, tmp_path: Path) -> None:
+    job = BatchJob(album, tmp_path / "output", question=QUESTION, model="nowhere", shard_size=24)
+    with pytest.raises(LlavaStfError, match="No model 'nowhere'"):
+        run_batch(job, distribute=workers)
