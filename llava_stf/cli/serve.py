@@ -125,7 +125,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
     if model in EMBEDDED:
         print(NOTICE.format(model=model), file=sys.stderr)
     app = create_app(
-        _load(model, loading), options, compare=None if compare is None else _load(compare, _twin(loading))
+        _load(model, loading), options, compare=None if compare is None else _load(compare, _twin(compare, loading))
     )
     if ui:
         from llava_stf.serving.page import mount_page
@@ -148,9 +148,13 @@ def _load(model: str, options: dict[str, Any]) -> Any:
         return load_model(model, **options)
 
 
-def _twin(options: dict[str, Any]) -> dict[str, Any]:
-    """How the second model is loaded: as the first one, with its own tokens."""
-    return {name: value for name, value in options.items() if name != "vision_tokens"}
+def _twin(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """How the second model is loaded: as the first one, with its own tokens, a plain LLaVA with all of them."""
+    from llava_stf.configuration_llava_stf import LlavaStfConfig
+    from llava_stf.loading import read_config
+
+    own = {} if isinstance(read_config(model), LlavaStfConfig) else {"vision_tokens": "all"}
+    return {**{name: value for name, value in options.items() if name != "vision_tokens"}, **own}
 
 
 def _million(value: float | None, unit: int) -> int | None:

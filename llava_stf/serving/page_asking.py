@@ -1,0 +1,110 @@
+"""The page's one job: a picture and a question go to one engine or, in turn, to several, and cards come back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+from llava_stf.errors import ImageError, LlavaStfError
+from llava_stf.images import load_image
+from llava_stf.inference import user_turn
+from llava_stf.looking import look
+
+from .engine import Engine, GenerationRequest
+from .page_cards import Card, draw_view, render, render_error
+
+if TYPE_CHECKING:
+    from .options import ServeOptions
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One choice of the page: the vision tokens that an engine is asked for, of `patches` in all."""
+
+    title: str
+    engine: Engine
+    vision_tokens: int
+    patches: int
+
+
+def budgets(engines: Sequence[Engine]) -> list[Budget]:
+    """What can be chosen: every count that the models serve, a model's default first, by titles such as "25 %"."""
+    found: dict[str, Budget] = {}
+    for engine in engines:
+        config = engine.llava.model.config
+        patches, default = patch_grid(config) ** 2, engine.llava.vision_tokens
+        counts = config.vision_token_counts if isinstance(config, LlavaStfConfig) else [default]
+        for count in sorted(counts, key=lambda count: count != default):
+            share = f"{100 * count / patches:.3g} %"
+            title = share if share not in found else f"{share}, second model"
+            found[title] = Budget(title, engine, count, patches)
+    return list(found.values())
+
+
+class Asking:
+    """Answers for the page.
+
+    Args:
+        budgets: what can be chosen.
+        options: limits of pictures and answers, those of the HTTP routes.
+    """
+
+    def __init__(self, budgets: Sequence[Budget], options: ServeOptions) -> None:
+        self.budgets = list(budgets)
+        self.options = options
+
+    def read(self, picture: str | None) -> Image.Image:
+        """The uploaded file as a picture. Raises `ImageError` without one, or where it is broken or too large."""
+        if picture is None:
+            raise ImageError("There is no picture yet: drop one, paste one, or start from an example.")
+        try:
+            data = Path(picture).read_bytes()
+        except OSError as error:
+            raise ImageError("The picture is no longer on the server; upload it again.") from error
+        try:
+            return load_image(data, max_pixels=self.options.max_image_pixels)
+        except ImageError as error:
+            raise ImageError(f"This picture cannot be used: {error}") from error
+
+    async def answer(self, picture: str | None, question: str, chosen: Sequence[Budget]) -> AsyncIterator[str]:
+        """HTML of the answers as they grow, one model after the other, so that neither slows the other's clock."""
+        try:
+            turn = user_turn(question.strip(), 1)
+            image, cards = await asyncio.to_thread(self._prepare, picture, chosen)
+        except LlavaStfError as error:
+            yield render_error(str(error))
+            return
+        for card, budget in zip(cards, chosen, strict=True):
+            card.running = True
+            yield render(cards)
+            request = GenerationRequest([turn], [image], vision_tokens=budget.vision_tokens)
+            started = time.perf_counter()
+            try:
+                async for piece in budget.engine.stream(request):
+                    if piece.text and card.first_token_seconds is None:
+                        card.first_token_seconds = time.perf_counter() - started
+                    card.text += piece.text
+                    card.prompt_tokens, card.completion_tokens = piece.prompt_tokens, piece.completion_tokens
+                    yield render(cards)
+                card.seconds = time.perf_counter() - started
+            except LlavaStfError as error:
+                card.error = str(error)
+            card.running = False
+            yield render(cards)
+
+    def _prepare(self, picture: str | None, chosen: Sequence[Budget]) -> tuple[Image.Image, list[Card]]:
+        image = self.read(picture)
+        cards = []
+        for budget in chosen:
+            seen = look(budget.engine.llava, image)
+            window = seen.grid // math.isqrt(budget.vision_tokens)
+            cards.append(Card(budget.title, budget.vision_tokens, draw_view(seen, window)))
+        return image, cards

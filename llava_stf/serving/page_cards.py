@@ -1,0 +1,107 @@
+"""The answers as HTML: a card each, with the picture as the model sees it, the words so far, and what they cost."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from llava_stf.looking import Look
+
+EMPTY = '<div class="empty">The answer appears here.</div>'
+
+
+@dataclass
+class Card:
+    """One answer, as far as it has come.
+
+    Attributes:
+        title: of the budget, for instance "25 %".
+        vision_tokens: of the picture.
+        view: SVG of the picture with its windows.
+        text: the answer so far.
+        running: whether more is to come.
+        first_token_seconds: from the request to the first text, queueing included; `None` before it.
+        seconds: from the request to the end; `None` before it.
+        prompt_tokens, completion_tokens: `None` before the end.
+        error: the sentence that stands in place of an answer.
+    """
+
+    title: str
+    vision_tokens: int
+    view: str
+    text: str = ""
+    running: bool = False
+    first_token_seconds: float | None = None
+    seconds: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error: str | None = None
+
+
+def draw_view(seen: Look, window: int) -> str:
+    """SVG of what enters the tower, cut into the `window` x `window` patches that become a token each."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(seen.picture * 255).astype(np.uint8)).save(file, "PNG")
+    picture = base64.b64encode(file.getvalue()).decode()
+    places = range(0, seen.grid, window)
+    kind, inset = ("windows", 0.04 * window) if window > 1 else ("patches", 0.0)
+    side = window - 2 * inset
+    boxes = "".join(
+        f'<rect x="{left + inset:.3g}" y="{top + inset:.3g}" width="{side:.3g}" height="{side:.3g}"/>'
+        for top in places
+        for left in places
+    )
+    tokens = len(places) ** 2
+    return (
+        f'<svg class="view" viewBox="0 0 {seen.grid} {seen.grid}" role="img" '
+        f'aria-label="The picture in {tokens} windows of {window} by {window} patches, a token each">'
+        f'<image href="data:image/png;base64,{picture}" width="{seen.grid}" height="{seen.grid}"/>'
+        f'<g class="{kind}">{boxes}</g></svg>'
+    )
+
+
+def render(cards: list[Card]) -> str:
+    """The cards side by side where there is room."""
+    kind = "answers alone" if len(cards) == 1 else "answers"
+    return f'<div class="{kind}">{"".join(map(_card, cards))}</div>'
+
+
+def render_error(sentence: str) -> str:
+    """A sentence in place of all answers."""
+    return f'<div class="problem" role="alert">{escape(sentence)}</div>'
+
+
+def _card(card: Card) -> str:
+    if card.error is not None:
+        body = render_error(card.error)
+    else:
+        state = " running" if card.running else ""
+        body = f'<p class="answer{state}">{escape(card.text)}</p>'
+    return (
+        f'<article class="card"><header><h2>{escape(card.title)}</h2><span>{card.vision_tokens:,} vision tokens</span>'
+        f'</header><div class="seen">{card.view}<div class="said">{body}{_costs(card)}</div></div></article>'
+    )
+
+
+def _costs(card: Card) -> str:
+    figures = {
+        "first token": _seconds(card.first_token_seconds),
+        "whole answer": _seconds(card.seconds),
+        "prompt": _tokens(card.prompt_tokens),
+        "answer": _tokens(card.completion_tokens),
+    }
+    rows = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in figures.items())
+    return f'<dl class="costs">{rows}</dl>'
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:,.0f} ms" if seconds < 1 else f"{seconds:,.1f} s"
+
+
+def _tokens(count: int | None) -> str:
+    return "–" if count is None else f"{count:,} token{'s' * (count != 1)}"
