@@ -5,13 +5,14 @@
 #
 # Towers: the embedded model's own, a random one, and one pre-trained by each method on 6,000 pictures without labels. Each
 # is frozen under the language model of the embedded LLaVA with a random projector, which is trained in the paper's two
-# stages on 4,800 pictures, once with the states of many depths fused (MBTF) and once with the select layer's alone. About
-# an hour and a half on one CPU core.
+# stages on 4,800 pictures, once with the states of many depths fused (MBTF) and once with the select layer's alone. STEPS
+# is the length of the second stage, and a third of it that of the first. About an hour and a half on one CPU core.
 set -euo pipefail
 out=${1:-runs/towers}
 python=${PYTHON:-.venv/bin/python}
 llava=$(dirname "$python")/llava-stf
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+steps=${STEPS:-300}
 config=scripts/configs/encoders/drawn-quick.yaml
 
 [ -f "$out/pictures/instruct.json" ] || "$python" -m llava_stf.world --out "$out/pictures" --count 6000 --seed 51
@@ -30,8 +31,9 @@ llava_with() { # TOWER LAYERS NAME_OF_LAYERS
     [ -f "$run-start/config.json" ] ||
         "$llava" assemble "$run-start" --vision-encoder "$out/$1" --language-model tiny-full \
             --fusion-layers "$2"
-    finetune "$run-align" "$run-start" --stage align --data "$out/data/align.json" --max-steps 100 --learning-rate 1e-3
-    finetune "$run" "$run-align" --stage instruct --data "$out/data/instruct.json" --max-steps 300 \
+    finetune "$run-align" "$run-start" --stage align --data "$out/data/align.json" --max-steps $((steps / 3)) \
+        --learning-rate 1e-3
+    finetune "$run" "$run-align" --stage instruct --data "$out/data/instruct.json" --max-steps "$steps" \
         --learning-rate 3e-4 --projector-learning-rate 1e-3
     "$python" -m llava_stf_eval.drawn --model "$run" --pictures 300 --output "$run.json"
 }

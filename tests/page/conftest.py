@@ -62,9 +62,12 @@ def server(models):
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium of the machine, or the one that Playwright has downloaded."""
+    """A headless Chromium of the machine, or the one that Playwright has downloaded.
+
+    Not for longer than a module: as long as it lives no other test of the process can run an event loop.
+    """
     path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         try:
@@ -96,7 +99,7 @@ class Watched:
             self.faults.append(request.url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def window(server, browser):
     """One window for most tests: on a busy core it takes seconds to open."""
     watched = Watched(browser, server)
