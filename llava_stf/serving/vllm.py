@@ -74,7 +74,21 @@ def vllm_command(model: str, given: Mapping[str, Any]) -> tuple[list[str], dict[
 def exec_vllm(model: str, given: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     """Replaces this process by `vllm serve` with further options of its own; errors as `vllm_command`."""
     command, environment = vllm_command(model, given)
+    if advice := advice_for(_folder(model)):
+        print(advice, file=sys.stderr, flush=True)
     os.execve(command[0], [*command, *more], {**os.environ, **environment})
+
+
+def advice_for(folder: Path) -> str | None:
+    """What to do if vLLM refuses a plain LLaVA that transformers 5 saved: vLLM 0.32 expects older names."""
+    source = recognise(folder)
+    towers = [name for name in source.index() if "vision_tower." in name]
+    if source.kind is not Kind.LLAVA or any(".vision_model." in name for name in towers):
+        return None
+    return (
+        "vLLM up to 0.32 does not know the names of this plain LLaVA's vision tower. If it says so: "
+        "llava_stf.apply_pooling(model, processor, window=1), saved again, is the same model for this package's plugin."
+    )
 
 
 def _folder(model: str) -> Path:

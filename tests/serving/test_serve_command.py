@@ -17,7 +17,8 @@ import pytest
 
 from llava_stf.cli import main
 from llava_stf.errors import LlavaStfError, MissingDependencyError
-from llava_stf.serving.vllm import vllm_command
+from llava_stf.serving import vllm as vllm_module
+from llava_stf.serving.vllm import advice_for, vllm_command
 
 from .conftest import DEADLINE, QUESTION, turn, wait_for
 
@@ -123,6 +124,13 @@ def test_vllm_gets_nothing_that_it_does_not_know(stf_folder: Path, tmp_path: Pat
             vllm_command(str(stf_folder), {option: value})
     with pytest.raises(LlavaStfError, match="llava-stf convert 'owner/model'"):
         vllm_command("owner/model", {})
+
+
+def test_a_plain_llava_that_vllm_may_refuse_comes_with_advice(stf_folder: Path) -> None:
+    embedded = Path(vllm_module.__file__).parents[1] / "assets"
+    assert "apply_pooling(model, processor, window=1)" in advice_for(embedded / "tiny-full")
+    assert advice_for(embedded / "tiny") is None
+    assert advice_for(stf_folder) is None
 
 
 def test_without_vllm_the_pip_line_is_given(stf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

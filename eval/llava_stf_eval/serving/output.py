@@ -146,9 +146,12 @@ def _ratio(row: dict[str, Any], base: dict[str, Any] | None, name: str) -> str:
 
 
 def _times(row: dict[str, Any], base: dict[str, Any] | None, name: str) -> str:
-    """Medians are compared as how many times faster."""
+    """Medians are compared as how many times faster, but for those of less than a millisecond: they are of tokens that
+    came together."""
     median, tail = row[name]["p50"], row[name]["p99"]
     if median is None:
         return EMPTY
     before = base[name]["p50"] if base else None
-    return f"{median:,.0f} / {tail:,.0f}" + (f" ({before / median:.2f}x)" if before and median else "")
+    return f"{median:,.0f} / {tail:,.0f}" + (
+        f" ({before / median:.2f}x)" if before and min(before, median) >= 1 else ""
+    )
