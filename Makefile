@@ -19,7 +19,8 @@ test: $(VENV)/.installed-dev
 
 # What runs on vLLM: its build for machines without a GPU, in an environment of its own (3.5 GB).
 test-serving: $(SERVING_VENV)/.installed
-	OMP_NUM_THREADS=1 $(SERVING_VENV)/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 $(SERVING_VENV)/bin/python -m pytest tests/vllm \
+		tests/eval/serving/test_run.py::test_vllms_client_and_ours_count_the_same
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
