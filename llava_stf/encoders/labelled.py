@@ -74,7 +74,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
     Raises `ModelNotFoundError` if there is none, `CheckpointError` if it is no ViT, `LlavaStfError` for a device that
     is not there.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
 
     try:
         torch.empty(0, device=device)
@@ -85,15 +85,17 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
         config = getattr(config, "vision_config", config)
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
         model = AutoModel.from_pretrained(folder, config=config, **options).to(device).eval()
-        processor = AutoImageProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        # Its fields alone: older transformers load no processor by name where torchvision is not installed.
+        processor, _ = CLIPImageProcessorPil.get_image_processor_dict(folder)
+        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
+    except (OSError, ValueError, KeyError) as error:
         raise ModelNotFoundError(f"no encoder with an image processor at {folder}: {error}") from error
     if not all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size")):
         raise CheckpointError(
             f"{folder} is no Vision Transformer for square pictures of one size (image_size, patch_size), but a "
             f"{config.model_type}"
         )
-    return Encoder(model, config.image_size, tuple(processor.image_mean), tuple(processor.image_std), pooling)
+    return Encoder(model, config.image_size, mean, std, pooling)
 
 
 def open_labelled(data: str, *, image_column: str = "image", label_column: str = "label") -> tuple[Labelled, Labelled]:

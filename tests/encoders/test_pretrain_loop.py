@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel, CLIPImageProcessorPil
 
 from llava_stf.encoders.pretrain.__main__ import main
 from llava_stf.encoders.pretrain.config import from_values
@@ -68,7 +68,7 @@ def test_the_result_is_an_ordinary_vit_folder(configure, method, caplog):
         output = pretrain(configure(method=method))
     assert "samples/s" in caplog.text
     encoder = AutoModel.from_pretrained(output, add_pooling_layer=False)
-    processor = AutoImageProcessor.from_pretrained(output)
+    processor = CLIPImageProcessorPil.from_pretrained(output)
     picture = Image.fromarray(np.zeros((10, 12, 3), np.uint8))
     pixels = processor(picture, return_tensors="pt").pixel_values
     assert encoder(pixel_values=pixels).last_hidden_state.shape == (1, 5, 192)
