@@ -59,7 +59,8 @@ def serve(
     import shlex
 
     with waiting("Importing torch and transformers"):
-        from llava_stf_eval.serving.output import failures, open_folder, print_table, save_figure, write_result
+        from llava_stf_eval.bench_result import open_folder, write_result
+        from llava_stf_eval.serving.output import RESULT, failures, print_table, save_figure
         from llava_stf_eval.serving.run import Plan, measure
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
@@ -83,15 +84,15 @@ def serve(
         arguments=shlex.split(server_arguments),
         seed=seed,
     )
-    open_folder(output, overwrite=overwrite)
+    open_folder(output / RESULT, overwrite=overwrite)
     signal.signal(signal.SIGTERM, _end)  # so that the server that was started ends, too
     result = measure(
         plan,
         output,
-        on_row=lambda so_far: write_result(output, so_far),
+        on_row=lambda so_far: write_result(output / RESULT, so_far),
         progress=lambda text: print(text, file=sys.stderr),
     )
-    written = write_result(output, result), save_figure(output, result)
+    written = write_result(output / RESULT, result), save_figure(output, result)
     if as_json:
         print(json.dumps(result))
     else:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from llava_stf.errors import LlavaStfError
-from llava_stf.flush import flush_entry
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,26 +14,6 @@ COLUMNS = (
     "running", "KV blocks used", "requests that fit",
 )  # fmt: skip
 EMPTY = "–"
-
-
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Makes the folder of a run. Raises `LlavaStfError` if it holds one already, or cannot be made."""
-    if (folder / RESULT).exists() and not overwrite:
-        raise LlavaStfError(f"{folder} holds an earlier measurement; take another folder or --overwrite.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LlavaStfError(f"Cannot make the folder {folder}: {error}.") from error
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes `serving.json`: the old file or the new one, never half of it."""
-    path = folder / RESULT
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    flush_entry(beside)
-    beside.replace(path)
-    return path
 
 
 def table(result: dict[str, Any]) -> list[list[str]]:

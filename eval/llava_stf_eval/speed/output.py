@@ -6,9 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_stf.errors import LlavaStfError
-from llava_stf.flush import flush_entry
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -16,26 +13,6 @@ if TYPE_CHECKING:
 RESULT, FIGURE = "speed.json", "speed.png"
 COMPARED = ("first_token", "end_to_end")  # shown with their spread and ratio
 COLOURS = {"tower": "#2563eb", "projector": "#f59e0b", "prefill": "#15803d", "rest": "#9ca3af"}
-
-
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Makes the folder of a run. Raises `LlavaStfError` if it holds one already, or cannot be made."""
-    if (folder / RESULT).exists() and not overwrite:
-        raise LlavaStfError(f"{folder} holds an earlier measurement; take another folder or --overwrite.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LlavaStfError(f"Cannot make the folder {folder}: {error}.") from error
-
-
-def write_result(folder: Path, result: dict[str, Any]) -> Path:
-    """Writes `speed.json`: the old file or the new one, never half of it."""
-    path = folder / RESULT
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    flush_entry(beside)
-    beside.replace(path)
-    return path
 
 
 def print_tables(result: dict[str, Any], console: Console) -> None:
