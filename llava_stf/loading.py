@@ -157,6 +157,11 @@ def _config(source: Source) -> LlavaConfig:
 def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Path:
     if name not in EMBEDDED:
         return locate(name, subfolder=subfolder, revision=revision)
+    return embedded_folder(str(name))
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of one of the `EMBEDDED` models. Raises `ModelNotFoundError` if the installation came without it."""
     path = Path(__file__).parent / "assets" / name
     if not path.is_dir():
         raise ModelNotFoundError(f"The embedded model '{name}' is not part of this installation; install the wheel.")

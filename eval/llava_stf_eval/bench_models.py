@@ -164,13 +164,11 @@ def checkpoint_hash(name_or_path: str) -> str:
     Args:
         name_or_path: an embedded model, or a local file or folder, as `ModelOptions.resolved` gives.
     """
-    import llava_stf
     from llava_stf.conversion.locate import locate
-    from llava_stf.loading import EMBEDDED
+    from llava_stf.loading import EMBEDDED, embedded_folder
     from llava_stf.lora import is_lora_folder, read_lora_folder
 
-    assets = Path(llava_stf.__file__).parent / "assets"
-    path = assets / name_or_path if name_or_path in EMBEDDED else Path(name_or_path)
+    path = embedded_folder(str(name_or_path)) if name_or_path in EMBEDDED else Path(name_or_path)
     paths = sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS) if path.is_dir() else [path]
     if not paths:
         raise ModelNotFoundError(f"{path} holds no weights ({', '.join(_WEIGHTS)}).")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.batch.engines import Engine, Prompt
@@ -77,7 +76,7 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         LlavaStfError: an option is not vLLM's.
     """
     from llava_stf.configuration_llava_stf import LlavaStfConfig
-    from llava_stf.loading import EMBEDDED, load_processor, read_config
+    from llava_stf.loading import EMBEDDED, embedded_folder, load_processor, read_config
     from llava_stf.modeling_llava_stf import suppressed_ids
 
     if job.quantization is not None or job.device is not None:
@@ -87,7 +86,7 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         from vllm import LLM
     except ImportError as error:
         raise MissingDependencyError("The engine vllm needs vLLM: pip install 'llava-stf[vllm]'") from error
-    path = Path(__file__).parents[1] / "assets" / job.model if job.model in EMBEDDED else job.model
+    path = embedded_folder(job.model) if job.model in EMBEDDED else job.model
     config = read_config(job.model)
     vision_tokens = EMBEDDED.get(job.model) if job.vision_tokens is None else job.vision_tokens
     if not isinstance(config, LlavaStfConfig) and vision_tokens != "all":
