@@ -36,7 +36,7 @@ from transformers.generation.streamers import BaseStreamer
 from llava_stf_kernels import place_tokens
 
 from .configuration_llava_stf import LlavaStfConfig
-from .modeling_llava_stf import asked_tokens
+from .modeling_llava_stf import CACHE, asked_tokens
 from .projector import LlavaStfProjector
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ MAX_CACHES = 4
 # Keywords of `generate` that need a cache, a loop or a preparation of their own.
 _OTHER_WAYS = (
     "num_beams", "num_return_sequences", "assistant_model", "prompt_lookup_num_tokens", "custom_generate", "use_cache",
-    "cache_implementation", "past_key_values", "prefill_chunk_size", "generation_config", "stop_strings",
+    "cache_implementation", "cache", "past_key_values", "prefill_chunk_size", "generation_config", "stop_strings",
     "guidance_scale", "penalty_alpha", "dola_layers",
 )  # fmt: skip
 # One thread for all compiled work of the process. torch keeps CUDA graphs per thread, so a stream, which generates
@@ -181,7 +181,7 @@ class CompiledGeneration:
 
     def _eager_logits(self, mask: Tensor, positions: Tensor, cache: StaticCache, **new: Tensor) -> Tensor:
         """Logits [B, vocabulary] after `new`, which the cache takes in: `inputs_embeds` of a prompt or `input_ids`."""
-        fixed = {"attention_mask": mask, "position_ids": positions, "past_key_values": cache, "use_cache": True}
+        fixed = {"attention_mask": mask, "position_ids": positions, CACHE: cache, "use_cache": True}
         return self._model(**new, **fixed, logits_to_keep=1).logits[:, -1]
 
     @torch.no_grad()

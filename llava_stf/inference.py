@@ -10,17 +10,21 @@ make a prompt fit. Of the functions here only `measure_first_token` looks at a c
 
 from __future__ import annotations
 
+import queue
 import statistics
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList, TextIteratorStreamer
+from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
+from .answer_text import AnswerText, Decoder
 from .configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
 from .errors import CheckpointError, FusionError, PromptError
 from .images import ImageSource, load_image
@@ -138,7 +142,7 @@ class LlavaStf:
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> Iterator[str]:
-        """Answers one question piece by piece, as words are finished; the pieces join to what `ask` returns.
+        """Answers one question piece by piece, as text is settled; the pieces join to what `ask` returns.
 
         A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
         """
@@ -252,8 +256,7 @@ class LlavaStf:
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
-        tokenizer = self._require_processor().tokenizer
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        answer, streamer = AnswerText(self._decoder), _NewTokens()
         closed = threading.Event()
         failures: list[BaseException] = []
 
@@ -274,12 +277,39 @@ class LlavaStf:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         try:
-            yield from filter(None, streamer)
+            for token in streamer:
+                yield from filter(None, [answer.add(token)[0]])
         finally:
             closed.set()
             thread.join()
         if failures:
             raise failures[0]
+        yield from filter(None, [answer.finish()])
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._require_processor().tokenizer)
+
+
+class _NewTokens(BaseStreamer):
+    """The new ids of one row, for the thread that iterates: `generate` first puts the prompt, then id by id."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take what `generate` gives; raises nothing."""
+        if not self._prompt_is_next:
+            self._queue.put(int(value))
+        self._prompt_is_next = False
+
+    def end(self) -> None:
+        """No id follows."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._queue.get, None)
 
 
 class Chat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedMo
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
-from transformers.utils import can_return_tuple, output_capturing
+from transformers.utils import ModelOutput, can_return_tuple, output_capturing
 
 from llava_stf_kernels import check_count, place_tokens
 
@@ -23,6 +24,10 @@ from .projector import build_projector
 
 # Since 5.21 or so a caller may ask a model for some hidden states by index, and the others are not kept.
 SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
+# What forward passes and outputs call the key-value cache; the other name is translated for callers until 5.40.
+CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
+# Since 5.24 outputs hold what `get_image_features` gave, and before that the image tokens alone.
+_HOLDS_IMAGE_OUTPUTS = "image_outputs" in LlavaModelOutputWithPast.__dataclass_fields__
 
 
 def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
@@ -159,7 +164,8 @@ class LlavaStfModel(LlavaModel):
     ) -> LlavaModelOutputWithPast:
         """As `LlavaModel.forward`, without waiting for a GPU when the image tokens enter the prompt.
 
-        A model for several windows takes the one whose tokens the prompt has places for; counting them waits for a GPU.
+        Images may come encoded in `mm_encoder_outputs`, as `generate` gives them since transformers 5.23 or so. A model
+        for several windows takes the one whose tokens the prompt has places for; counting them waits for a GPU.
 
         Raises `ValueError` if the number of image places in `input_ids` [B, T] is not that of the image tokens; on a
         GPU that is a failed device assertion, while `generate` raises before it starts.
@@ -170,19 +176,25 @@ class LlavaStfModel(LlavaModel):
             "image_sizes": image_sizes,
         }
         kwargs["return_dict"] = True
-        given = inputs_embeds is not None or kwargs.get("mm_encoder_outputs")
-        if pixel_values is None or input_ids is None or given:
+        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        ambiguous = inputs_embeds is not None or (pixel_values is not None and features is not None)
+        if input_ids is None or ambiguous or (pixel_values is None and features is None):
             return super().forward(
                 input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **choices, **kwargs
             )
+        kwargs.pop("mm_encoder_outputs", None)
         embeddings = self.get_input_embeddings()(input_ids)
         mask = input_ids == self.config.image_token_id
-        vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
-        features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
-        tokens = torch.cat(features.pooler_output).to(embeddings.device, embeddings.dtype)
+        if features is None:
+            vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
+            features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
+        tokens = torch.cat(list(features.pooler_output)).to(embeddings.device, embeddings.dtype)
         embeddings = place_tokens(embeddings, tokens, mask, backend=self.multi_modal_projector.kernels)
         outputs = super().forward(inputs_embeds=embeddings, **kwargs)
-        outputs.image_hidden_states = tokens
+        if _HOLDS_IMAGE_OUTPUTS:
+            outputs.image_outputs = features
+        else:
+            outputs.image_hidden_states = tokens
         return outputs
 
 
@@ -228,6 +240,13 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
     ) -> dict[str, Any]:
         """As `GenerationMixin`'s. `vision_tokens` is for versions that encode images before the first step."""
         return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+def image_tokens_of(outputs: ModelOutput) -> Tensor:
+    """The image tokens [R, H] that went into the prompt, all images in a row, from a forward pass with images."""
+    if _HOLDS_IMAGE_OUTPUTS:
+        return torch.cat(list(outputs.image_outputs.pooler_output))
+    return outputs.image_hidden_states
 
 
 def asked_tokens(config: LlavaStfConfig, places: Tensor, images: int) -> int:

@@ -8,6 +8,7 @@ from llava_stf import load_model
 from llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.counting import Count, count, llm_parameters
 from llava_stf.errors import FusionError
+from llava_stf.modeling_llava_stf import CACHE
 
 LLM = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 MIB = 2**20
@@ -116,6 +117,6 @@ def test_counted_cache_is_the_one_that_a_prompt_fills(name: str) -> None:
     ids = torch.tensor([[5] * 4 + [model.config.image_token_id] * tokens + [6] * 5])
     side = model.config.vision_config.image_size
     with torch.no_grad():
-        cache = model(input_ids=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=model.dtype)).past_key_values
+        cache = model(input_ids=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=model.dtype))[CACHE]
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == counted.kv_bytes
     assert tuple(layer.keys.shape[-2] for layer in cache.layers) == counted.llm_tokens

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaModel
 from llava_stf import load_model
 from llava_stf.errors import FusionError
 from llava_stf.inference import user_turn
-from llava_stf.modeling_llava_stf import suppressed_ids
+from llava_stf.modeling_llava_stf import CACHE, suppressed_ids
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.reduction.fastv import FastV, last_token_attention, tokens_left
 from llava_stf.world import draw
@@ -112,7 +112,7 @@ def test_cache_holds_what_each_layer_saw(llava, pictures):
     prompt = inputs["input_ids"].shape[1]
     apply_reduction(model, processor, "fastv", vision_tokens=BUDGET)
     try:
-        cache = model.generate(**inputs, **settings(model)).past_key_values
+        cache = model.generate(**inputs, **settings(model))[CACHE]
     finally:
         remove_reduction(model, processor)
     grown = NEW - 1  # the last token was not read
@@ -133,8 +133,8 @@ def test_a_batch_is_as_long_as_its_longest_row_that_is_left(llava, pictures):
     finally:
         remove_reduction(model, processor)
     assert outputs.logits.shape[1] == max(left)
-    assert outputs.past_key_values.get_seq_length(3) == max(left)
-    assert outputs.past_key_values.get_seq_length(1) == inputs["input_ids"].shape[1]
+    assert outputs[CACHE].get_seq_length(3) == max(left)
+    assert outputs[CACHE].get_seq_length(1) == inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("options", [{"full_layers": 4, "vision_tokens": 1}, {"full_layers": 1, "vision_tokens": 64}])

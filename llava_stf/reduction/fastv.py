@@ -69,6 +69,14 @@ def tokens_left(attention: Tensor, places: Tensor, attention_mask: Tensor, patch
     return left
 
 
+def find_cache(arguments: dict[str, Any]) -> Cache | None:
+    """The key-value cache among keyword arguments, known by its type: its name differs between transformers versions.
+
+    Under a name that an override declares and transformers no longer uses, the cache would be passed by in silence.
+    """
+    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
+
+
 @dataclass
 class _Pass:
     """What the layers of one forward pass share: made by the model, read and filled by the layers' hooks."""
@@ -110,25 +118,31 @@ class FastVModel(ReducedLlavaModel):
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> Any:
         """As `LlavaModel.forward`. In the pass that reads a prompt with images, hidden states come back shorter.
 
         Raises `FusionError` where FastV cannot prune: without `input_ids`, which say where the images are; images
-        behind a cache that holds tokens already, into a static cache, or with a mask that is not [B, S].
+        behind a cache that holds tokens already, into a static cache, or with a mask that is not [B, S]; and in a pass
+        that goes on from tokens of which no cache is given.
         """
         if input_ids is None:
             raise FusionError(
                 "FastV prunes by the place of the image in input_ids; found none, as compiled generation gives its "
                 "prompts: load the model with compile=False."
             )
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = find_cache(kwargs)
+        seen = 0 if cache is None else cache.get_seq_length()
+        if cache is None and attention_mask is not None and attention_mask.shape[-1] != input_ids.shape[1]:
+            raise FusionError(
+                f"FastV goes on from the cache of its prompt: the mask covers {attention_mask.shape[-1]} tokens, "
+                f"input_ids are {input_ids.shape[1]}, and no key-value cache was found among the arguments."
+            )
         if attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
         places = None
         if pixel_values is not None or kwargs.get("mm_encoder_outputs"):
-            static = past_key_values is not None and past_key_values.is_compileable
+            static = cache is not None and cache.is_compileable
             if seen or static or attention_mask.dim() != 2:
                 raise FusionError(
                     "FastV prunes a whole prompt with its images at once: expected an empty dynamic cache and a mask "
@@ -136,15 +150,14 @@ class FastVModel(ReducedLlavaModel):
                 )
             places = input_ids == self.config.image_token_id
         upper_mask = attention_mask
-        if seen and vars(past_key_values).get(STATE) is not None:
-            prompt_mask, prompt = vars(past_key_values)[STATE]
+        if seen and vars(cache).get(STATE) is not None:
+            prompt_mask, prompt = vars(cache)[STATE]
             upper_mask = torch.cat([prompt_mask, attention_mask[:, prompt:]], dim=1)
         state = _Pass(attention_mask, places, self.reduction.patches, self.reduction.vision_tokens, upper_mask)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             **kwargs,
             **{STATE: state},
         )
@@ -162,7 +175,7 @@ def _before_layer(
         state.choose(layer, hidden, kwargs["position_embeddings"])
     if index < full_layers:
         return args, kwargs
-    cache = kwargs.get("past_key_values")
+    cache = find_cache(kwargs)
     if index == full_layers:
         if state.order is not None:
             hidden = state.shorten(hidden, kwargs)

@@ -26,7 +26,7 @@ from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.images import load_image
 from llava_stf.inference import Conversation, LlavaStf, Message
 
-from .answer_text import AnswerText, Decoder
+from ..answer_text import AnswerText, Decoder
 from .errors import BusyError
 from .metrics import Metrics
 from .options import ServeOptions

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria
 
 from llava_stf.inference import Conversation, VisionTokens
 
-from .answer_text import AnswerText
+from ..answer_text import AnswerText
 from .errors import ModelFailureError
 from .metrics import Metrics
 

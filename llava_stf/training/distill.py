@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from llava_stf.conversation import IGNORE_INDEX
-from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, select_patch_states
+from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, image_tokens_of, select_patch_states
 from llava_stf.training.budgets import with_budget
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_kernels import place_tokens, pool_tokens
@@ -88,7 +88,7 @@ class DistillTrainer(FinetuneTrainer):
         if weight and teacher_tokens is not None:
             window = self.teacher.student.config.window_of(self.step_budget())
             pooled = pool_tokens(teacher_tokens, window).flatten(0, 1)  # [I * M, H]
-            distance = distance + weight * len(found) * F.mse_loss(outputs.image_hidden_states.float(), pooled.float())
+            distance = distance + weight * len(found) * F.mse_loss(image_tokens_of(outputs).float(), pooled.float())
         return distance / num_items_in_batch
 
 

@@ -29,6 +29,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from llava_stf.modeling_llava_stf import CACHE
+
 from .variants import Variant
 
 STAGES = ("preprocessing", "tower", "projector", "prefill", "rest", "first_token", "decode", "end_to_end")
@@ -90,7 +92,7 @@ def measure_once(variant: Variant, request: Request, case: Case) -> Measured:
     seconds["rest"] = of_parts - sum(seconds[part] for part in PARTS)
     seconds["decode"] = (clock.end - clock.first) / max(1, case.new_tokens - 1)
     seconds["end_to_end"] = seconds["preprocessing"] + clock.end - clock.start
-    layers = [(layer.keys, layer.values) for layer in generated.past_key_values.layers]
+    layers = [(layer.keys, layer.values) for layer in generated[CACHE].layers]
     tokens = tuple(keys.shape[-2] - (case.new_tokens - 1) for keys, _ in layers)
     per_token = [(keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[-2]) for keys, values in layers]
     kv_bytes = sum(each * length for each, length in zip(per_token, tokens, strict=True))
