@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor
 from llava_stf.errors import FusionError
-from llava_stf.modeling_llava_stf import select_states, suppressed_ids, tower_blocks
+from llava_stf.modeling_llava_stf import image_tokens_of, select_states, suppressed_ids, tower_blocks
 
 PICTURES = [Image.new("RGB", (80, 50), colour) for colour in ("red", "blue", "green")]
 PROMPTS = ["USER: <image>\nWhat is it? ASSISTANT:", "USER: <image>\nDescribe what can be seen there. ASSISTANT:"]
@@ -93,6 +93,17 @@ def test_several_images_in_one_prompt(loaded):
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 2 * model.config.image_seq_length
     swapped = inputs_of(processor, prompt, PICTURES[1::-1])
     assert not torch.equal(model(**inputs).logits[:, -1], model(**swapped).logits[:, -1])
+
+
+def test_outputs_tell_the_image_tokens(loaded):
+    model, processor = loaded
+    inputs = inputs_of(processor, PROMPTS[:1], PICTURES[:1])
+    features = model.get_image_features(inputs["pixel_values"])
+    with torch.no_grad():
+        given = model(**inputs)
+        encoded = model(**{**inputs, "pixel_values": None}, mm_encoder_outputs={"image": features})
+    assert torch.equal(image_tokens_of(given), torch.cat(list(features.pooler_output)))
+    assert torch.equal(encoded.logits, given.logits)
 
 
 def test_wrong_placeholder_count_is_an_error(loaded):
