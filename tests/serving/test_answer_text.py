@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_stf.loading.testing import tiny_tokenizer
 from llava_stf.serving.answer_text import AnswerText, Decoder
-from llava_stf.testing import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 DECODE = Decoder(TOKENIZER)
