@@ -10,36 +10,36 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._auto import register_auto_classes
+from llava_stf._auto import register_auto_classes
 
 if TYPE_CHECKING:
-    from .configuration_llava_stf import LlavaStfConfig
-    from .conversion import convert_checkpoint
-    from .errors import LlavaStfError
-    from .inference import LlavaStf
-    from .loading import load_model
-    from .modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
-    from .patch import apply_pooling, apply_stf, remove_stf
-    from .processing_llava_stf import LlavaStfProcessor
-    from .projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
+    from llava_stf.conversion import convert_checkpoint
+    from llava_stf.errors import LlavaStfError
+    from llava_stf.inference import LlavaStf
+    from llava_stf.loading import load_model
+    from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
+    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+    from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
+    from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf, remove_stf
+    from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LlavaStf": "inference",
-    "LlavaStfConfig": "configuration_llava_stf",
+    "LlavaStfConfig": "models.llava_stf.configuration_llava_stf",
     "LlavaStfError": "errors",
-    "LlavaStfForConditionalGeneration": "modeling_llava_stf",
-    "LlavaStfModel": "modeling_llava_stf",
-    "LlavaStfProcessor": "processing_llava_stf",
-    "LlavaStfProjector": "projector",
-    "MultiBlockTokenFusion": "projector",
-    "SpatialTokenFusion": "projector",
-    "apply_pooling": "patch",
-    "apply_stf": "patch",
+    "LlavaStfForConditionalGeneration": "models.llava_stf.modeling_llava_stf",
+    "LlavaStfModel": "models.llava_stf.modeling_llava_stf",
+    "LlavaStfProcessor": "models.llava_stf.processing_llava_stf",
+    "LlavaStfProjector": "models.fusion.projector",
+    "MultiBlockTokenFusion": "models.fusion.projector",
+    "SpatialTokenFusion": "models.fusion.projector",
+    "apply_pooling": "models.llava_stf.patch",
+    "apply_stf": "models.llava_stf.patch",
     "convert_checkpoint": "conversion",
     "load_model": "loading",
-    "remove_stf": "patch",
+    "remove_stf": "models.llava_stf.patch",
 }
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,11 +1,13 @@
-"""Shared fixtures: where the reference data stands, and small random models."""
+"""Shared fixtures: where the reference data stands, small random models, and a small data set in LLaVA's format."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 # Triton reads it at its first import: without a GPU its interpreter runs the kernels' tests.
 if not torch.cuda.is_available():
@@ -20,6 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Outputs of the authors' own code on a tiny model, kept beside the checkout and not in it.
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "stf_official_tiny"
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
 
 
 def pytest_runtest_setup(item):
@@ -38,7 +41,7 @@ def golden_stf():
 @pytest.fixture(scope="session")
 def plain_folder(tmp_path_factory):
     """A saved plain LLaVA with random weights: 3 tower blocks, 4x4 patches."""
-    from llava_stf.testing import write_tiny_llava
+    from llava_stf.loading.testing import write_tiny_llava
 
     return write_tiny_llava(tmp_path_factory.mktemp("plain"), stf=False)
 
@@ -46,6 +49,61 @@ def plain_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def stf_folder(tmp_path_factory):
     """A saved LLaVA-STF with random weights."""
-    from llava_stf.testing import write_tiny_llava
+    from llava_stf.loading.testing import write_tiny_llava
 
     return write_tiny_llava(tmp_path_factory.mktemp("stf"), stf=True)
+
+
+def turns(*texts):
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="session")
+def records():
+    """Twelve samples: nine with one image, two of text alone, one with two images."""
+    samples = [
+        {
+            "id": f"s{i}",
+            "image": f"{colour}.png",
+            "conversations": turns("<image>\nWhat colour is it?", colour, f"Is it {colour}?", "Yes, it is."),
+        }
+        for i, colour in enumerate(list(COLOURS) * 3)
+    ]
+    return [
+        *samples,
+        {"id": "t0", "conversations": turns("How are you?", "I am a square.")},
+        {"id": "t1", "conversations": turns("And who is that? 你好", "A circle.")},
+        {"id": "m0", "image": ["red.png", "blue.png"], "conversations": turns("<image>\n<image>\nSame?", "No.")},
+    ]
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory, records):
+    """instruct.json, instruct.jsonl, align.json and three PNG files."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, rgb in COLOURS.items():
+        Image.new("RGB", (40, 60), rgb).save(folder / f"{name}.png")
+    captions = [
+        {"id": name, "image": f"{name}.png", "conversations": turns("Describe it.\n<image>", f"a {name} square")}
+        for name in COLOURS
+    ]
+    (folder / "instruct.json").write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (folder / "instruct.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    (folder / "align.json").write_text(json.dumps(captions))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llava_base(tmp_path_factory):
+    """The folder of a plain LLaVA with 4x4 patches."""
+    from llava_stf.loading.testing import write_tiny_llava
+
+    return write_tiny_llava(tmp_path_factory.mktemp("base"), stf=False)
+
+
+@pytest.fixture
+def llava_processor(llava_base):
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(llava_base)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig
 
-from llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.errors import FusionError, ImageError
 from llava_stf.images import MAX_ASPECT_RATIO, load_image
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 SIDE = 56
 # A format that can hold the mode, so that the picture takes the same way as a user's file.

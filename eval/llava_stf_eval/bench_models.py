@@ -52,8 +52,8 @@ class ModelOptions:
             LlavaStfError: no such method, or an option that the method does not take.
             ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
         """
-        from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
         from llava_stf.loading import EMBEDDED
+        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
 
         path = self._local_path()
         config = self._config(path)
@@ -121,14 +121,14 @@ class ModelOptions:
 
     def _config(self, path: str) -> LlavaConfig:
         from llava_stf.loading import read_config
-        from llava_stf.lora import is_lora_folder, read_lora_folder
+        from llava_stf.loading.lora import is_lora_folder, read_lora_folder
 
         if is_lora_folder(Path(path)):
             return read_lora_folder(Path(path)).config
         return read_config(path, vision_tower=self.vision_tower)
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
-        from llava_stf.configuration_llava_stf import patch_grid, window_for
+        from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, window_for
 
         if not fused and self.vision_tokens == "all":
             raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
@@ -166,7 +166,7 @@ def checkpoint_hash(name_or_path: str) -> str:
     """
     from llava_stf.conversion.locate import locate
     from llava_stf.loading import EMBEDDED, embedded_folder
-    from llava_stf.lora import is_lora_folder, read_lora_folder
+    from llava_stf.loading.lora import is_lora_folder, read_lora_folder
 
     path = embedded_folder(str(name_or_path)) if name_or_path in EMBEDDED else Path(name_or_path)
     paths = sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS) if path.is_dir() else [path]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.flush import flush_entry
+from llava_stf.io.fsync import flush_entry
 
 
 def open_folder(result: Path, *, overwrite: bool) -> None:

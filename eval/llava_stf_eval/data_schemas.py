@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
-
-from .data_tables import ANSWERS, TABLES, Table
-from .protocols import LLAVA, parse, tasks
-from .scoring.choices import ROTATION, options_of
-from .scoring.pope import CATEGORIES
-from .scoring.vqa import TEXTVQA_REFERENCES
+from llava_stf_eval.data_tables import ANSWERS, TABLES, Table
+from llava_stf_eval.protocols import LLAVA, parse, tasks
+from llava_stf_eval.scoring.choices import ROTATION, options_of
+from llava_stf_eval.scoring.pope import CATEGORIES
+from llava_stf_eval.scoring.vqa import TEXTVQA_REFERENCES
 
 UNANSWERED = frozenset({"answer", "answers"})  # may be null or absent where a server scores
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .scoring.pope import CATEGORIES
+from llava_stf_eval.scoring.pope import CATEGORIES
 
 ANSWERS = "list<answer: string, answer_confidence: string, answer_id: int64>"
 

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.flush import flush
-
-from .data_tables import TABLES, Table, features
-from .drawn_rows import ROWS, Rows
-from .drawn_rows import pictures as draw_pictures
-from .protocols import BENCHMARKS, parse
+from llava_stf.io.fsync import flush
+from llava_stf_eval.data_tables import TABLES, Table, features
+from llava_stf_eval.drawn_rows import ROWS, Rows
+from llava_stf_eval.drawn_rows import pictures as draw_pictures
+from llava_stf_eval.protocols import BENCHMARKS, parse
 
 
 def write_benchmarks(

@@ -17,9 +17,8 @@ from llava_stf.world import COLOURS, SHAPES, Question, Scene, draw, questions_of
 from llava_stf.world.choices import LETTERS
 from llava_stf.world.dataset import generator
 from llava_stf.world.questions import DIRECTIONS, OPPOSITE, ask_presence, name, pick
-
-from .scoring.choices import ROTATION
-from .scoring.pope import CATEGORIES
+from llava_stf_eval.scoring.choices import ROTATION
+from llava_stf_eval.scoring.pope import CATEGORIES
 
 SPLIT = "held_out"
 PRESENCE_PART, PAIRS_PART = 2, 3  # random streams of a picture behind those of the scene (0) and its questions (1)

@@ -34,7 +34,7 @@ def write_untrained(output: Path, options: list[str]) -> None:
     from llava_stf.encoders.pretrain.build import build_objective
     from llava_stf.encoders.pretrain.config import parse
     from llava_stf.encoders.pretrain.loop import image_processor
-    from llava_stf.training.checkpoints import save_model
+    from llava_stf.io.runs import save_model
 
     config = parse([*options, "--method", "mocov3", "--output", str(output)])
     set_seed(config.seed)

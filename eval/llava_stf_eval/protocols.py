@@ -22,10 +22,9 @@ from string import Template
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.flush import flush
-
-from .requirements import lmms_eval_folder
-from .scoring.choices import option_letter, options_of
+from llava_stf.io.fsync import flush
+from llava_stf_eval.requirements import lmms_eval_folder
+from llava_stf_eval.scoring.choices import option_letter, options_of
 
 LMMS_EVAL, LLAVA = "lmms-eval", "llava"
 PROTOCOLS = (LMMS_EVAL, LLAVA)

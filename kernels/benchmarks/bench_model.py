@@ -28,8 +28,8 @@ from targets import target_lines
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BatchFeature, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from llava_stf.compiled import CompiledGeneration
-from llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.inference.compiled import CompiledGeneration
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 MODULES = {"tower": "vision_tower", "projector": "multi_modal_projector", "prefill": "language_model"}
 MODES = ("eager", "compiled")

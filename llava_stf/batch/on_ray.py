@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llava_stf.batch.run import BatchJob, Worker
+from llava_stf.batch.job import BatchJob
+from llava_stf.batch.run import Worker
 from llava_stf.errors import LlavaStfError, MissingDependencyError
 
 

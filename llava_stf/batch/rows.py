@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.batch.sources import Source, open_source
+from llava_stf.data.records import pictures
 from llava_stf.errors import DataError
 from llava_stf.images import ImageSource
-from llava_stf.training.records import pictures
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
-from llava_stf.flush import flush_entry
+from llava_stf.io.fsync import flush_entry
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llava_stf.data.label_questions import PictureQuestions
 from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError
-from llava_stf.training.label_questions import PictureQuestions
 
 if TYPE_CHECKING:
     import pyarrow

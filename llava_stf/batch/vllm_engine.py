@@ -12,7 +12,7 @@ from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError,
 if TYPE_CHECKING:
     from vllm import LLM
 
-    from llava_stf.batch.run import BatchJob
+    from llava_stf.batch.job import BatchJob
 
 MAX_IMAGES = 16  # in one row; vLLM wants to know
 
@@ -26,7 +26,7 @@ class VllmEngine(Engine):
     def __init__(self, llm: LLM, processor: Any, job: BatchJob, suppressed: range) -> None:
         from vllm import SamplingParams
 
-        from llava_stf.training.preparation import tokens_per_image
+        from llava_stf.data.preparation import tokens_per_image
 
         self.batch_size = job.batch_size
         self._llm = llm
@@ -49,7 +49,7 @@ class VllmEngine(Engine):
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        from llava_stf.conversation import tokenize_chunks
+        from llava_stf.models.llava_stf.conversation import tokenize_chunks
 
         text = self._processor.apply_chat_template([prompt.message], add_generation_prompt=True)
         image_id = self._processor.image_token_id
@@ -75,9 +75,9 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         FusionError: a plain LLaVA is to be patched, which vLLM does not do.
         LlavaStfError: an option is not vLLM's.
     """
-    from llava_stf.configuration_llava_stf import LlavaStfConfig
     from llava_stf.loading import EMBEDDED, embedded_folder, load_processor, read_config
-    from llava_stf.modeling_llava_stf import suppressed_ids
+    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+    from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
 
     if job.quantization is not None or job.device is not None:
         raise LlavaStfError("quantization and device are for transformers; vLLM takes them from the checkpoint itself.")

@@ -17,15 +17,12 @@ from llava_stf import __version__
 from llava_stf.cli.ask import ask
 from llava_stf.cli.assemble import assemble
 from llava_stf.cli.batch import batch
-from llava_stf.cli.bench import bench
-from llava_stf.cli.bench_compare import compare
-from llava_stf.cli.bench_serve import serve as bench_serve
-from llava_stf.cli.bench_speed import speed
 from llava_stf.cli.chat import chat
 from llava_stf.cli.convert import convert
 from llava_stf.cli.data import data
 from llava_stf.cli.demo import demo
 from llava_stf.cli.encoders import encoders
+from llava_stf.cli.groups import command_groups
 from llava_stf.cli.merge import merge
 from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
@@ -46,11 +43,9 @@ app = typer.Typer(
 for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge):
     app.command()(command)
 app.add_typer(data, name="data")
-bench.command()(speed)
-bench.command()(compare)
-bench.command("serve")(bench_serve)
-app.add_typer(bench, name="bench")
 app.add_typer(encoders, name="encoders")
+for group in command_groups():
+    app.add_typer(group.load(), name=group.name)
 
 
 def _print_version(asked: bool) -> None:

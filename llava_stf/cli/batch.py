@@ -60,7 +60,8 @@ def batch(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers.utils.logging import disable_progress_bar
 
-    from llava_stf.batch.run import BatchJob, Distribute, run_batch
+    from llava_stf.batch.job import BatchJob
+    from llava_stf.batch.run import Distribute, run_batch
     from llava_stf.errors import LlavaStfError
 
     if engine != "ray" and (ray_address, workers, ray_engine) != (None, None, "transformers"):

@@ -37,15 +37,15 @@ def check(
     from rich.console import Console
     from rich.progress import Progress
 
-    from llava_stf.training.sources import image_folder, open_records
+    from llava_stf.data.sources import image_folder, open_records
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its processes are forked
     folder = image_folder(file, images)
     records = open_records(file)
 
+    from llava_stf.data.preparation import Preparation
     from llava_stf.loading import load_processor
     from llava_stf.training.data_check import check_data
-    from llava_stf.training.preparation import Preparation
 
     prepare = Preparation(
         load_processor(model, vision_tokens=token_count(vision_tokens)),

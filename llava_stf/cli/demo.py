@@ -3,58 +3,23 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llava_stf.cli.answers import Asked, Cost, Shown
 from llava_stf.cli.common import load, notice, read_image, waiting
 from llava_stf.errors import LlavaStfError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from llava_stf.inference import LlavaStf
 
 FULL, FUSED = "tiny-full", "tiny"
 MAX_NEW_TOKENS = 16
 TIMED_RUNS = 9
 OWN_QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "What word is written?")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One question with its reference, if there is one, and the answers at 100 % and 25 % of the tokens."""
-
-    family: str | None
-    question: str
-    reference: str | None
-    full: str = ""
-    fused: str = ""
-
-    def right(self, answer: str) -> bool | None:
-        """Whether the answer is the reference but for case and a closing period; None without a reference."""
-        from llava_stf.world import is_right
-
-        return None if self.reference is None else is_right(answer, self.reference)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One picture, where it is from, and what was asked about it."""
-
-    source: str
-    picture: "Image"
-    asked: Sequence[Asked]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Vision tokens of one picture and median seconds to the first token."""
-
-    vision_tokens: int
-    first_token_seconds: float
 
 
 def demo(

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +11,7 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
-if TYPE_CHECKING:
-    from llava_stf.cli.demo import Asked, Cost, Shown
+from llava_stf.cli.answers import Asked, Cost, Shown
 
 INK, MUTED, RIGHT, WRONG, FUSED_INK = "#1f2430", "#6b7280", "#15803d", "#b91c1c", "#f59e0b"
 PAD_COLOUR = (122, 116, 104)  # LLaVA's canvas around a picture that is not square
@@ -23,7 +21,7 @@ MAX_QUESTIONS = 7
 LINE_WIDTH = 42  # characters
 
 
-def save_figure(path: Path, shown: Sequence["Shown"], costs: tuple["Cost", "Cost"], *, grid: int, window: int) -> None:
+def save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], *, grid: int, window: int) -> None:
     """Writes a PNG with at most `MAX_PICTURES` pictures and `MAX_QUESTIONS` questions each.
 
     `costs` are those of 100 % and of the fused model, `grid` the patches per side and `window` the side of a fused
@@ -83,7 +81,7 @@ def _draw_windows(axes: Axes, grid: int, window: int) -> None:
             axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=FUSED_INK, linewidth=2))
 
 
-def _write_answers(axes: Axes, asked: Sequence["Asked"], share: str) -> None:
+def _write_answers(axes: Axes, asked: Sequence[Asked], share: str) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(1, 0)

@@ -11,8 +11,8 @@ import typer
 from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, load, notice
 
 if TYPE_CHECKING:
+    from llava_stf.data.label_questions import Questions
     from llava_stf.training.label import Labeller
-    from llava_stf.training.label_questions import Questions
 
 
 def _check_part(text: str) -> str:
@@ -95,9 +95,9 @@ def _questions(
     source: str, images: str | None, prompt: Sequence[str] | None, prompts: str | None
 ) -> tuple["Questions", Path]:
     """What is asked, and the folder that image paths start from."""
+    from llava_stf.data.label_questions import PROMPTS, PictureQuestions, read_prompts
+    from llava_stf.data.sources import JsonRecords, image_folder
     from llava_stf.errors import DataError
-    from llava_stf.training.label_questions import PROMPTS, PictureQuestions, read_prompts
-    from llava_stf.training.sources import JsonRecords, image_folder
 
     if prompt and prompts is not None:
         raise DataError("prompts come from --prompt or from a file (--prompts), not from both")

@@ -19,7 +19,7 @@ def merge(
 ) -> None:
     """Merge LoRA weights into their base model; a merge that fails leaves DST absent."""
     with waiting(f"Merging {adapter}"):
-        from llava_stf.lora import merge_lora
+        from llava_stf.loading.merge import merge_lora
 
         merge_lora(adapter, dst, dtype=dtype)
     print(f"wrote {dst}", file=sys.stderr)

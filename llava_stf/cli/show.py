@@ -35,8 +35,8 @@ def show(
         raise LlavaStfError(f"--weights looks into MBTF, and '{method}' has none; leave --method out.")
     picture = read_image(image)
     with waiting("Importing torch and transformers"):
+        from llava_stf.analysis.looking import look, look_selected
         from llava_stf.cli.show_figure import save_look
-        from llava_stf.looking import look, look_selected
         from llava_stf.reduction import find_method
 
     if method == WINDOWS:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
-    from llava_stf.looking import Look
+    from llava_stf.analysis.looking import Look
 
 INK, WINDOW_INK = "#1f2430", "#f59e0b"
 MAPS_IN_A_ROW = 4

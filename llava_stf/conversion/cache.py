@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import LlavaStfError
-from .convert import convert_checkpoint
+from llava_stf.conversion.convert import convert_checkpoint
+from llava_stf.errors import LlavaStfError
 
 _FORMAT = 1  # raise it when a conversion's result changes, so that older copies are made anew
 

@@ -9,14 +9,14 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..errors import CheckpointError, LlavaStfError
-from .huggingface import read_hugging_face, write_hugging_face
-from .locate import locate
-from .original import read_original
-from .parts import Parts, check_tensors
-from .publish import publish, refuse_existing
-from .sources import Kind, Source, recognise
-from .to_original import write_original
+from llava_stf.conversion.huggingface import read_hugging_face, write_hugging_face
+from llava_stf.conversion.locate import locate
+from llava_stf.conversion.original import read_original
+from llava_stf.conversion.parts import Parts, check_tensors
+from llava_stf.conversion.sources import Kind, Source, recognise
+from llava_stf.conversion.to_original import write_original
+from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.io.publish import publish, refuse_existing
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from transformers import LlavaConfig
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..errors import CheckpointError
-from .keys import EMBEDDING, HEAD, HUGGING_FACE, PROJECTOR, original_table
-from .original import adapter_tensors
-from .parts import Parts, build_config, fusion_fields, public_tensors
-from .processors import build_processor, read_generation, read_processor
-from .sources import Kind, Source
-from .weights import save_shards
+from llava_stf.conversion.original import adapter_tensors
+from llava_stf.conversion.parts import Parts, build_config, fusion_fields, public_tensors
+from llava_stf.conversion.processors import build_processor, read_generation, read_processor
+from llava_stf.conversion.sources import Kind, Source
+from llava_stf.errors import CheckpointError
+from llava_stf.io.weights import save_shards
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, PROJECTOR, original_table
 
 
 def read_hugging_face(

@@ -8,11 +8,8 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..errors import CheckpointError
-from .keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
-from .parts import Parts, build_config, fusion_fields, public_tensors
-from .processors import (
+from llava_stf.conversion.parts import Parts, build_config, fusion_fields, public_tensors
+from llava_stf.conversion.processors import (
     add_placeholders,
     build_image_processor,
     build_processor,
@@ -20,9 +17,12 @@ from .processors import (
     read_tokenizer,
     tokenizer_folder,
 )
-from .sources import Kind, Source
-from .tower import Tower, find_tower
-from .weights import StoredTensor
+from llava_stf.conversion.sources import Kind, Source
+from llava_stf.conversion.tower import Tower, find_tower
+from llava_stf.errors import CheckpointError
+from llava_stf.io.weights import StoredTensor
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
 
 ROW_MULTIPLE = 64
 _BOOKKEEPING = {"architectures", "dtype", "transformers_version"}

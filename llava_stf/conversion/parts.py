@@ -13,12 +13,12 @@ import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..configuration_llava_stf import LlavaStfConfig, default_fusion_layers
-from ..errors import CheckpointError, LlavaStfError
-from ..modeling_llava_stf import LlavaStfForConditionalGeneration
-from .keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
-from .sources import Source
-from .weights import StoredTensor
+from llava_stf.conversion.sources import Source
+from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.io.weights import StoredTensor
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, default_fusion_layers
+from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
+from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 
 
 @dataclass

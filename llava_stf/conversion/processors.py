@@ -20,11 +20,11 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..conversation import CHAT_TEMPLATE, IMAGE_TOKEN
-from ..errors import CheckpointError
-from ..processing_llava_stf import LlavaStfProcessor
-from .weights import read_json
+from llava_stf.errors import CheckpointError
+from llava_stf.io.weights import read_json
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"

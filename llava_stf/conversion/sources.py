@@ -7,9 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ModelNotFoundError
-from .keys import adapter_name
-from .weights import StoredTensor, read_index, read_json, weight_files
+from llava_stf.errors import CheckpointError, ModelNotFoundError
+from llava_stf.io.weights import StoredTensor, read_index, read_json, weight_files
+from llava_stf.models.llava_stf.keys import adapter_name
 
 _LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")
 _ADAPTER_FILES = ("mm_projector.bin", "mm_projector.safetensors")

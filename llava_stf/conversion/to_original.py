@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..errors import CheckpointError
-from .keys import EMBEDDING, HEAD, public_to_original, rename
-from .parts import Parts, layers_of
-from .processors import UNUSED_TOKEN
-from .tower import CLIP_L_336, CLIP_L_336_CONFIG
-from .weights import save_shards, write_json
+from llava_stf.conversion.parts import Parts, layers_of
+from llava_stf.conversion.processors import UNUSED_TOKEN
+from llava_stf.conversion.tower import CLIP_L_336, CLIP_L_336_CONFIG
+from llava_stf.errors import CheckpointError
+from llava_stf.io.weights import save_shards, write_json
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, public_to_original, rename
 
 _FOLDER = "clip_tower"
 # What transformers 4.37, which reads this format, knows of a LLaMA.

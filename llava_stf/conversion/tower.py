@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ModelNotFoundError
-from .keys import TOWER_FOLDER, rename
-from .locate import is_hub_id, locate
-from .weights import StoredTensor, read_index, read_json, weight_files
+from llava_stf.conversion.locate import is_hub_id, locate
+from llava_stf.errors import CheckpointError, ModelNotFoundError
+from llava_stf.io.weights import StoredTensor, read_index, read_json, weight_files
+from llava_stf.models.llava_stf.keys import TOWER_FOLDER, rename
 
 # The tower of LLaVA-1.5 and of the authors' release, described here so that a checkpoint which holds its weights
 # converts without another download.

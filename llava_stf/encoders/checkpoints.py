@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import CheckpointError, ModelNotFoundError
+from llava_stf.errors import CheckpointError, ModelNotFoundError
 
 Layout = Literal["timm", "aps"]
 Select = Literal["momentum", "query"]

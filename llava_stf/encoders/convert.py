@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, ViTConfig, ViTModel
 
-from ..conversion.publish import publish, refuse_existing
-from ..errors import CheckpointError
-from .checkpoints import Encoder, Select, choose_encoder, dropped, find_encoders, read_tensors, to_vit
-from .vits import ARCHITECTURES, Architecture, check_patches, known, resize_positions, statistics
+from llava_stf.encoders.checkpoints import Encoder, Select, choose_encoder, dropped, find_encoders, read_tensors, to_vit
+from llava_stf.errors import CheckpointError
+from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.models.vision.vits import ARCHITECTURES, Architecture, check_patches, known, resize_positions, statistics
 
 logger = logging.getLogger(__name__)
 

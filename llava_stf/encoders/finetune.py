@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPImageProcessorPil, ViTForImageClassification, ViTModel
 
-from llava_stf.conversion.publish import publish, refuse_existing
 from llava_stf.encoders.finetune_options import FinetuneOptions
 from llava_stf.encoders.finetune_views import TrainingViews, takes_whole_pictures
 from llava_stf.encoders.labelled import Accuracy, Encoder, Labelled, evaluation_batch, pooled
 from llava_stf.encoders.mixing import mix_batch, smoothed
 from llava_stf.encoders.objectives.base import drop_branch
 from llava_stf.encoders.pretrain.schedule import cosine
-from llava_stf.encoders.vits import IMAGENET_MEAN, IMAGENET_STD
 from llava_stf.errors import LlavaStfError
-from llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.models.vision.vits import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_stf.encoders.pretrain.config import option_values
-from llava_stf.encoders.vits import known
 from llava_stf.errors import LlavaStfError
+from llava_stf.models.vision.vits import known
 
 # For a batch of 256, by width: ViT-T, S and B. APS gives its rates for 512.
 _RATES = {"patchmix": {192: 1e-3, 384: 5e-4, 768: 5e-4}, "aps": {192: 1e-3, 384: 5e-4, 768: 2.5e-4}}

@@ -13,7 +13,7 @@ from llava_stf.encoders.mixing import erase
 from llava_stf.encoders.pretrain.augment import crop, normalize, random_boxes
 from llava_stf.encoders.pretrain.data import default_side, square
 from llava_stf.encoders.randaugment import RandAugment
-from llava_stf.encoders.vits import CIFAR_SIZE
+from llava_stf.models.vision.vits import CIFAR_SIZE
 
 Crop = Literal["resized", "padded"]
 _PADDING = 4

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_stf.encoders.pretrain.augment import kornia_part
-from llava_stf.encoders.vits import IMAGENET_MEAN
+from llava_stf.models.vision.vits import IMAGENET_MEAN
 
 _HIGHEST = 10  # magnitude that counts as full strength
 _GRAY = (0.299, 0.587, 0.114)

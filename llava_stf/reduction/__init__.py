@@ -11,9 +11,9 @@ What is left of an image stands in raster order, and an answer does not depend o
 
 from __future__ import annotations
 
-from .apply import apply_reduction, check_reduction, find_method, remove_reduction
-from .catalogue import METHODS
-from .method import Method, Reduction
+from llava_stf.reduction.apply import apply_reduction, check_reduction, find_method, remove_reduction
+from llava_stf.reduction.catalogue import METHODS
+from llava_stf.reduction.method import Method, Reduction
 
 __all__ = [
     "METHODS",

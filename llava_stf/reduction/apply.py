@@ -6,13 +6,13 @@ import difflib
 
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 
-from ..configuration_llava_stf import LlavaStfConfig, patch_grid
-from ..encoders.towers import special_tokens_of
-from ..errors import FusionError
-from ..modeling_llava_stf import run_all_blocks, skip_unused_blocks
-from .catalogue import METHODS
-from .method import Method, Reduction
-from .model import ReducedLlavaForConditionalGeneration, ReducedProcessor, class_tokens
+from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+from llava_stf.models.llava_stf.modeling_llava_stf import run_all_blocks, skip_unused_blocks
+from llava_stf.models.vision.towers import special_tokens_of
+from llava_stf.reduction.catalogue import METHODS
+from llava_stf.reduction.method import Method, Reduction
+from llava_stf.reduction.model import ReducedLlavaForConditionalGeneration, ReducedProcessor, class_tokens
 
 
 def find_method(name: str) -> Method:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .divprune import DivPrune
-from .fastv import FastV
-from .method import Method
-from .pool import Pool
-from .random_patches import RandomPatches
-from .resize import Resize
-from .tome import ToMe
-from .visionzip import VisionZip
+from llava_stf.reduction.divprune import DivPrune
+from llava_stf.reduction.fastv import FastV
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.pool import Pool
+from llava_stf.reduction.random_patches import RandomPatches
+from llava_stf.reduction.resize import Resize
+from llava_stf.reduction.tome import ToMe
+from llava_stf.reduction.visionzip import VisionZip
 
 METHODS: dict[str, Method] = {
     method.name: method for method in (Pool(), RandomPatches(), Resize(), ToMe(), VisionZip(), DivPrune(), FastV())

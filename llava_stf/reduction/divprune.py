@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from .method import Method
-from .tensors import gather_tokens
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.tensors import gather_tokens
 
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def most_diverse(x: Tensor, count: int) -> Tensor:

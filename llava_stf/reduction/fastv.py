@@ -19,10 +19,10 @@ from transformers import Cache, LlavaConfig, LlavaForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
-from ..errors import FusionError
-from .method import Method
-from .model import ReducedLlavaModel
-from .tensors import gather_tokens
+from llava_stf.errors import FusionError
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.model import ReducedLlavaModel
+from llava_stf.reduction.tensors import gather_tokens
 
 # Under this name the state of one forward pass reaches the LLM's layers.
 STATE = "fastv_pass"

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 class Method(ABC):
@@ -43,7 +43,7 @@ class Method(ABC):
 
     def model_class(self) -> type[ReducedLlavaModel]:
         """The class that the inner model gets."""
-        from .model import ReducedLlavaModel
+        from llava_stf.reduction.model import ReducedLlavaModel
 
         return ReducedLlavaModel
 

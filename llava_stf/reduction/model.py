@@ -8,10 +8,10 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..errors import FusionError
-from ..modeling_llava_stf import select_states
-from ..processing_llava_stf import LlavaStfProcessor
-from .method import Reduction
+from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.reduction.method import Reduction
 
 
 def class_tokens(config: LlavaConfig) -> int:

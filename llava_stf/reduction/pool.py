@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaConfig
 
+from llava_stf.models.llava_stf.configuration_llava_stf import window_for
+from llava_stf.reduction.method import Method
 from llava_stf_kernels import pool_tokens
 
-from ..configuration_llava_stf import window_for
-from .method import Method
-
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 class Pool(Method):

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaConfig
 
-from ..errors import FusionError
-from .method import Method
+from llava_stf.errors import FusionError
+from llava_stf.reduction.method import Method
 
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def resize_grid(x: Tensor, side: int) -> Tensor:

@@ -10,14 +10,14 @@ from torch.nn import functional
 from transformers import LlavaConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from ..configuration_llava_stf import state_index
-from ..errors import FusionError
-from ..modeling_llava_stf import tower_blocks
-from .method import Method
-from .tensors import marked, merge_tokens
+from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.configuration_llava_stf import state_index
+from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.tensors import marked, merge_tokens
 
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def patches_after(blocks: int, patches: int, vision_tokens: int) -> list[int]:

@@ -10,14 +10,14 @@ from torch.nn import functional
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from ..configuration_llava_stf import state_index
-from ..errors import FusionError
-from ..modeling_llava_stf import select_states, tower_blocks
-from .method import Method
-from .tensors import gather_tokens, marked, merge_tokens
+from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.configuration_llava_stf import state_index
+from llava_stf.models.llava_stf.modeling_llava_stf import select_states, tower_blocks
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.tensors import gather_tokens, marked, merge_tokens
 
 if TYPE_CHECKING:
-    from .model import ReducedLlavaModel
+    from llava_stf.reduction.model import ReducedLlavaModel
 
 # The paper's splits for LLaVA-1.5 are 162 + 30, 108 + 20 and 54 + 10.
 CONTEXTUAL_SHARE = 10 / 64

@@ -19,20 +19,19 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, StreamingResponse
 
-from llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.errors import LlavaStfError
 from llava_stf.inference import LlavaStf
-
-from .engine import Engine
-from .errors import ClientGoneError, ModelUnknownError
-from .guard import Guard
-from .images import ImageReader
-from .intake import Intake
-from .metrics import Metrics
-from .options import ServeOptions
-from .protocol import ChatRequest, CompletionRequest, parse
-from .replies import Reply, error_body, error_reply
-from .rows import GenerationRequest, Piece
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.serving.engine import Engine
+from llava_stf.serving.errors import ClientGoneError, ModelUnknownError
+from llava_stf.serving.guard import Guard
+from llava_stf.serving.images import ImageReader
+from llava_stf.serving.intake import Intake
+from llava_stf.serving.metrics import Metrics
+from llava_stf.serving.options import ServeOptions
+from llava_stf.serving.protocol import ChatRequest, CompletionRequest, parse
+from llava_stf.serving.replies import Reply, error_body, error_reply
+from llava_stf.serving.rows import GenerationRequest, Piece
 
 logger = logging.getLogger(__name__)
 

@@ -25,12 +25,11 @@ from transformers import BatchFeature, StoppingCriteriaList
 from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.images import load_image
 from llava_stf.inference import Conversation, LlavaStf, Message
-
-from ..answer_text import AnswerText, Decoder
-from .errors import BusyError
-from .metrics import Metrics
-from .options import ServeOptions
-from .rows import GenerationRequest, Piece, Row, Watch
+from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.serving.errors import BusyError
+from llava_stf.serving.metrics import Metrics
+from llava_stf.serving.options import ServeOptions
+from llava_stf.serving.rows import GenerationRequest, Piece, Row, Watch
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import KeyRefusedError
-from .metrics import Metrics
-from .replies import error_reply
+from llava_stf.serving.errors import KeyRefusedError
+from llava_stf.serving.metrics import Metrics
+from llava_stf.serving.replies import error_reply
 
 _GUARDED = ("/v1/", "/metrics")
 # As a label of the metrics: a client that invents paths must not fill the memory with counters.

@@ -9,9 +9,8 @@ import re
 from collections.abc import Sequence
 
 from llava_stf.errors import ImageError
-from llava_stf.fetching import fetch
-
-from .options import ServeOptions
+from llava_stf.images.fetch import fetch
+from llava_stf.serving.options import ServeOptions
 
 MAX_FETCH_SECONDS = 20
 MAX_FETCHES = 8  # at a time, of all requests

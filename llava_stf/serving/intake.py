@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
-from .errors import BusyError, ClientGoneError, MediaTypeError, SlowRequestError, TooLargeError
+from llava_stf.serving.errors import BusyError, ClientGoneError, MediaTypeError, SlowRequestError, TooLargeError
 
 MAX_SECONDS = 60  # until a body is there
 # Bodies that are held at a time, of all requests, as a multiple of the longest one.

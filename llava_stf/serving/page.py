@@ -20,12 +20,11 @@ from starlette.responses import RedirectResponse, Response
 
 from llava_stf.errors import LlavaStfError, MissingDependencyError
 from llava_stf.loading import EMBEDDED
+from llava_stf.serving.page_asking import Asking, Budget, budgets
+from llava_stf.serving.page_cards import EMPTY, render_error
+from llava_stf.serving.page_guard import PageGuard
+from llava_stf.serving.page_login import Login
 from llava_stf.world import draw
-
-from .page_asking import Asking, Budget, budgets
-from .page_cards import EMPTY, render_error
-from .page_guard import PageGuard
-from .page_login import Login
 
 try:
     import gradio as gr
@@ -35,8 +34,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from .engine import Engine
-    from .options import ServeOptions
+    from llava_stf.serving.engine import Engine
+    from llava_stf.serving.options import ServeOptions
 
 PATH = "/ui"
 KEEP_SECONDS = 3600  # of an uploaded picture

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+from llava_stf.analysis.looking import look
 from llava_stf.errors import ImageError, LlavaStfError
 from llava_stf.images import load_image
 from llava_stf.inference import user_turn
-from llava_stf.looking import look
-
-from .engine import Engine, GenerationRequest
-from .page_cards import Card, draw_view, render, render_error
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+from llava_stf.serving.engine import Engine, GenerationRequest
+from llava_stf.serving.page_cards import Card, draw_view, render, render_error
 
 if TYPE_CHECKING:
-    from .options import ServeOptions
+    from llava_stf.serving.options import ServeOptions
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from llava_stf.looking import Look
+from llava_stf.analysis.looking import Look
 
 EMPTY = '<div class="empty">The answer appears here.</div>'
 

@@ -13,12 +13,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.errors import PromptError
 from llava_stf.inference import Message
-
-from .errors import RequestError
-from .rows import GenerationRequest
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.serving.errors import RequestError
+from llava_stf.serving.rows import GenerationRequest
 
 # Fields that change the answer, and the values with which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {

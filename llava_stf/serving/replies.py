@@ -10,9 +10,8 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from llava_stf.errors import LlavaStfError
-
-from .errors import ServerError, kind_of, status_of
-from .rows import Piece
+from llava_stf.serving.errors import ServerError, kind_of, status_of
+from llava_stf.serving.rows import Piece
 
 
 class Reply:

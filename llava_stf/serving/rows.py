@@ -13,10 +13,9 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava_stf.inference import Conversation, VisionTokens
-
-from ..answer_text import AnswerText
-from .errors import ModelFailureError
-from .metrics import Metrics
+from llava_stf.inference.answer_text import AnswerText
+from llava_stf.serving.errors import ModelFailureError
+from llava_stf.serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from transformers import BatchFeature

@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
-from .options import ServeOptions
+from llava_stf.serving.options import ServeOptions
 
 # For running answers after the first SIGTERM; a second signal ends them at once.
 SHUTDOWN_SECONDS = 300

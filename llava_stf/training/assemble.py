@@ -25,15 +25,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
-from ..conversation import END, IGNORE_INDEX, encode_conversation
-from ..conversion.locate import locate
-from ..conversion.processors import add_placeholders, build_image_processor, build_processor
-from ..conversion.publish import publish, refuse_existing
-from ..encoders.towers import load_tower, special_tokens
-from ..errors import CheckpointError, FusionError
-from ..loading import is_llava, load_model, read_config
-from ..patch import apply_pooling, apply_stf
+from llava_stf.conversion.locate import locate
+from llava_stf.conversion.processors import add_placeholders, build_image_processor, build_processor
+from llava_stf.errors import CheckpointError, FusionError
+from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.loading import is_llava, load_model, read_config
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.llava_stf.conversation import END, IGNORE_INDEX, encode_conversation
+from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf
+from llava_stf.models.vision.towers import load_tower, special_tokens
 
 ROW_MULTIPLE = 64
 

@@ -26,9 +26,9 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from ..conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
-from ..processing_llava_stf import LlavaStfProcessor
-from ..world.dataset import CAPTION_REQUEST, corpus
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
+from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.world.dataset import CAPTION_REQUEST, corpus
 
 PIECES = 640
 ROWS_MULTIPLE = 64

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llava_stf.conversation import IGNORE_INDEX
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
 Schedule = Literal["random", "descending"]
 

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from llava_stf.conversation import IGNORE_INDEX
+from llava_stf.data.bad_samples import BadSamples
+from llava_stf.data.preparation import Preparation, Sample
+from llava_stf.data.records import SampleError
 from llava_stf.errors import DataError
-from llava_stf.training.bad_samples import BadSamples
-from llava_stf.training.preparation import Preparation, Sample
-from llava_stf.training.records import SampleError
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import datasets
 
+    from llava_stf.data.sources import Records
     from llava_stf.training.config import FinetuneConfig
-    from llava_stf.training.sources import Records
 
 
 class TrainingData(NamedTuple):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from llava_stf.conversation import IGNORE_INDEX
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.records import FAULTS, Fault, SampleError
-from llava_stf.training.sources import Records
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.records import FAULTS, Fault, SampleError
+from llava_stf.data.sources import Records
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
 BATCH = 64
 OFFENDERS = 5
@@ -119,7 +119,7 @@ def check_data(
 @contextmanager
 def _masked_samples_unmentioned() -> Iterator[None]:
     """Without the warning that each wholly masked sample gets in training: here they are counted instead."""
-    conversation = logging.getLogger("llava_stf.conversation")
+    conversation = logging.getLogger("llava_stf.models.llava_stf.conversation")
     before = conversation.level
     conversation.setLevel(logging.ERROR)
     try:

@@ -19,8 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from llava_stf.conversation import IGNORE_INDEX
-from llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, image_tokens_of, select_patch_states
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.models.llava_stf.modeling_llava_stf import (
+    LlavaStfForConditionalGeneration,
+    image_tokens_of,
+    select_patch_states,
+)
 from llava_stf.training.budgets import with_budget
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_kernels import place_tokens, pool_tokens

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.training.checkpoints import prepare_output, remove_run, save_model
+from llava_stf.io.runs import prepare_output, remove_run, save_model, save_whole
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.start import check_start, load_start
 
@@ -40,14 +40,14 @@ def finetune(config: FinetuneConfig) -> None:
     import torch
     from transformers import set_seed
 
-    from llava_stf.lora import load_weights
-    from llava_stf.patch import former_projector
+    from llava_stf.data.preparation import Preparation
+    from llava_stf.data.sources import image_folder, open_records, open_stream
+    from llava_stf.loading.lora import load_weights
+    from llava_stf.models.llava_stf.patch import former_projector
     from llava_stf.training.data import training_data
     from llava_stf.training.distill import DistillTrainer
-    from llava_stf.training.lora import add_lora
+    from llava_stf.training.lora import add_lora, save_adapter
     from llava_stf.training.optim import train_only
-    from llava_stf.training.preparation import Preparation
-    from llava_stf.training.sources import image_folder, open_records, open_stream
     from llava_stf.training.trainer import FinetuneTrainer
 
     if config.cpu_threads is not None:
@@ -110,7 +110,7 @@ def finetune(config: FinetuneConfig) -> None:
             processor,
             output,
             getattr(torch, config.save_dtype),
-            lora=config.lora_rank is not None,
+            save=save_whole if config.lora_rank is None else save_adapter,
             state_dict=state,
         )
 
@@ -123,7 +123,7 @@ def pad_token_id(processor: LlavaProcessor) -> int:
 
 def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
     """Vision tokens per image that a run trains for: those asked for, else all that the model was made for."""
-    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
 
     if not isinstance(model_config, LlavaStfConfig):
         return [patch_grid(model_config) ** 2]

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava_stf.conversation import ANSWER_TAG, IGNORE_INDEX, IMAGE_TOKEN, tokenize_chunks
+from llava_stf.data.bad_samples import BadSamples
+from llava_stf.data.label_questions import Questions, human_turns
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.records import Fault, SampleError, sample_id
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
-from llava_stf.training.bad_samples import BadSamples
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IGNORE_INDEX, IMAGE_TOKEN, tokenize_chunks
 from llava_stf.training.label_file import LabelFile
-from llava_stf.training.label_questions import Questions, human_turns
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.records import Fault, SampleError, sample_id
 
 
 @dataclass

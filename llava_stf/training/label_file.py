@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llava_stf.data.label_questions import Questions, question_key
 from llava_stf.errors import DataError
-from llava_stf.flush import flush_entry
-from llava_stf.training.label_questions import Questions, question_key
+from llava_stf.io.fsync import flush_entry
 
 _ROW_START = b'{"id": '
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.lora import PROJECTOR
+from llava_stf.loading.lora import PROJECTOR
 
 if TYPE_CHECKING:
     import torch

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_with_warmup
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ..modeling_llava_stf import select_states, skip_unused_blocks
-from ..world.dataset import draw
-from ..world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
+from llava_stf.models.llava_stf.modeling_llava_stf import select_states, skip_unused_blocks
+from llava_stf.world.dataset import draw
+from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
 
 SELECT_LAYER = -2
 CLASSES = {

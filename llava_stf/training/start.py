@@ -24,7 +24,7 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 def check_start(config: FinetuneConfig) -> None:
     """Raise `LlavaStfError` if the run cannot start from its base as the options say; reads configs, no weights."""
     if config.lora_rank is not None:
-        from llava_stf.lora import require_peft
+        from llava_stf.loading.lora import require_peft
 
         require_peft()
     if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
@@ -54,8 +54,8 @@ def check_start(config: FinetuneConfig) -> None:
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
-    from llava_stf.adapter import load_adapter
-    from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
+    from llava_stf.models.llava_stf.adapter import load_adapter
+    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
 
     windows_for(patch_grid(base), config.vision_tokens)
     if not isinstance(base, LlavaStfConfig):
@@ -76,7 +76,7 @@ def starts_from_language_model(config: FinetuneConfig) -> bool:
     """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
     from llava_stf.conversion.locate import locate
     from llava_stf.loading import EMBEDDED, is_llava
-    from llava_stf.lora import is_lora_folder
+    from llava_stf.loading.lora import is_lora_folder
 
     if config.base in EMBEDDED:
         return False
@@ -144,8 +144,8 @@ def load_start(
 
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
-    from llava_stf.configuration_llava_stf import patch_grid, windows_for
-    from llava_stf.patch import apply_pooling, apply_stf
+    from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, windows_for
+    from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf
     from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":

@@ -24,14 +24,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.training.budgets import budget_of_step, with_budget
-from llava_stf.training.checkpoints import (
+from llava_stf.io.runs import (
     PARTIAL,
     checkpoint_step,
     describe_newest,
     publish_checkpoint,
     reported_writing,
 )
+from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
 from llava_stf.training.lora import save_model_config
 from llava_stf.training.optim import parameter_groups

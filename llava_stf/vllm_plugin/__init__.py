@@ -15,8 +15,7 @@ def register() -> None:
     from vllm.tokenizers.registry import TokenizerRegistry
 
     import llava_stf  # noqa: F401 - with it the Auto classes know the config and the processor
-
-    from .model_config import LlavaStfModelConfig
+    from llava_stf.vllm_plugin.model_config import LlavaStfModelConfig
 
     if TOKENIZER_MODE not in RENDERER_REGISTRY.renderers:
         RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__name__}.renderer", "LlavaStfRenderer")

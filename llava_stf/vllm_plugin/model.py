@@ -14,10 +14,15 @@ from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..modeling_llava_stf import suppressed_ids
-from .processing import OPTION, LlavaStfDummyInputsBuilder, LlavaStfMultiModalProcessor, LlavaStfProcessingInfo
-from .projector import build_shared_projector
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
+from llava_stf.vllm_plugin.processing import (
+    OPTION,
+    LlavaStfDummyInputsBuilder,
+    LlavaStfMultiModalProcessor,
+    LlavaStfProcessingInfo,
+)
+from llava_stf.vllm_plugin.projector import build_shared_projector
 
 
 @MULTIMODAL_REGISTRY.register_processor(

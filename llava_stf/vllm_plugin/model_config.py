@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from ..errors import FusionError
-from . import TOKENIZER_MODE
+from llava_stf.errors import FusionError
+from llava_stf.vllm_plugin import TOKENIZER_MODE
 
 # The vision towers that vLLM has, by model type.
 TOWERS = ("clip_vision_model", "siglip_vision_model")

@@ -21,10 +21,10 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, PromptUpdate
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..errors import FusionError, PromptError
-from ..images import load_image
-from ..processing_llava_stf import LlavaStfProcessor
+from llava_stf.errors import FusionError, PromptError
+from llava_stf.images import load_image
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 OPTION = "vision_tokens"
 

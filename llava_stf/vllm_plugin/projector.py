@@ -17,15 +17,15 @@ from vllm.distributed import (
 )
 from vllm.model_executor.utils import set_weight_attrs
 
-from ..configuration_llava_stf import LlavaStfConfig
-from ..errors import FusionError
-from ..projector import (
+from llava_stf.errors import FusionError
+from llava_stf.models.fusion.projector import (
     LlavaStfProjector,
     MultiBlockTokenFusion,
     PooledProjector,
     SpatialTokenFusion,
     build_projector,
 )
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 
 class _SummedLinear(nn.Linear):

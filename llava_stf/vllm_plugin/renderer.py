@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm.renderers.hf import HfRenderer
 
-from ..conversation import tokenize_chunks
-from ..errors import PromptError
+from llava_stf.errors import PromptError
+from llava_stf.models.llava_stf.conversation import tokenize_chunks
 
 
 class LlavaStfRenderer(HfRenderer):

@@ -3,11 +3,11 @@
 Pictures are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 grid. Needs only numpy and Pillow.
 """
 
-from .dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset
-from .drawing import render
-from .families import ALL, BENCHMARKS, FAMILIES, ask, caption
-from .questions import UNANSWERABLE, Question, is_right
-from .scene import (
+from llava_stf.world.dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset
+from llava_stf.world.drawing import render
+from llava_stf.world.families import ALL, BENCHMARKS, FAMILIES, ask, caption
+from llava_stf.world.questions import UNANSWERABLE, Question, is_right
+from llava_stf.world.scene import (
     CHARACTERS,
     COLOURS,
     PLACES,

@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import LlavaStfError
-from .dataset import write_dataset
-from .families import ALL, BENCHMARKS
+from llava_stf.errors import LlavaStfError
+from llava_stf.world.dataset import write_dataset
+from llava_stf.world.families import ALL, BENCHMARKS
 
 
 def main(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .questions import COLOUR_NAMES, WHERE, Question, pick, unique_colours, unique_shapes
-from .scene import COLOURS, PLACES, SHAPES, WORDS, Scene
+from llava_stf.world.questions import COLOUR_NAMES, WHERE, Question, pick, unique_colours, unique_shapes
+from llava_stf.world.scene import COLOURS, PLACES, SHAPES, WORDS, Scene
 
 LETTERS = "ABCD"
 PROPERTIES = (("hot", "cold"), ("heavy", "light"), ("soft", "hard"), ("wet", "dry"))

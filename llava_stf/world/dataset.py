@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
-from .drawing import render
-from .families import ALL, FAMILIES, ask, caption
-from .questions import Question
-from .scene import MOST_OBJECTS, Scene, sample_scene
+from llava_stf.errors import DataError
+from llava_stf.world.drawing import render
+from llava_stf.world.families import ALL, FAMILIES, ask, caption
+from llava_stf.world.questions import Question
+from llava_stf.world.scene import MOST_OBJECTS, Scene, sample_scene
 
 SPLITS = {"train": 0, "held_out": 1}
 PICTURES_PER_FOLDER = 1000

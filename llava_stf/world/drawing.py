@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .glyphs import glyph, shape_mask
-from .scene import SIDE, Box, Colour, Label, Scene
+from llava_stf.world.glyphs import glyph, shape_mask
+from llava_stf.world.scene import SIDE, Box, Colour, Label, Scene
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:

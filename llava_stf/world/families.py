@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .choices import ask_choice, ask_choice_cn, ask_science
-from .questions import WHERE, Question, ask_open, ask_poor, ask_presence, ask_relation, ask_text
-from .scene import Scene
+from llava_stf.world.choices import ask_choice, ask_choice_cn, ask_science
+from llava_stf.world.questions import WHERE, Question, ask_open, ask_poor, ask_presence, ask_relation, ask_text
+from llava_stf.world.scene import Scene
 
 FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "open": ask_open,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .scene import COLOURS, PLACES, POPULAR, SHAPES, Scene, Thing
+from llava_stf.world.scene import COLOURS, PLACES, POPULAR, SHAPES, Scene, Thing
 
 T = TypeVar("T")
 COLOUR_NAMES = tuple(COLOURS)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import DataError
-from .glyphs import layout
+from llava_stf.errors import DataError
+from llava_stf.world.glyphs import layout
 
 SIDE = 112  # px
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_stf.batch.job import BatchJob
 from llava_stf.batch.on_ray import RayWorkers
-from llava_stf.batch.run import BatchJob, run_batch
+from llava_stf.batch.run import run_batch
 from llava_stf.errors import LlavaStfError
 
 from .conftest import QUESTION, kill_who_has_a_shard, results

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from llava_stf.batch.run import BatchJob, run_batch
+from llava_stf.batch.job import BatchJob
+from llava_stf.batch.run import run_batch
 from llava_stf.errors import DataError, ModelNotFoundError
 from llava_stf.inference import LlavaStf
 from llava_stf.loading import load_model

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava_stf import LlavaStfForConditionalGeneration, convert_checkpoint, load_model
-from llava_stf.conversion import keys
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, ModelNotFoundError
+from llava_stf.models.llava_stf import keys
 
 BEFORE, AFTER = [1, 5, 17, 80], [33, 4, 9]
 

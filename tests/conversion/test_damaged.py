@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from llava_stf import convert_checkpoint
-from llava_stf.conversion.weights import read_index
 from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.io.weights import read_index
 
 FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

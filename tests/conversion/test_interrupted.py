@@ -14,8 +14,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from llava_stf import convert_checkpoint
-from llava_stf.conversion.publish import publish
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.publish import publish
 
 MEBIBYTE = 2**20
 CONVERT = "import sys; from llava_stf import convert_checkpoint; convert_checkpoint(sys.argv[1], sys.argv[2])"

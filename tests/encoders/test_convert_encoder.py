@@ -10,8 +10,8 @@ from transformers import AutoModel, CLIPImageProcessorPil, ViTConfig, ViTModel
 
 from llava_stf.encoders.checkpoints import choose_encoder, find_encoders, from_vit, to_vit
 from llava_stf.encoders.convert import convert_encoder, read_encoder
-from llava_stf.encoders.vits import vit_config
 from llava_stf.errors import CheckpointError, LlavaStfError, ModelNotFoundError
+from llava_stf.models.vision.vits import vit_config
 
 TOKENS = {"rtol": 0, "atol": 1e-5}
 GOLDEN_HEADS = 3

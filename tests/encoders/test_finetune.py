@@ -24,8 +24,8 @@ from llava_stf.encoders.finetune_views import shifted
 from llava_stf.encoders.labelled import evaluation_batch, load_encoder, open_labelled
 from llava_stf.encoders.mixing import erase, mix_batch, paste, smoothed
 from llava_stf.encoders.pretrain.loop import image_processor
-from llava_stf.encoders.towers import load_tower
 from llava_stf.errors import LlavaStfError
+from llava_stf.models.vision.towers import load_tower
 
 SIZES = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 8,

@@ -12,12 +12,12 @@ from llava_stf import load_model
 from llava_stf.cli import main
 from llava_stf.cli.assemble import assemble
 from llava_stf.cli.encoders import encoders
-from llava_stf.configuration_llava_stf import default_fusion_layers
 from llava_stf.encoders.catalogue import ENCODERS
 from llava_stf.encoders.checkpoints import from_vit
-from llava_stf.encoders.vits import ARCHITECTURES
-from llava_stf.modeling_llava_stf import select_states
-from llava_stf.testing import CHARACTERS
+from llava_stf.loading.testing import CHARACTERS
+from llava_stf.models.llava_stf.configuration_llava_stf import default_fusion_layers
+from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.vision.vits import ARCHITECTURES
 
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=lambda encoder: encoder.name)

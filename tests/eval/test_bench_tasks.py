@@ -67,7 +67,7 @@ class Stopped(Exception):
 def test_a_stopped_run_goes_on_and_a_failure_stays_alone(data, options, capsys, monkeypatch, tmp_path):
     from datasets import load_dataset
 
-    from llava_stf.cli.bench import bench
+    from llava_stf_eval.cli import bench
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_and_a_failure_stays_alone(data, options, capsys, 
 
 
 def test_instructions_are_kept_where_they_are_asked_for(data, tmp_path):
-    from llava_stf.cli.bench import bench
+    from llava_stf_eval.cli import bench
 
     arguments = ["--data", data, "--output", tmp_path / "out", "--tasks", "pope", "--limit", 4, "--batch-size", 4]
     assert bench(["tasks", *map(str, arguments), "--instructions"], standalone_mode=False) == 0

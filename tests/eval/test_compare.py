@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import typer
 
-from llava_stf.cli.bench_compare import compare
 from llava_stf.errors import DataError, LlavaStfError
+from llava_stf_eval.cli.compare import compare
 from llava_stf_eval.compare import compare_runs
 from llava_stf_eval.report import load_run
 from llava_stf_eval.report.bootstrap import Stratum, bootstrap, f1, mean

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPImageProcessorPil
 
-from llava_stf.encoders.towers import load_tower
+from llava_stf.models.vision.towers import load_tower
 from llava_stf_eval.encoder_tables import (
     encoder_table,
     read_encoders,

@@ -10,10 +10,10 @@ from PIL import Image
 from transformers import LlavaImageProcessorPil
 
 from llava_stf import apply_stf
-from llava_stf.cli.bench_speed import speed
-from llava_stf.counting import count
+from llava_stf.analysis.counting import count
 from llava_stf.errors import FusionError, LlavaStfError, PromptError
 from llava_stf.reduction import METHODS
+from llava_stf_eval.cli.speed import speed
 from llava_stf_eval.speed.measuring import PARTS, STAGES
 from llava_stf_eval.speed.run import Plan, measure
 from llava_stf_eval.speed.shapes import IMAGE_TOKEN, build_model, shape_config

@@ -6,9 +6,9 @@ import numpy as np
 import openai
 import pytest
 
-from llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.inference import LlavaStf
 from llava_stf.loading import load_model
+from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.serving.app import create_app
 from llava_stf.serving.options import ServeOptions
 

@@ -22,7 +22,7 @@ from transformers import (
 
 from llava_stf import load_model
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError
-from llava_stf.testing import CHARACTERS
+from llava_stf.loading.testing import CHARACTERS
 from llava_stf.training.assemble import assemble, build_model
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import finetune

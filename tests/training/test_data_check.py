@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.sources import open_records
 from llava_stf.training.data import LlavaDataset
 from llava_stf.training.data_check import BATCH, OFFENDERS, check_data
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.sources import open_records
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
 MANY = [{"from": "human", "value": "<image>" * 30}, *QUESTION[1:]]

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from llava_stf import load_model
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.sources import open_records
 from llava_stf.errors import FusionError, LlavaStfError
+from llava_stf.io.runs import newest_checkpoint
 from llava_stf.training.budgets import budget_of_step, with_budget
-from llava_stf.training.checkpoints import newest_checkpoint
 from llava_stf.training.config import from_values
 from llava_stf.training.data import collate
 from llava_stf.training.finetune import load_start
 from llava_stf.training.optim import part_of
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.sources import open_records
 
 ALL, QUARTER = 16, 4  # tokens of the 4 x 4 patches
 IMAGE, PAD = 9, 0

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.training.checkpoints import newest_checkpoint, prepare_output
+from llava_stf.io.runs import newest_checkpoint, prepare_output
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import load_start, main, training_arguments
 from llava_stf.training.optim import part_of

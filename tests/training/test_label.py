@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from llava_stf import load_model
-from llava_stf.conversation import IGNORE_INDEX
+from llava_stf.data.label_questions import PictureQuestions, read_prompts
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.sources import JsonRecords
 from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.label import Labeller
 from llava_stf.training.label_file import open_labels
-from llava_stf.training.label_questions import PictureQuestions, read_prompts
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.sources import JsonRecords
 from llava_stf.world import draw
 
 TEACHER = {"model": "M", "max_new_tokens": 4}

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from llava_stf import load_model
 from llava_stf.cli import main as cli
 from llava_stf.errors import CheckpointError, LlavaStfError, ModelNotFoundError
-from llava_stf.lora import merge_lora
-from llava_stf.training.checkpoints import save_model
+from llava_stf.io.runs import save_model, save_whole
+from llava_stf.loading.merge import merge_lora
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import finetune, load_start
-from llava_stf.training.lora import add_lora
+from llava_stf.training.lora import add_lora, save_adapter
 from llava_stf.training.optim import part_of
 
 QUESTION = "What colour is it?"
@@ -173,7 +173,9 @@ def test_gathered_weights_are_saved_where_the_models_own_are_sharded(llava_base,
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.zero_()
-    save_model(trained, processor, tmp_path, torch.bfloat16, lora=lora, state_dict=gathered)
+    save_model(
+        trained, processor, tmp_path, torch.bfloat16, save=save_adapter if lora else save_whole, state_dict=gathered
+    )
     assert load_model(tmp_path, dtype=None if not lora else "bfloat16").model.dtype == torch.bfloat16
     found = logits(load_model(tmp_path, dtype="float32"), data_folder)
     # weights of 8 bits, in logits of about 10: measured 0.07
@@ -224,7 +226,7 @@ def test_a_missing_base_is_named(copy):
 
 
 def test_a_base_of_other_widths_is_refused_before_its_weights_are_read(copy, tmp_path):
-    from llava_stf.testing import write_tiny_llava
+    from llava_stf.loading.testing import write_tiny_llava
 
     other = write_tiny_llava(tmp_path / "other", stf=False, grid=6)
     (other / "model.safetensors").write_bytes(b"")

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from llava_stf import load_model
-from llava_stf.training.checkpoints import PARTIAL, checkpoint_step, newest_checkpoint
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.sources import open_records
+from llava_stf.io.runs import PARTIAL, checkpoint_step, newest_checkpoint
 from llava_stf.training.finetune import main
-from llava_stf.training.preparation import Preparation
-from llava_stf.training.sources import open_records
 from llava_stf.training.trainer import EpochSampler
 
 

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from llava_stf import load_model
-from llava_stf.conversation import SYSTEM_PROMPT
+from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer
 from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnPictures, pretrain_tower, tower_config
 from llava_stf.world import caption, draw, patch_labels, questions_of

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from llava_stf.batch.run import BatchJob, run_batch
+from llava_stf.batch.job import BatchJob
+from llava_stf.batch.run import run_batch
 from llava_stf.errors import FusionError, LlavaStfError
 
 COMMAND = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())", "batch"]

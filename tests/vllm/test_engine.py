@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from llava_stf import apply_pooling, apply_stf, load_model
-from llava_stf.testing import write_tiny_llava
+from llava_stf.loading.testing import write_tiny_llava
 
 from .conftest import Reference, answers, engine, request
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.flush import flush_entry
+from llava_stf.io.fsync import flush_entry
 from llava_stf_eval.protocols import BENCHMARKS
 from llava_stf_eval.published import published_rows
 from llava_stf_eval.report.page import Item, Page, Plot, Table, fair_share, render

@@ -10,8 +10,7 @@ from functools import cache
 from typing import Any
 
 from llava_stf.errors import DataError
-
-from ..requirements import lmms_eval_file
+from llava_stf_eval.requirements import lmms_eval_file
 
 TEXTVQA_REFERENCES = 10
 AGREEING = 3  # people who must have given an answer for it to be fully right

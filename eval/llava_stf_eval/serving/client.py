@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from .outcomes import Outcome
-from .workload import Load, Question, arrivals
+from llava_stf_eval.serving.outcomes import Outcome
+from llava_stf_eval.serving.workload import Load, Question, arrivals
 
 # An answer may wait for all that were asked before it.
 TIMEOUT = httpx.Timeout(1800, connect=30)

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 
 from llava_stf.errors import MissingDependencyError
-
-from .client import headers
+from llava_stf_eval.serving.client import headers
 
 SECONDS = 0.2  # between two readings
 # Names of the same thing at vLLM and at llava-stf serve.

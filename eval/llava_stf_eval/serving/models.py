@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
-from llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 
 VisionTokens = int | Literal["all"] | None
 
@@ -90,8 +90,8 @@ def prepare_shape(shape: str, tokens: VisionTokens, folder: Path) -> Served:
 def _processor(config: Any) -> Any:
     from transformers import LlamaTokenizer, LlavaImageProcessorPil
 
-    from llava_stf.processing_llava_stf import LlavaStfProcessor
-    from llava_stf.testing import tiny_tokenizer
+    from llava_stf.loading.testing import tiny_tokenizer
+    from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
     from llava_stf_eval.speed.shapes import IMAGE_TOKEN
 
     small = tiny_tokenizer().get_vocab()
@@ -114,7 +114,7 @@ def _processor(config: Any) -> Any:
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:
-    from llava_stf.patch import apply_pooling
+    from llava_stf.models.llava_stf.patch import apply_pooling
 
     if not isinstance(model.config, LlavaStfConfig):
         apply_pooling(model, processor, window=1)

@@ -17,15 +17,14 @@ from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
 from llava_stf_eval.bench_machine import machine, versions
+from llava_stf_eval.serving import client, vllm_client
+from llava_stf_eval.serving.client import Target
+from llava_stf_eval.serving.metrics import Seen, watching
+from llava_stf_eval.serving.models import Served, VisionTokens, prepare, prepare_shape
+from llava_stf_eval.serving.outcomes import summarise
+from llava_stf_eval.serving.servers import Engine, find_target, serving
+from llava_stf_eval.serving.workload import Load, Question, questions
 from llava_stf_eval.speed.machine import load_average
-
-from . import client, vllm_client
-from .client import Target
-from .metrics import Seen, watching
-from .models import Served, VisionTokens, prepare, prepare_shape
-from .outcomes import summarise
-from .servers import Engine, find_target, serving
-from .workload import Load, Question, questions
 
 # Of what the first model reached under a fixed load: a rate that it can keep up with, but with requests that meet.
 SHARE_OF_CAPACITY = 0.7

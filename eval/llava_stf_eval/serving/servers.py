@@ -16,10 +16,9 @@ from typing import Literal
 import httpx
 
 from llava_stf.errors import LlavaStfError
-
-from .client import Target, headers
-from .models import Served
-from .vllm_client import VLLM
+from llava_stf_eval.serving.client import Target, headers
+from llava_stf_eval.serving.models import Served
+from llava_stf_eval.serving.vllm_client import VLLM
 
 Engine = Literal["transformers", "vllm"]
 READY_SECONDS = 900  # vLLM compiles before it is ready

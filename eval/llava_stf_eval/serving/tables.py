@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-
-from .output import FIGURE, RESULT, failures, markdown
+from llava_stf_eval.serving.output import FIGURE, RESULT, failures, markdown
 
 START, END = "<!-- serving:start -->", "<!-- serving:end -->"
 

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError, MissingDependencyError
-
-from .client import Target
-from .outcomes import Outcome
-from .workload import Load, Question
+from llava_stf_eval.serving.client import Target
+from llava_stf_eval.serving.outcomes import Outcome
+from llava_stf_eval.serving.workload import Load, Question
 
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 _KEPT_OF_LOG = 1500  # characters

@@ -19,14 +19,13 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessorPil
 
-from llava_stf.counting import llm_parameters
+from llava_stf.analysis.counting import llm_parameters
 from llava_stf.errors import LlavaStfError, PromptError
-from llava_stf.loading_options import from_pretrained_options
-
-from .machine import describe_machine, load_average
-from .measuring import STAGES, Case, Measured, Request, measure_once
-from .shapes import SHAPES, build_model, shape_config
-from .variants import FULL, STF, Variant, build_variants, settings_of
+from llava_stf.loading.options import from_pretrained_options
+from llava_stf_eval.speed.machine import describe_machine, load_average
+from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, measure_once
+from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
+from llava_stf_eval.speed.variants import FULL, STF, Variant, build_variants, settings_of
 
 PICTURE = (480, 640)  # height and width of the random picture that is preprocessed
 

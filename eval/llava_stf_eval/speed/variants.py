@@ -11,9 +11,9 @@ from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf import apply_stf
-from llava_stf.configuration_llava_stf import patch_grid, window_for
-from llava_stf.counting import Count, count
+from llava_stf.analysis.counting import Count, count
 from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, window_for
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction
 
 FULL, STF = "full", "stf"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..scoring.choices import LETTERS, is_absent, options_of
+from llava_stf_eval.scoring.choices import LETTERS, is_absent, options_of
 
 Row = Mapping[str, Any]
 

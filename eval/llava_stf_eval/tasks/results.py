@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..requirements import lmms_eval_module
-from ..scoring import choices, mme, pope, vqa
+from llava_stf_eval.requirements import lmms_eval_module
+from llava_stf_eval.scoring import choices, mme, pope, vqa
 
 Row = Mapping[str, Any]
 Values = dict[str, Any]

@@ -24,7 +24,7 @@ from llava_stf.encoders.objectives.base import Objective, encode
 from llava_stf.encoders.objectives.contrast import contrast, own_index
 from llava_stf.encoders.objectives.sampling import sample_subsets
 from llava_stf.encoders.pretrain.augment import Recipe, View
-from llava_stf.encoders.vits import CIFAR_MEAN, CIFAR_STD
+from llava_stf.models.vision.vits import CIFAR_MEAN, CIFAR_STD
 
 
 @dataclass(frozen=True)

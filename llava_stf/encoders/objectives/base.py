@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import ViTModel
 
 from llava_stf.encoders.pretrain.augment import Augmentation, Recipe, View
-from llava_stf.encoders.vits import resize_positions
+from llava_stf.models.vision.vits import resize_positions
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llava_stf.encoders.vits import IMAGENET_MEAN, IMAGENET_STD
 from llava_stf.errors import MissingDependencyError
+from llava_stf.models.vision.vits import IMAGENET_MEAN, IMAGENET_STD
 
 _TRIES = 10  # of a crop's shape, before the largest crop of an allowed ratio is taken
 _BLUR_KERNEL = 13  # three times the largest sigma to either side

@@ -10,7 +10,7 @@ from llava_stf.encoders.objectives import objective_class
 from llava_stf.encoders.objectives.base import Objective
 from llava_stf.encoders.pretrain.augment import Recipe
 from llava_stf.encoders.pretrain.config import PretrainConfig, method_options
-from llava_stf.encoders.vits import vit_config
+from llava_stf.models.vision.vits import vit_config
 
 _COMMON_SCALE = (0.2, 1.0)
 

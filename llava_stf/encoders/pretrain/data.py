@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava_stf.data.bad_samples import BadSamples
+from llava_stf.data.records import SampleError
 from llava_stf.errors import DataError, ImageError
 from llava_stf.images import load_image
-from llava_stf.training.bad_samples import BadSamples
-from llava_stf.training.records import SampleError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
@@ -67,7 +67,7 @@ class RowPictures:
     """Pictures of a column of a Hugging Face data set, read undecoded. Raises `DataError` if it has no such column."""
 
     def __init__(self, rows: Any, column: str, name: str) -> None:
-        from llava_stf.training.sources import undecoded
+        from llava_stf.data.sources import undecoded
 
         if column not in rows.column_names:
             raise DataError(f"the data set {name} has no column {column}, but {', '.join(rows.column_names)}")
@@ -101,7 +101,7 @@ def open_pictures(data: str, column: str = "image") -> Pictures:
             raise DataError(f"the folder {data} holds no pictures ({', '.join(sorted(SUFFIXES))})")
         return FilePictures(files)
     if path.suffix in (".parquet", ".arrow") or path.is_dir() or not path.exists():
-        from llava_stf.training.sources import load_rows
+        from llava_stf.data.sources import load_rows
 
         return RowPictures(load_rows(data, streaming=False), column, path.name)
     raise DataError(f"{data} is no npz file, folder of pictures or Hugging Face data set")

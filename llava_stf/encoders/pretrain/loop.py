@@ -24,7 +24,7 @@ from llava_stf.encoders.pretrain.config import PretrainConfig
 from llava_stf.encoders.pretrain.data import PictureDataset, default_side, open_pictures
 from llava_stf.encoders.pretrain.schedule import Batches, cosine, cosine_by_epoch
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.training.checkpoints import (
+from llava_stf.io.runs import (
     PARTIAL,
     checkpoint_step,
     describe_newest,

@@ -1,0 +1,123 @@
+"""`llava-stf bench tasks`: scores on the nine benchmarks."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, token_count, waiting
+
+if TYPE_CHECKING:
+    from llava_stf_eval.bench_tasks import TaskOptions
+
+
+def tasks(
+    model: Model = "tiny",
+    names: Annotated[
+        str, typer.Option("--tasks", help="Benchmarks, for instance 'pope,gqa' or 'vqav2:test'; 'all' are nine.")
+    ] = "all",
+    protocol: Annotated[
+        str, typer.Option(help="'llava': prompts and scoring of LLaVA-1.5's scripts; 'lmms-eval': that toolkit's own.")
+    ] = "llava",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of local data sets, <org>/<name>/ as on the hub; nothing is fetched.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for results, samples, pictures and the report.")] = Path(
+        "runs/bench"
+    ),
+    method: Annotated[
+        str | None, typer.Option(help="'full', 'stf', or another way to shorten: pool, tome, visionzip, fastv, ...")
+    ] = None,
+    vision_tokens: VisionTokens = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each benchmark.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Only download the data sets into --data, after saying how large they are.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    instructions: Annotated[
+        bool | None,
+        typer.Option(help="Keep the lines that tell how to answer; default: yes, but for the embedded models."),
+    ] = None,
+    quantization: Quantization = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    attn_implementation: Annotated[str | None, typer.Option(help="'sdpa', 'eager', 'flash_attention_2', ...")] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder of the hub repository that holds the model.")] = None,
+) -> None:
+    """Score a model on the benchmarks, each in a process of its own; exit code 1 if one of them failed.
+
+    A run that was stopped goes on with --resume from its last finished batch.
+    """
+    asked = [] if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    if fetch:
+        from llava_stf_eval.bench_fetch import fetch_data
+
+        if data is None:
+            raise typer.BadParameter("--fetch needs --data, the folder to download into")
+        fetch_data(asked, data)
+        return
+    with waiting("Importing torch and transformers"):
+        from llava_stf_eval.bench_models import ModelOptions
+        from llava_stf_eval.bench_tasks import TaskOptions
+
+    options = ModelOptions(
+        pretrained=model,
+        method=method,
+        vision_tokens=token_count(vision_tokens),
+        seed=seed,
+        dtype=dtype,
+        quantization=quantization,
+        device=device,
+        attn_implementation=attn_implementation,
+        subfolder=subfolder,
+        instructions=instructions,
+    )
+    raise typer.Exit(_run(TaskOptions(options, asked, protocol, output, data, limit, batch_size, resume)))
+
+
+def _run(options: "TaskOptions") -> int:
+    """Runs, reports, and says in the last line what failed; returns the exit code."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from llava_stf_eval.bench_tasks import run_tasks
+    from llava_stf_eval.protocols import parse
+    from llava_stf_eval.report import load_run, print_scores, write_report
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        shown: dict[str, Any] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in shown:
+                shown[name] = bar.add_task(name)
+            bar.update(shown[name], completed=done, total=total)
+
+        results = run_tasks(options, progress)
+    print_scores([load_run(options.output)])
+    for path in write_report(options.output):
+        print(path)
+    for name, found in results["benchmarks"].items():
+        if found["status"] == "submission":
+            print(
+                f"{name} is scored by a server: send {options.output / found['submission']} to {parse(name)[0].server}"
+            )
+    failed = {name: found["error"] for name, found in results["benchmarks"].items() if found["status"] == "failed"}
+    for name, error in failed.items():
+        print(f"{name} failed: {error}", file=sys.stderr)
+    if failed:
+        print(
+            f"{len(failed)} of {len(results['benchmarks'])} benchmarks failed: {', '.join(failed)}; logs are in "
+            f"{options.output / 'parts'}, --resume tries them again.",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0

@@ -1,0 +1,164 @@
+"""What a prompt costs, counted and not timed: tokens in every LLM layer, FLOPs, and bytes of the KV cache.
+
+One function for every way to shorten the sequence: a method is known here by the vision tokens that each LLM layer
+holds, one number where it shortens before the LLM, a list where it drops tokens inside.
+
+FLOPs are two per multiply-add of the matrix products and of attention, which is counted in full and not by its causal
+mask. Norms, activations, embeddings and the arithmetic of selecting tokens are left out. Worked example, LLaVA-1.5-7B
+with one image and 64 text tokens: 8.50 TFLOP of prefill and 320 MiB of KV cache at 576 vision tokens, 2.72 TFLOP and
+104 MiB at 144.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import LlavaConfig
+
+from llava_stf.errors import FusionError
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, state_index
+from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.models.vision.towers import one_block, special_tokens_of
+
+
+@dataclass(frozen=True)
+class Count:
+    """The cost of one prompt.
+
+    `vision_tokens` and `llm_tokens` (text included) are positions in each LLM layer, of all images of the prompt.
+    `decode_flops` is one new token right behind the prompt, the head included; `prefill_flops` is the decoder layers
+    alone. `kv_bytes` is the cache of the prompt.
+    """
+
+    vision_tokens: tuple[int, ...]
+    llm_tokens: tuple[int, ...]
+    tower_flops: int
+    projector_flops: int
+    prefill_flops: int
+    decode_flops: int
+    kv_bytes: int
+
+    @property
+    def mean_vision_tokens(self) -> float:
+        """The mean over the layers, which is what papers on dropping tokens inside the LLM call their budget."""
+        return sum(self.vision_tokens) / len(self.vision_tokens)
+
+    @property
+    def first_token_flops(self) -> int:
+        """From pixels to the last layer's output for the prompt."""
+        return self.tower_flops + self.projector_flops + self.prefill_flops
+
+
+def count(
+    config: LlavaConfig,
+    vision_tokens: int | Sequence[int] | None = None,
+    *,
+    text_tokens: int = 64,
+    images: int = 1,
+    itemsize: int = 2,
+    skip_unused_blocks: bool | None = None,
+) -> Count:
+    """The cost of one prompt on a model of this config.
+
+    Args:
+        config: of a plain LLaVA or a LLaVA-STF, with a ViT and an LLM of LLaMA's build (gated MLP).
+        vision_tokens: of one image: in all layers, or one number for each LLM layer. `None`: the config's own.
+        text_tokens: everything in the prompt that is no vision token.
+        images: in the prompt.
+        itemsize: bytes of an element of the KV cache.
+        skip_unused_blocks: whether the tower's blocks above the deepest selected state are left out, as in a LLaVA-STF
+            (the default there) and in a plain LLaVA that a method of `llava_stf.reduction` was applied to.
+
+    A plain LLaVA's projector is counted on every patch, also for a method that drops some before it, which at 144 of
+    576 tokens is 1 % of the whole.
+
+    Raises `FusionError` if the list of vision tokens is not as long as the LLM is deep, or a number is negative.
+    """
+    layers = config.text_config.num_hidden_layers
+    if vision_tokens is None:
+        vision_tokens = _own_tokens(config)
+    per_layer = [vision_tokens] * layers if isinstance(vision_tokens, int) else list(vision_tokens)
+    if len(per_layer) != layers or min(per_layer) < 0:
+        raise FusionError(
+            f"Expected the vision tokens of each of the LLM's {layers} layers, none negative, found {per_layer}."
+        )
+    lengths = [images * tokens + text_tokens for tokens in per_layer]
+    text = config.text_config
+    parameters, attended = _layer_parameters(text), text.num_attention_heads * _head_dim(text)
+    return Count(
+        vision_tokens=tuple(images * tokens for tokens in per_layer),
+        llm_tokens=tuple(lengths),
+        tower_flops=images * tower_flops(config, skip_unused_blocks=skip_unused_blocks),
+        projector_flops=images * projector_flops(config, per_layer[0]),
+        prefill_flops=sum(2 * length * parameters + 4 * length**2 * attended for length in lengths),
+        decode_flops=sum(2 * parameters + 4 * (length + 1) * attended for length in lengths)
+        + 2 * text.hidden_size * text.vocab_size,
+        kv_bytes=sum(2 * length * text.num_key_value_heads * _head_dim(text) * itemsize for length in lengths),
+    )
+
+
+def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) -> int:
+    """One image through the vision tower: the patch embedding and the blocks that are run, with the class token and
+    other special tokens that the tower has.
+
+    `skip_unused_blocks` as in `count`: a LLaVA-STF skips them by default, a plain LLaVA runs all.
+    """
+    vision = config.vision_config
+    blocks, width, patches = vision.num_hidden_layers, vision.hidden_size, patch_grid(config) ** 2
+    fused = isinstance(config, LlavaStfConfig)
+    if fused if skip_unused_blocks is None else skip_unused_blocks:
+        layers = config.vision_feature_layer
+        selected = [layers] if isinstance(layers, int) else layers
+        blocks = max(state_index(layer, blocks) for layer in selected)
+    positions = patches + special_tokens_of(vision)
+    (block,) = tower_blocks(one_block(vision))
+    products = 2 * positions * sum(part.weight.numel() for part in block.modules() if isinstance(part, nn.Linear))
+    attention = 4 * positions**2 * width
+    return blocks * (products + attention) + 2 * patches * 3 * vision.patch_size**2 * width
+
+
+def projector_flops(config: LlavaConfig, vision_tokens: int | None = None) -> int:
+    """One image through the projector: MBTF and STF, or the two layers of a plain LLaVA on every patch.
+
+    `vision_tokens` are what a fused model leaves, by default the config's own. In windows of another side than its
+    weights' it also runs each hidden unit on every patch of the unit's own part of the window.
+    """
+    width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, patch_grid(config) ** 2
+    if not isinstance(config, LlavaStfConfig) or config.fusion == "pool":
+        return 2 * patches * (width * llm + llm**2)
+    block, spatial = config.fusion_block_hidden_size, config.fusion_hidden_size
+    assert block is not None  # a config fills in its widths
+    assert spatial is not None
+    fuse_blocks = 2 * patches * block * (len(config.fusion_states) * width + width)
+    window, own = config.window_of(vision_tokens), config.fusion_weight_window
+    assert own is not None
+    inputs = own**2 * width
+    if window != own:
+        touched = sum(-(-(place + 1) * window // own) - place * window // own for place in range(own))
+        inputs += touched**2 * width // own**2
+    fuse_windows = 2 * (patch_grid(config) // window) ** 2 * spatial * (inputs + llm)
+    return fuse_blocks + fuse_windows
+
+
+def llm_parameters(config: LlavaConfig) -> int:
+    """Weights of the matrix products that every new token reads: the decoder layers and the head."""
+    text = config.text_config
+    return text.num_hidden_layers * _layer_parameters(text) + text.hidden_size * text.vocab_size
+
+
+def _own_tokens(config: LlavaConfig) -> int:
+    return config.image_seq_length if isinstance(config, LlavaStfConfig) else patch_grid(config) ** 2
+
+
+def _layer_parameters(text: Any) -> int:
+    """Weights of one decoder layer's matrix products."""
+    queries, keys = text.num_attention_heads * _head_dim(text), text.num_key_value_heads * _head_dim(text)
+    return text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
+
+
+def _head_dim(text: Any) -> int:
+    """Width of an attention head; not every config says it."""
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -1,0 +1,1 @@
+"""Training data: records of LLaVA's format from files, hub and stream, and their preparation."""

@@ -1,0 +1,130 @@
+"""One training sample from one record: token ids and labels, image tokens included, and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LlavaProcessor
+
+from llava_stf.data.records import Fault, SampleError, conversation, pictures, sample_id
+from llava_stf.errors import DataError, ImageError
+from llava_stf.images import load_image
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN, encode_conversation
+
+if TYPE_CHECKING:
+    from llava_stf.data.sources import Records
+
+Template = Literal["v1", "plain"]
+
+
+class Sample(TypedDict):
+    """One training sample: ids and labels (int64 [L]) and its pictures (float32 [n_images, 3, height, width])."""
+
+    sample_id: str
+    input_ids: Tensor
+    labels: Tensor
+    pixel_values: Tensor | None
+
+
+class Preparation:
+    """Makes samples of records.
+
+    Args:
+        processor: gives the tokenizer, the image preprocessing and the number of tokens an image takes.
+        name: of the data set, for messages.
+        images: folder that image paths start from.
+        template: `"v1"` for conversations, `"plain"` for captions.
+        max_length: longest sequence, image tokens included. Text beyond is cut; image tokens never are.
+    """
+
+    def __init__(
+        self, processor: LlavaProcessor, *, name: str, images: Path, template: Template, max_length: int
+    ) -> None:
+        self.tokenizer = processor.tokenizer
+        self.image_processor = processor.image_processor
+        self.image_token_id = processor.image_token_id
+        self.tokens_per_image = tokens_per_image(processor)
+        self.name = name
+        self.images = images
+        self.template: Template = template
+        self.max_length = max_length
+
+    def __call__(self, record: Mapping[str, Any], number: int) -> Sample:
+        """The sample of a record. Raises `SampleError` for a malformed one, naming it."""
+        ids, labels = self.encode(record, number)
+        images = self.load(record, number)
+        return Sample(
+            sample_id=sample_id(record, number),
+            input_ids=torch.tensor(ids[: self.max_length]),
+            labels=torch.tensor(labels[: self.max_length]),
+            pixel_values=self.image_processor(images, return_tensors="pt")["pixel_values"] if images else None,
+        )
+
+    def read(self, records: Records, number: int) -> Mapping[str, Any]:
+        """The record of that number. Raises `SampleError` for what is none."""
+        try:
+            return records[number]
+        except DataError as error:
+            raise SampleError("no record", str(number), f"sample number {number} of {self.name}: {error}") from error
+
+    def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
+        """Ids and labels, not cut, with every image's id repeated to its token count; no image is read."""
+        fault: Fault = "no record"
+        try:
+            sources = pictures(record, self.images)
+            fault = "turn order"
+            ids, labels = encode_conversation(
+                self.tokenizer, conversation(record), template=self.template, image_token_id=self.image_token_id
+            )
+        except DataError as error:
+            raise self._error(fault, record, number, str(error)) from error
+        markers = ids.count(self.image_token_id)
+        if markers != len(sources):
+            sentence = (
+                f"one {IMAGE_TOKEN} marker is needed per image, found {markers} markers and {len(sources)} images"
+            )
+            raise self._error("image markers", record, number, sentence)
+        ids, labels = self._expand(ids, labels)
+        if self.image_token_id in ids[self.max_length :]:
+            sentence = (
+                f"its images end behind max_length {self.max_length} ({self.tokens_per_image} tokens each): raise "
+                "max_length or shorten the sample; image tokens are never cut"
+            )
+            raise self._error("too long", record, number, sentence)
+        return ids, labels
+
+    def load(self, record: Mapping[str, Any], number: int) -> list[Image.Image]:
+        """The record's pictures, as they are."""
+        images = []
+        for source in pictures(record, self.images):
+            try:
+                images.append(load_image(source))
+            except ImageError as error:
+                missing = isinstance(source, Path) and not source.exists()
+                raise self._error(
+                    "missing image" if missing else "broken image", record, number, str(error).rstrip(".")
+                ) from error
+        return images
+
+    def _error(self, fault: Fault, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
+        name = sample_id(record, number)
+        return SampleError(fault, name, f"sample {name} of {self.name} (number {number}): {sentence}")
+
+    def _expand(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """Ids and labels with every image id repeated to the image's token count."""
+        pairs = zip(ids, labels, strict=True)
+        counts = ((i, label, self.tokens_per_image if i == self.image_token_id else 1) for i, label in pairs)
+        repeated = [(i, label) for i, label, count in counts for _ in range(count)]
+        return [i for i, _ in repeated], [label for _, label in repeated]
+
+
+def tokens_per_image(processor: LlavaProcessor) -> int:
+    """How many LLM tokens the processor gives one image; every image is brought to the same size."""
+    blank = Image.new("RGB", (32, 32))
+    ids = processor(images=blank, text=processor.image_token)["input_ids"][0]
+    return list(ids).count(processor.image_token_id)

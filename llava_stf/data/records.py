@@ -1,0 +1,92 @@
+"""What a record of a data set says, in LLaVA's form or in Hugging Face's: its pictures, its conversation, its length.
+
+LLaVA: `{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}]}`, `image` a path or a list of paths.
+Hugging Face: `{"id", "images", "messages": [{"role": "user" | "assistant", "content"}]}`, `content` a text or a list of
+`{"type": "image"}` and `{"type": "text", "text"}`; `images` paths, bytes, or what a column of images holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from PIL import Image
+
+from llava_stf.errors import DataError
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+
+Fault = Literal["no record", "turn order", "image markers", "missing image", "broken image", "too long"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+_SPEAKERS = {"user": "human", "assistant": "gpt"}
+
+
+class SampleError(DataError):
+    """One sample cannot be trained on: `fault` is the kind of reason, `sample_id` names the sample."""
+
+    def __init__(self, fault: Fault, sample_id: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.fault: Fault = fault
+        self.sample_id = sample_id
+
+
+def sample_id(record: Mapping[str, Any], number: int) -> str:
+    """The record's `id`, or its number in the data set."""
+    return str(number if record.get("id") is None else record["id"])
+
+
+def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
+    """The turns in LLaVA's form; `messages` come with a marker and a newline per image in front of their text.
+
+    Raises `DataError` for messages that are no chat of text and images.
+    """
+    messages = record.get("messages")
+    if messages is None:
+        return record.get("conversations") or ()
+    try:
+        return [_turn(message["role"], message["content"]) for message in messages]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"every message must have a 'role' and a 'content' of text and images, found {messages!r:.200}"
+        ) from error
+
+
+def pictures(record: Mapping[str, Any], folder: Path) -> list[Path | bytes | Image.Image]:
+    """The record's images in order; paths start from `folder`. Raises `DataError` for what is no image."""
+    found = record.get("images") or record.get("image") or []
+    found = found if isinstance(found, list) else [found]
+    return [_picture(item, folder) for item in found]
+
+
+def signed_length(record: Any) -> int:
+    """Words of all turns, negative where there is no image, as LLaVA groups by; 0 for what is no conversation.
+
+    Words are what ASCII spaces separate, so that UTF-8 read as Latin-1 has as many.
+    """
+    try:
+        texts = [turn["value"] for turn in conversation(record)]
+        words = sum(len(text.encode().split()) for text in texts)
+    except (DataError, KeyError, TypeError, AttributeError):
+        return 0
+    return words if any(IMAGE_TOKEN in text for text in texts) else -words
+
+
+def _turn(role: str, content: Any) -> dict[str, str]:
+    if not isinstance(content, str):
+        unknown = {item["type"] for item in content} - {"image", "text"}
+        if unknown:
+            raise DataError(f"a message is made of text and images, found content of type {', '.join(unknown)}")
+        marks = [IMAGE_TOKEN for item in content if item["type"] == "image"]
+        content = "\n".join([*marks, *(item["text"] for item in content if item["type"] == "text")])
+    return {"from": _SPEAKERS.get(role, role), "value": content}
+
+
+def _picture(item: Any, folder: Path) -> Path | bytes | Image.Image:
+    if isinstance(item, Mapping):  # an undecoded cell of a `datasets` image column
+        item = item.get("path") if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, str):
+        return folder / item
+    if isinstance(item, bytes | Image.Image):
+        return item
+    raise DataError(f"'image' must be a path or a list of paths, found {item!r:.80}")

@@ -1,0 +1,421 @@
+"""Ask a LLaVA about pictures: one question, a batch in order, a stream of text, or a conversation of several turns.
+
+    llava = load_model("tiny")
+    llava.ask("bus.jpg", "What colour is the bus?")
+    model, processor = llava
+
+Prompts go through the processor's chat template, decoding is greedy unless told otherwise, and nothing is ever cut to
+make a prompt fit. Of the functions here only `measure_first_token` looks at a clock.
+"""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from llava_stf.errors import CheckpointError, FusionError, PromptError
+from llava_stf.images import ImageSource, load_image
+from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
+
+if TYPE_CHECKING:
+    from llava_stf.inference.compiled import CompiledGeneration
+    from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+
+Images = ImageSource | Sequence[ImageSource]
+VisionTokens = int | Literal["all"] | None
+Message = dict[str, Any]
+Conversation = Sequence[Message] | str
+
+
+class LlavaStf:
+    """A LLaVA and its processor, ready to be asked; unpacks to `(model, processor)`.
+
+    Args:
+        model: a LLaVA-STF, or a plain LLaVA (the 100 % baseline).
+        processor: its processor; `None` where the checkpoint has no tokenizer, and then nothing can be asked.
+        compiled: what generates in the model's place (see `load_model`); `None` is the model itself.
+
+    Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
+    and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
+    many `<image>` markers as there are images puts them there instead. `vision_tokens` asks a model that was trained
+    for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. They raise:
+        ImageError: an image cannot be read.
+        PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does
+            not fit the model's positions.
+        FusionError: the model was not trained for that number of vision tokens.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaStfProcessor | None,
+        compiled: CompiledGeneration | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self._compiled = compiled
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.model
+        yield self.processor
+
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens that the LLM sees of each image, unless asked for others."""
+        config = self.model.config
+        if isinstance(config, LlavaStfConfig):
+            return config.image_seq_length
+        reduction = getattr(self.model.model, "reduction", None)
+        return patch_grid(config) ** 2 if reduction is None else reduction.prompt_tokens
+
+    def ask(
+        self,
+        images: Images,
+        question: str,
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> str:
+        """Answers one question; the answer ends at the model's end token, `max_new_tokens` or its last position."""
+        pair, options = (images, question), {"max_new_tokens": max_new_tokens, **generate_kwargs}
+        return self.ask_batch([pair], vision_tokens=vision_tokens, **options)[0]
+
+    def ask_batch(
+        self,
+        pairs: Sequence[tuple[Images, str]],
+        *,
+        batch_size: int = 16,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Answers (images, question) pairs, `batch_size` at a time, in their order.
+
+        The answers are those of `ask`, one by one, up to the rounding of the model's dtype.
+        """
+        if batch_size < 1:
+            raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
+        turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
+        answers: list[str] = []
+        for start in range(0, len(pairs), batch_size):
+            rows = list(range(start, min(start + batch_size, len(pairs))))
+            if self._compiled is not None and start:
+                rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
+            loaded = [[load_image(source) for source in _as_list(pairs[row][0])] for row in rows]
+            inputs = self.encode([[turns[row]] for row in rows], loaded, vision_tokens)
+            answers += self._answers(inputs, max_new_tokens, generate_kwargs)
+        return answers[: len(pairs)]
+
+    def reply_batch(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """The next answer of each conversation, all in one batch; arguments and errors as in `encode`."""
+        inputs = self.encode(conversations, images, vision_tokens)
+        return self._answers(inputs, max_new_tokens, generate_kwargs)
+
+    def stream(
+        self,
+        images: Images,
+        question: str,
+        *,
+        vision_tokens: VisionTokens = None,
+        max_new_tokens: int = 128,
+        **generate_kwargs: Any,
+    ) -> Iterator[str]:
+        """Answers one question piece by piece, as text is settled; the pieces join to what `ask` returns.
+
+        A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
+        """
+        turn = user_turn(question, len(_as_list(images, required=True)))
+        loaded = [load_image(source) for source in _as_list(images)]
+        inputs = self.encode([[turn]], [loaded], vision_tokens)
+        return self._pieces(inputs, max_new_tokens, generate_kwargs)
+
+    def chat(self, images: Images = (), *, vision_tokens: VisionTokens = None) -> Chat:
+        """Opens a conversation about these images; more can be added at every turn."""
+        conversation = Chat(self, self._count(vision_tokens))
+        for source in _as_list(images):
+            conversation.add_image(source)
+        return conversation
+
+    def _count(self, vision_tokens: VisionTokens) -> int | None:
+        """Tokens per image that are asked for, once it is known that the model has them; `None` is its default."""
+        if vision_tokens is None:
+            return None
+        config = self.model.config
+        grid = patch_grid(config)
+        window = window_for(grid, vision_tokens)
+        if isinstance(config, LlavaStfConfig):
+            config.window_of(vision_tokens)
+        elif window != 1:
+            raise FusionError(
+                f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it "
+                f"with vision_tokens={vision_tokens}."
+            )
+        return (grid // window) ** 2
+
+    def encode(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        vision_tokens: VisionTokens = None,
+    ) -> BatchFeature:
+        """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype.
+
+        Args:
+            conversations: messages in Hugging Face's form, or a prompt as the model is to read it; not both kinds of
+                `<image>` place, an image item and a marker in the text, for one image.
+            images: the pictures of each conversation, in the order of their places in it.
+            vision_tokens: tokens per image, see the class.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, 3, height, width].
+
+        Raises:
+            PromptError: places and images differ in number, the chat template refuses the messages, or a prompt does
+                not fit the model's positions.
+            FusionError: the model was not trained for that number of vision tokens.
+        """
+        processor = self._require_processor()
+        count = self._count(vision_tokens)
+        prompts = [_render(processor, conversation) for conversation in conversations]
+        flat = [image for group in images for image in group]
+        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        if count is not None:
+            options["vision_tokens"] = count
+        inputs = processor(images=flat or None, text=prompts, **options)
+        limit = self.positions
+        for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
+            if length >= limit:
+                image_tokens = len(group) * (count or self.vision_tokens)
+                raise PromptError(
+                    f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
+                    f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
+                    "images."
+                )
+        return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def _require_processor(self) -> LlavaStfProcessor:
+        if self.processor is None:
+            raise CheckpointError(
+                "This checkpoint came without a tokenizer, so it cannot be asked in words: use its model alone, or add "
+                "tokenizer files beside the weights and load it again."
+            )
+        return self.processor
+
+    @property
+    def positions(self) -> int:
+        """Most tokens that a prompt and its answer have together."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def generate(self, inputs: BatchFeature, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> torch.Tensor:
+        """Prompt and new ids [B, L + T] of what `encode` gave; greedy unless told otherwise, compiled where asked for.
+
+        T is at most `max_new_tokens` and what the shortest row has positions for. Raises `PromptError` below 1.
+        """
+        if max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+        room = self.positions - int(inputs["attention_mask"].sum(-1).min())
+        options = {
+            "do_sample": False,
+            "suppress_tokens": list(suppressed_ids(self.model.config)),
+            **generate_kwargs,
+            "max_new_tokens": min(max_new_tokens, room),
+        }
+        if self._compiled is not None and self._compiled.covers(options):
+            return self._compiled.generate(inputs, options)
+        return self.model.generate(**inputs, **options)
+
+    def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
+        new = self.generate(inputs, max_new_tokens=max_new_tokens, **generate_kwargs)[:, inputs["input_ids"].shape[1] :]
+        rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
+        rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
+        texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _pieces(
+        self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
+    ) -> Generator[str, None, None]:
+        answer, streamer = AnswerText(self._decoder), _NewTokens()
+        closed = threading.Event()
+        failures: list[BaseException] = []
+
+        def is_closed(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((ids.shape[0],), closed.is_set(), device=ids.device)
+
+        criteria = StoppingCriteriaList([*generate_kwargs.get("stopping_criteria", []), is_closed])
+        options = {**generate_kwargs, "streamer": streamer, "stopping_criteria": criteria}
+
+        def run() -> None:
+            try:
+                self.generate(inputs, max_new_tokens=max_new_tokens, **options)
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
+                failures.append(error)
+            finally:
+                streamer.end()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            for token in streamer:
+                yield from filter(None, [answer.add(token)[0]])
+        finally:
+            closed.set()
+            thread.join()
+        if failures:
+            raise failures[0]
+        yield from filter(None, [answer.finish()])
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._require_processor().tokenizer)
+
+
+class _NewTokens(BaseStreamer):
+    """The new ids of one row, for the thread that iterates: `generate` first puts the prompt, then id by id."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._prompt_is_next = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take what `generate` gives; raises nothing."""
+        if not self._prompt_is_next:
+            self._queue.put(int(value))
+        self._prompt_is_next = False
+
+    def end(self) -> None:
+        """No id follows."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._queue.get, None)
+
+
+class Chat:
+    """A conversation: every question is asked with all turns and images before it.
+
+    `messages` is the history in Hugging Face's form, `images` the pictures in the order of their markers in it. A turn
+    enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
+    """
+
+    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
+        self.messages: list[Message] = []
+        self.images: list[Image.Image] = []
+        self._llava = llava
+        self._vision_tokens = vision_tokens
+        self._waiting: list[Image.Image] = []
+
+    def add_image(self, source: ImageSource) -> None:
+        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
+        self._waiting.append(load_image(source))
+
+    def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
+        """Answers the next question; raises as `LlavaStf.ask`, but needs no new image."""
+        turn, inputs = self._next(question)
+        answer = self._llava._answers(inputs, max_new_tokens, generate_kwargs)[0]
+        self._record(turn, answer)
+        return answer
+
+    def stream(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Iterator[str]:
+        """As `ask`, piece by piece; if the iterator is closed early, what was said so far is the answer."""
+        turn, inputs = self._next(question)
+        return self._recorded(turn, self._llava._pieces(inputs, max_new_tokens, generate_kwargs))
+
+    def _next(self, question: str) -> tuple[Message, BatchFeature]:
+        turn = user_turn(question, len(self._waiting))
+        images = [*self.images, *self._waiting]
+        return turn, self._llava.encode([[*self.messages, turn]], [images], self._vision_tokens)
+
+    def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
+        said: list[str] = []
+        try:
+            for piece in pieces:
+                said.append(piece)
+                yield piece
+        except GeneratorExit:
+            pieces.close()
+            self._record(turn, "".join(said).strip())
+            raise
+        self._record(turn, "".join(said).strip())
+
+    def _record(self, turn: Message, answer: str) -> None:
+        self.messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self.images += self._waiting
+        self._waiting = []
+
+
+def user_turn(question: str, images: int) -> Message:
+    """One user message about a number of images, which stand before the text unless it holds a marker for each.
+
+    Raises `PromptError` if the question is empty or holds another number of `<image>` markers.
+    """
+    markers = question.count("<image>")
+    if not question.replace("<image>", "").strip():
+        raise PromptError("The question is empty; ask something.")
+    if markers not in (0, images):
+        raise PromptError(
+            f"The question holds {markers} <image> markers for {images} images; write one per image, or none."
+        )
+    places = [] if markers else [{"type": "image"}] * images
+    return {"role": "user", "content": [*places, {"type": "text", "text": question}]}
+
+
+def _render(processor: LlavaStfProcessor, conversation: Conversation) -> str:
+    if isinstance(conversation, str):
+        return conversation
+    try:
+        return processor.apply_chat_template(list(conversation), add_generation_prompt=True)
+    except TemplateError as error:
+        raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
+
+
+def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
+    """Median seconds to the first token over `runs`, after one run to warm up, or three where generation is compiled.
+
+    Measured from the preprocessed prompt on the device to the first new id: vision tower, projector, prefill and the
+    choice of the id. Reading the image, tokenising and the copy to the device are excluded.
+    """
+    turn = user_turn(question, len(_as_list(images, required=True)))
+    inputs = llava.encode([[turn]], [[load_image(source) for source in _as_list(images)]])
+    warm_up = 1 if llava._compiled is None else 3  # compile, record CUDA graphs, replay
+    times = []
+    for _ in range(warm_up + runs):
+        start = _clock(llava.model.device)
+        llava.generate(inputs, max_new_tokens=1)
+        times.append(_clock(llava.model.device) - start)
+    return statistics.median(times[warm_up:])
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once everything queued on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _as_list(images: Images, *, required: bool = False) -> list[ImageSource]:
+    sources = list(images) if isinstance(images, (list, tuple)) else [cast("ImageSource", images)]
+    if required and not sources:
+        raise PromptError("There is no image; give at least one.")
+    return sources

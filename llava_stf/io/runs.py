@@ -1,0 +1,156 @@
+"""Files of a training run: `checkpoint-<step>` folders and, in the end, the trained model beside them.
+
+Everything is written to the folder `.partial` first, brought to the disk and then renamed, so whatever stops a run, a
+folder named `checkpoint-<step>` is whole; one that another program left without a readable trainer_state.json, which
+the Trainer writes last, does not count. An output folder holds a trained model if and only if it has a config.json:
+that file is moved there last.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from llava_stf.errors import LlavaStfError
+from llava_stf.io.fsync import flush, flush_entry
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import ProcessorMixin
+
+    Save = Callable[[Any, Path, torch.dtype, dict[str, Any] | None], None]
+
+PARTIAL = ".partial"
+LAST_FILE = "config.json"
+_MODEL_FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "adapter_*"),
+    *("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
+)
+
+
+def newest_checkpoint(output: Path) -> Path | None:
+    """The complete checkpoint of the highest step in `output`, or None."""
+    return max(_complete_checkpoints(output), key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer steps taken before the checkpoint; -1 if it is not complete."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def describe_newest(output: Path) -> str:
+    """Half a sentence on what a run can be resumed from."""
+    newest = newest_checkpoint(output)
+    return "no checkpoint was written yet" if newest is None else f"the last good checkpoint is {newest}"
+
+
+def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh; creates the folder, clears what was left half-written.
+
+    Raises `LlavaStfError` if the folder holds another run which this one neither resumes nor overwrites, or cannot be
+    written. With `overwrite` the other run stays until `remove_run`.
+    """
+    checkpoint = newest_checkpoint(output)
+    if not (resume or overwrite) and (checkpoint is not None or (output / LAST_FILE).exists()):
+        raise LlavaStfError(
+            f"the output folder {output} already holds a run: give --resume to go on, --overwrite to replace it, "
+            "or another folder"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlavaStfError(f"cannot create the output folder {output}: {error.strerror}") from error
+    complete = set(_complete_checkpoints(output))
+    for folder in [*output.glob("checkpoint-*"), output / PARTIAL]:
+        if folder not in complete:
+            shutil.rmtree(folder, ignore_errors=True)  # every process of a run does this, at about the same time
+    return None if overwrite else checkpoint
+
+
+def remove_run(output: Path) -> None:
+    """Delete the run that `output` holds: its checkpoints and the files of its model; other files stay."""
+    (output / LAST_FILE).unlink(missing_ok=True)  # first: without it there is no model
+    for checkpoint in _complete_checkpoints(output):
+        shutil.rmtree(checkpoint)
+    for pattern in _MODEL_FILES:
+        for path in output.glob(pattern):
+            path.unlink()
+
+
+def publish_checkpoint(output: Path, name: str, *, keep: int) -> None:
+    """Turn `.partial/<name>`, completely written, into a checkpoint of `output`, and delete all but the newest `keep`.
+
+    At every moment either the older checkpoint or the new one is whole and on the disk.
+    """
+    partial = output / PARTIAL
+    flush(partial / name)
+    (partial / name).rename(output / name)
+    flush_entry(output)
+    for outdated in sorted(_complete_checkpoints(output), key=checkpoint_step)[:-keep]:
+        outdated.rename(partial / outdated.name)
+    shutil.rmtree(partial)
+
+
+def save_whole(model: Any, folder: Path, dtype: torch.dtype, state_dict: dict[str, Any] | None = None) -> None:
+    """Write a whole model cast to `dtype`; `state_dict` has its weights where they are sharded over processes."""
+    if state_dict is None:
+        model.to(dtype).save_pretrained(folder)
+        return
+    model.save_pretrained(folder, state_dict={name: value.to(dtype) for name, value in state_dict.items()})
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+
+
+def save_model(
+    model: Any,
+    processor: ProcessorMixin,
+    output: Path,
+    dtype: torch.dtype,
+    *,
+    save: Save = save_whole,
+    state_dict: dict[str, Any] | None = None,
+) -> None:
+    """Write the trained model, cast to `dtype`, and its processor, so that no half-written model is ever found.
+
+    `save` writes the model, its adapters alone for instance. `state_dict` has the weights where the model's own are
+    sharded over processes.
+
+    Raises `LlavaStfError` if it cannot be written, with a full disk say; the checkpoints stay as they are.
+    """
+    partial = output / PARTIAL
+    with reported_writing("the trained model", output):
+        save(model, partial, dtype, state_dict)
+        processor.save_pretrained(partial)
+        flush(partial)
+        (output / LAST_FILE).unlink(missing_ok=True)
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == LAST_FILE):
+            path.replace(output / path.name)
+        partial.rmdir()
+        flush_entry(output)
+
+
+@contextmanager
+def reported_writing(what: str, output: Path) -> Iterator[None]:
+    """Turn a failure to write into a `LlavaStfError` that names the last good checkpoint, and free the disk again."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # full disks are RuntimeErrors in torch's writer
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+        raise LlavaStfError(
+            f"cannot write {what} to {output} ({reason}): make room on the disk and go on with --resume; "
+            f"{describe_newest(output)}"
+        ) from error
+
+
+def _complete_checkpoints(output: Path) -> list[Path]:
+    return [path for path in output.glob("checkpoint-*") if checkpoint_step(path) >= 0]

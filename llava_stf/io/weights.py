@@ -1,0 +1,243 @@
+"""Tensors on disk: what a folder or file holds, one tensor at a time, and safetensors shards written back.
+
+Nothing is read before it is needed: an index holds names, shapes and dtypes from the headers, files are memory-mapped,
+and one tensor at a time is copied.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llava_stf.errors import CheckpointError
+
+MAX_SHARD_BYTES = 5 * 10**9
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. `rows` asks for another number of rows than the file holds, see `Reader.read`."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    rows: int | None = None
+
+    @property
+    def final_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor as `Reader.read` gives it."""
+        return self.shape if self.rows is None else (self.rows, *self.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as `Reader.read` gives it."""
+        return torch.Size(self.final_shape).numel() * self.dtype.itemsize
+
+    def with_rows(self, rows: int) -> StoredTensor:
+        return replace(self, rows=rows)
+
+
+class Reader:
+    """Reads stored tensors; keeps the last pickle mapped, because opening one costs more than a header."""
+
+    def __init__(self) -> None:
+        self._pickle: tuple[Path, dict[str, Tensor]] | None = None
+
+    def read(self, stored: StoredTensor) -> Tensor:
+        """The tensor, contiguous, memory-mapped where possible.
+
+        Where `stored.rows` asks for fewer rows the last are cut; for more, the mean of all rows is appended.
+        """
+        if stored.file.suffix == ".safetensors":
+            with _open_safetensors(stored.file) as file:
+                tensor = file.get_tensor(stored.name)
+        else:
+            if self._pickle is None or self._pickle[0] != stored.file:
+                self._pickle = (stored.file, _open_pickle(stored.file))
+            tensor = self._pickle[1][stored.name]
+        return _with_rows(tensor, stored.rows).contiguous()
+
+
+def _with_rows(tensor: Tensor, rows: int | None) -> Tensor:
+    if rows is None or rows <= len(tensor):
+        return tensor[:rows]
+    mean = tensor.mean(0, keepdim=True, dtype=torch.float32).to(tensor.dtype)
+    return torch.cat([tensor, mean.expand(rows - len(tensor), -1)])
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights, safetensors before pickles, one file before shards; may be empty.
+
+    Raises `CheckpointError` if an index is no index or names a file that is absent.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _indexed_files(index)
+    return []
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: expected an object 'weight_map' from tensor names to files, found none.")
+    files = []
+    for name in sorted({str(name) for name in weight_map.values()}):
+        file = index.parent / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointError(f"{index} names the shard '{name}', which is not in the folder; fetch it again.")
+        files.append(file)
+    return files
+
+
+def read_index(files: list[Path]) -> dict[str, StoredTensor]:
+    """Every tensor of the files by name, in file order; only headers are read.
+
+    Raises `CheckpointError` naming the file if one is damaged, holds anything but floating-point tensors, or repeats
+    a name.
+    """
+    index: dict[str, StoredTensor] = {}
+    for file in files:
+        for stored in _file_index(file):
+            if stored.name in index:
+                raise CheckpointError(f"{stored.name} stands in both {index[stored.name].file} and {file}.")
+            index[stored.name] = stored
+    return index
+
+
+def _file_index(file: Path) -> Iterator[StoredTensor]:
+    if file.suffix == ".safetensors":
+        with _open_safetensors(file) as opened:
+            for name in opened.keys():  # noqa: SIM118, the handle is no mapping
+                part = opened.get_slice(name)
+                dtype = _DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise _not_float(file, name, part.get_dtype())
+                yield StoredTensor(file, name, tuple(part.get_shape()), dtype)
+    else:
+        for name, tensor in _open_pickle(file).items():
+            if tensor.dtype not in _DTYPES.values():
+                raise _not_float(file, name, str(tensor.dtype).removeprefix("torch."))
+            yield StoredTensor(file, name, tuple(tensor.shape), tensor.dtype)
+
+
+def _not_float(file: Path, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {name} is {dtype}; expected 16-, 32- or 64-bit floating point (a quantized checkpoint cannot be "
+        "converted, take the unquantized one)."
+    )
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is no complete safetensors file ({error}); fetch it again.") from error
+
+
+def _open_pickle(file: Path) -> dict[str, Tensor]:
+    if file.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{file}: expected weights in one of {', '.join(_SUFFIXES)}.")
+    try:
+        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # the unpickler lets any kind of exception out on a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{file} is damaged, or no pickle of plain tensors (others can run code and are refused): {reason}"
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{file}: expected a dict from names to tensors, found something else in the pickle.")
+    return state
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `CheckpointError` naming the file if it is absent, broken or no object."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_shards(
+    folder: Path,
+    tensors: dict[str, StoredTensor],
+    *,
+    max_bytes: int = MAX_SHARD_BYTES,
+    on_written: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Write `tensors` under their keys as `model.safetensors`, or as shards of at most `max_bytes` and an index.
+
+    One tensor is in memory at a time. `on_written` is called with the bytes of each.
+    """
+    shards = _split(tensors, max_bytes)
+    reader = Reader()
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(folder / name, {key: tensors[key] for key in shard}, reader, on_written)
+        weight_map |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        total = sum(stored.nbytes for stored in tensors.values())
+        write_json(
+            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+        )
+
+
+def _save(file: Path, tensors: dict[str, StoredTensor], reader: Reader, on_written: Callable[[int], None]) -> None:
+    """Write one safetensors file tensor by tensor; the library's own function wants all of them at once.
+
+    The format: the header's length in eight bytes, little-endian; the header in JSON, filled up with spaces to a
+    multiple of eight; the tensors without gaps, wide dtypes first so that each is aligned.
+    """
+    ordered = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for key in ordered:
+        stored = tensors[key]
+        end = offset + stored.nbytes
+        header[key] = {"dtype": names[stored.dtype], "shape": stored.final_shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for key in ordered:
+            out.write(reader.read(tensors[key]).reshape(-1).view(torch.uint8).numpy().data)
+            on_written(tensors[key].nbytes)
+
+
+def _split(tensors: dict[str, StoredTensor], max_bytes: int) -> list[list[str]]:
+    """Keys in order, cut into shards; a tensor larger than `max_bytes` gets a shard of its own."""
+    shards: list[list[str]] = []
+    size = max_bytes
+    for key, stored in tensors.items():
+        if not shards or size + stored.nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += stored.nbytes
+    return shards

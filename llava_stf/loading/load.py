@@ -1,0 +1,280 @@
+"""Load a LLaVA or LLaVA-STF from wherever it is and in whatever format, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from llava_stf.conversion.cache import converted
+from llava_stf.conversion.locate import locate
+from llava_stf.conversion.parts import build_config, check_tensors, public_tensors
+from llava_stf.conversion.processors import read_processor
+from llava_stf.conversion.sources import Kind, Source, recognise
+from llava_stf.errors import CheckpointError, FusionError, KernelError, LlavaStfError, ModelNotFoundError
+from llava_stf.inference import LlavaStf
+from llava_stf.inference.compiled import compile_generation
+from llava_stf.io.weights import read_json
+from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
+from llava_stf.loading.options import from_pretrained_options
+from llava_stf.models.fusion.projector import use_kernels
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
+from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
+from llava_stf.models.llava_stf.patch import apply_stf
+from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+
+# The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
+EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
+_LLAVAS = ("llava", "llava_stf", "llava_llama")
+
+
+def load_model(
+    name_or_path: str | Path = "tiny",
+    *,
+    vision_tokens: int | Literal["all"] | Sequence[int] | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantization: Literal["8bit", "4bit"] | None = None,
+    attn_implementation: str | None = None,
+    init: Literal["pool", "random"] | str | Path = "pool",
+    vision_tower: str | Path | None = None,
+    kernels: Literal["auto", "triton", "torch"] = "auto",
+    compile: bool = False,
+) -> LlavaStf:
+    """Load a model and its processor.
+
+    Args:
+        name_or_path: `"tiny"` (the embedded LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
+            LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
+            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). Or a folder of LoRA weights that finetuning wrote: they
+            are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
+        vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
+            the window of patches that gives it, or the default of a model that was trained for several. `"all"`: a
+            plain LLaVA, untouched. A list: a plain LLaVA patched for all these counts, the first being the default.
+        subfolder, revision: of the hub repository.
+        device: default a GPU if there is one.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
+        quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
+            the projector and the head as they are.
+        attn_implementation: as in transformers: `"sdpa"`, `"eager"`, ...
+        init: how a plain LLaVA's new projector starts, see `apply_stf`: `"pool"`, `"random"` or an adapter file.
+        vision_tower: folder or hub id of the tower, for an original checkpoint that does not say it.
+        kernels: what a fused projector runs on: `"triton"` (an error without a CUDA device), `"torch"`, or `"auto"`:
+            what the environment variable `LLAVA_STF_KERNELS` says, else Triton where it can run. Said once in the log.
+        compile: what `LlavaStf` and `Chat` generate is compiled with a static cache, on CUDA into CUDA graphs. The
+            first request of a shape pays for its compilation: number of images for the tower and projector, batch size
+            and prompt length (padded to a bucket) for the prefill, batch size and cache length for decoding. Caches are
+            kept for later requests, `2 * layers * batch * kv_heads * head_dim * length` elements each, of the four
+            shapes used last. The answers are those of the eager model up to rounding, and `model` itself, unpacked,
+            saved or trained, is as without it. Beam search runs eagerly; where nothing can be compiled everything does.
+            Either says so in one sentence in the log.
+
+    Raises:
+        ModelNotFoundError: no such model here or on the hub, or the hub cannot be reached.
+        CheckpointError: damaged or incomplete weights, or no LLaVA.
+        FusionError: the model cannot be had at that number of vision tokens.
+        KernelError: Triton kernels were asked for where they cannot run.
+        MissingDependencyError: quantization without bitsandbytes.
+        LlavaStfError: an option has no such value.
+    """
+    options = from_pretrained_options(device, dtype, quantization, attn_implementation)
+    path = _locate(name_or_path, subfolder, revision)
+    lora = read_lora_folder(path) if is_lora_folder(path) else None
+    if lora is None:
+        source = _recognise(path, vision_tower)
+        folder, config = source.folder, _config(source)
+    else:
+        folder, config = lora.folder, lora.config
+    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    if isinstance(config, LlavaStfConfig) and init != "pool":
+        raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
+    processor = _read_processor(folder, config)
+    if lora is None:
+        model = _read_model(source, config, options)
+    else:
+        model = load_trained(
+            lora, quantization=quantization, device=device, dtype=dtype, attn_implementation=attn_implementation
+        )
+    if window is not None:
+        apply_stf(model, processor, window=window, init=init, kernels=kernels)
+    elif isinstance(config, LlavaStfConfig):
+        model.config.use_window(config.fusion_window)
+        use_kernels(model.model.multi_modal_projector, kernels)
+    elif kernels == "triton":
+        raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
+    model.eval()
+    return LlavaStf(model, processor, compile_generation(model) if compile else None)
+
+
+def load_trained(
+    lora: LoraFolder, *, quantization: str | None, dequantize: bool = False, **options: Any
+) -> LlavaForConditionalGeneration:
+    """The trained model of a folder of LoRA weights, from its base and these weights.
+
+    Args:
+        lora: the folder.
+        quantization: of the base; `None` is that of the training run.
+        dequantize: bring quantized weights back to full precision first.
+        **options: of `load_model`, for the base.
+
+    Raises:
+        ModelNotFoundError: the base is not there.
+        CheckpointError: the base does not fit, or the files here are damaged or do not fit it.
+    """
+    try:
+        base_config = read_config(lora.base)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"{lora.folder} holds LoRA weights for the base model '{lora.base}', which is not there; restore it "
+            f"or name its new place as base_model_name_or_path in {ADAPTER_CONFIG}."
+        ) from error
+    lora.check_base(base_config)
+    bits: Any = quantization or ("4bit" if lora.four_bit else None)
+    vision_tokens: Any = None if isinstance(base_config, LlavaStfConfig) else "all"
+    model, _ = load_model(lora.base, vision_tokens=vision_tokens, quantization=bits, **options)
+    if bits is not None and dequantize:
+        model, bits = model.dequantize(), None
+    return lora.apply_to(model, bits)
+
+
+def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
+    """The config of a model that `load_model` loads as a whole, without its weights. Raises as `load_model`."""
+    return _config(_recognise(_locate(name_or_path, None, None), vision_tower))
+
+
+def is_llava(name_or_path: str | Path) -> bool:
+    """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower. Raises as `load_model`."""
+    if str(name_or_path) in EMBEDDED:
+        return True
+    file = locate(name_or_path, weights=False) / "config.json"
+    return file.is_file() and read_json(file).get("model_type") in _LLAVAS
+
+
+def load_processor(
+    name_or_path: str | Path = "tiny", *, vision_tokens: int | Literal["all"] | Sequence[int] | None = None
+) -> LlavaProcessor:
+    """The processor that `load_model` gives with the model, without loading the model. Raises as `load_model`."""
+    path = _locate(name_or_path, None, None)
+    if is_lora_folder(path):
+        lora = read_lora_folder(path)
+        folder, config = lora.folder, lora.config
+    else:
+        source = _recognise(path, None)
+        folder, config = source.folder, _config(source)
+    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    processor = _read_processor(folder, config)
+    if processor is None:
+        raise CheckpointError(f"{folder} has no tokenizer, and nothing can be counted in tokens.")
+    if window is not None:
+        processor.fusion_window = window if isinstance(window, int) else window[0]
+    return processor
+
+
+def _config(source: Source) -> LlavaConfig:
+    return build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
+
+
+def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Path:
+    if name not in EMBEDDED:
+        return locate(name, subfolder=subfolder, revision=revision)
+    return embedded_folder(str(name))
+
+
+def embedded_folder(name: str) -> Path:
+    """The folder of one of the `EMBEDDED` models. Raises `ModelNotFoundError` if the installation came without it."""
+    path = Path(__file__).parents[1] / "assets" / name
+    if not path.is_dir():
+        raise ModelNotFoundError(f"The embedded model '{name}' is not part of this installation; install the wheel.")
+    return path
+
+
+def _recognise(path: Path, vision_tower: str | Path | None) -> Source:
+    """The checkpoint in a format that transformers loads."""
+    source = recognise(path)
+    if source.kind is Kind.ORIGINAL:
+        return recognise(converted(path, vision_tower))
+    if vision_tower is not None:
+        raise LlavaStfError(f"{source.folder} has its vision tower inside and takes no other (vision_tower).")
+    if source.kind is Kind.ADAPTER:
+        raise CheckpointError(
+            f"{source.files[0]} holds a projector only; load its base model with init='{source.files[0]}', or convert "
+            "both into one checkpoint."
+        )
+    if source.kind is Kind.LLAMA:
+        raise CheckpointError(f"{source.folder} is a language model without a vision tower; expected a LLaVA.")
+    return source
+
+
+def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[int] | None) -> int | list[int] | None:
+    """Side of the windows to patch the model to, or `None` to leave it as it is; a fused config takes its default."""
+    if isinstance(config, LlavaStfConfig):
+        if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
+            raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
+        config.use_window(config.window_of(vision_tokens))
+        return None
+    window = windows_for(patch_grid(config), vision_tokens)
+    return None if window == 1 else window
+
+
+def _check_weights(source: Source, config: LlavaConfig) -> None:
+    """Name damaged files and what is wrong in them, which transformers does not, and with quantization cannot."""
+    index = source.index()
+    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
+        check_tensors(source, config, public_tensors(index, HUGGING_FACE))
+
+
+def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
+    """The model with all its weights and no others."""
+    generation = source.folder / "generation_config.json"
+    if generation.is_file():
+        read_json(generation)  # transformers passes over a broken one
+    if "quantization_config" not in source.config:
+        _check_weights(source, config)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source.folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(str(key) for key in report[fault] if not is_unused(str(key)))
+        if found:
+            raise CheckpointError(
+                f"{source.folder} does not fit its config.json: {len(found)} {fault.replace('_', ' ')}, the first is "
+                f"{found[0]}."
+            )
+    return model
+
+
+def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
+    """The processor, tokenising as in training also for a plain LLaVA; `None` where there is no tokenizer."""
+    processor, _ = read_processor(folder, config)
+    if processor is None:
+        return None
+    if isinstance(config, LlavaStfConfig):
+        processor.fusion_window = config.fusion_window
+    if processor.image_token_id != config.image_token_id:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
+            f"says {config.image_token_id}."
+        )
+    if type(processor) is LlavaProcessor and config.vision_feature_select_strategy == "default":
+        return LlavaStfProcessor(
+            image_processor=processor.image_processor,
+            tokenizer=processor.tokenizer,
+            patch_size=config.vision_config.patch_size,
+            chat_template=processor.chat_template or CHAT_TEMPLATE,
+            fusion_window=1,
+        )
+    return processor

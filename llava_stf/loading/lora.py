@@ -1,0 +1,143 @@
+"""Folders of LoRA weights that finetuning writes: a difference to a base model, which the folder names.
+
+Such a folder holds PEFT's `adapter_config.json` and `adapter_model.safetensors` (low-rank weights of the language model
+and the whole projector), the `config.json` of the trained model and its processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from llava_stf.errors import CheckpointError, MissingDependencyError
+from llava_stf.io.weights import read_json
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.patch import apply_untrained
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PROJECTOR = "multi_modal_projector"
+_TOWER_FIELDS = ("hidden_size", "num_hidden_layers", "image_size", "patch_size")
+_LLM_FIELDS = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_FUSION_FIELDS = (
+    *("fusion", "fusion_states", "fusion_windows", "fusion_weight_window"),
+    *("fusion_block_hidden_size", "fusion_hidden_size"),
+)
+
+
+@dataclass(frozen=True)
+class LoraFolder:
+    """One such folder: `base` is the name of its base model, `config` that of the trained model.
+
+    `four_bit` says that the base's language model had 4-bit weights in training (QLoRA).
+    """
+
+    folder: Path
+    base: str
+    config: LlavaConfig
+    four_bit: bool
+
+    def check_base(self, config: LlavaConfig) -> None:
+        """Raise `CheckpointError` naming the first field in which a base model does not fit; looks at no weights."""
+        pairs = [
+            *(
+                (f"vision_config.{name}", self.config.vision_config, config.vision_config, name)
+                for name in _TOWER_FIELDS
+            ),
+            *((f"text_config.{name}", self.config.text_config, config.text_config, name) for name in _LLM_FIELDS),
+        ]
+        if isinstance(config, LlavaStfConfig):
+            pairs += [(name, self.config, config, name) for name in _FUSION_FIELDS]
+        for label, ours, theirs, name in pairs:
+            expected, found = getattr(ours, name, None), getattr(theirs, name, None)
+            if expected != found:
+                raise CheckpointError(
+                    f"{self.folder} was trained on a base with {label} {expected}, and {self.base} has {found}; name "
+                    f"the right base as base_model_name_or_path in {ADAPTER_CONFIG}."
+                )
+
+    def apply_to(self, model: LlavaForConditionalGeneration, bits: str | None) -> LlavaForConditionalGeneration:
+        """The trained model, from a base that `check_base` passed and these weights.
+
+        The low-rank weights are merged into full-precision ones, and stand beside quantized ones as PEFT's layers.
+
+        Args:
+            model: the base, changed in place.
+            bits: how its language model is quantized; `None` for full precision.
+
+        Raises:
+            CheckpointError: the files are damaged or do not fit the base.
+        """
+        from peft import get_peft_model
+
+        if isinstance(self.config, LlavaStfConfig) and type(model) is LlavaForConditionalGeneration:
+            apply_untrained(model, None, self.config)
+        peft_model = get_peft_model(model, self._peft_config())
+        load_weights(peft_model, self.folder)
+        if bits is None:
+            return peft_model.merge_and_unload()
+        inner = model.model
+        inner.multi_modal_projector = inner.multi_modal_projector.modules_to_save["default"]
+        return model.requires_grad_(False)
+
+    def _peft_config(self) -> LoraConfig:
+        from peft import LoraConfig
+
+        config = LoraConfig.from_pretrained(str(self.folder))
+        config.inference_mode, config.base_model_name_or_path = False, None  # it warns of a base elsewhere
+        return config
+
+
+def is_lora_folder(path: Path) -> bool:
+    """Whether `path` is such a folder; other LoRA folders have no config.json of the trained model."""
+    return all((path / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json"))
+
+
+def read_lora_folder(folder: Path) -> LoraFolder:
+    """What the folder says; raises `CheckpointError` if it is damaged, `MissingDependencyError` without PEFT."""
+    require_peft()
+    fields = read_json(folder / "config.json")
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
+    quantization = fields.pop("quantization_config", None)
+    fused = fields.get("model_type") == LlavaStfConfig.model_type
+    try:
+        config = (LlavaStfConfig if fused else LlavaConfig).from_dict(fields)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+    return LoraFolder(folder, base, config, quantization is not None)
+
+
+def require_peft() -> None:
+    """Raise `MissingDependencyError` where PEFT is not installed."""
+    if find_spec("peft") is None:
+        raise MissingDependencyError("LoRA needs PEFT: pip install 'llava-stf[train]'")
+
+
+def load_weights(model: PeftModel, folder: Path) -> None:
+    """Load the folder's `adapter_model.safetensors`; raises `CheckpointError` unless it holds exactly what fits."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    faults: list[str] = sorted(expected.keys() ^ saved.keys())
+    faults += [name for name in saved if name in expected and saved[name].shape != expected[name].shape]
+    if faults:
+        raise CheckpointError(
+            f"{file} does not fit its base model: {len(faults)} weights are missing, unknown or of another shape, the "
+            f"first is {faults[0]}."
+        )
+    set_peft_model_state_dict(model, saved)

@@ -1,0 +1,73 @@
+"""A LLaVA of a few thousand random weights, for tests and for trying code that needs any model at all."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import LlamaTokenizer
+
+CHARACTERS = "▁\n" + string.digits + string.ascii_letters + string.punctuation
+
+
+def tiny_tokenizer() -> LlamaTokenizer:
+    """A LLaMA tokenizer of single characters and bytes, with `<image>` and `<pad>` behind its vocabulary."""
+    from transformers import LlamaTokenizer
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *CHARACTERS]
+    tokenizer = LlamaTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], legacy=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})  # first, as in published checkpoints
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def write_tiny_llava(folder: Path, *, stf: bool = True, grid: int = 4, positions: int = 512, seed: int = 0) -> Path:
+    """Writes a random LLaVA with 3 blocks of width 16 and an LLM of width 32 to `folder`, and its processor.
+
+    Pictures have `grid` x `grid` patches of 14 px, the LLM has `positions` positions. With `stf` two by two patches are
+    fused into one token, otherwise it is a plain LLaVA.
+    """
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaImageProcessorPil,
+        LlavaProcessor,
+    )
+
+    from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
+    from llava_stf.models.llava_stf.patch import apply_stf
+
+    tokenizer = tiny_tokenizer()
+    side = 14 * grid
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=side, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=positions, initializer_range=0.2,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=grid * grid,
+    )
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config).eval()
+    image_processor = LlavaImageProcessorPil(
+        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    processor = LlavaProcessor(
+        image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+    if stf:
+        apply_stf(model, processor, init="random", seed=seed)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

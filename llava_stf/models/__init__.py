@@ -1,0 +1,1 @@
+"""The models: configuration, vision tower, fusion, generation, and the patch of a plain LLaVA."""

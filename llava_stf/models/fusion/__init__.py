@@ -1,0 +1,1 @@
+"""From the tower's hidden states to image tokens: the fused projector."""

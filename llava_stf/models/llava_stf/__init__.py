@@ -1,0 +1,1 @@
+"""LLaVA-STF as a model of transformers, named as there: configuration, modeling, processing."""

@@ -1,0 +1,282 @@
+"""LLaVA-STF as a Hugging Face model: `LlavaForConditionalGeneration` with another projector and a shorter tower run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
+from transformers.utils import ModelOutput, can_return_tuple, output_capturing
+
+from llava_stf.errors import FusionError
+from llava_stf.models.fusion.projector import build_projector
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, state_index
+from llava_stf_kernels import check_count, place_tokens
+
+# Since 5.21 or so a caller may ask a model for some hidden states by index, and the others are not kept.
+SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
+# What forward passes and outputs call the key-value cache; the other name is translated for callers until 5.40.
+CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
+# Since 5.24 outputs hold what `get_image_features` gave, and before that the image tokens alone.
+_HOLDS_IMAGE_OUTPUTS = "image_outputs" in LlavaModelOutputWithPast.__dataclass_fields__
+
+
+def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks of a vision tower, in order: its one `ModuleList` as long as the config says.
+
+    Raises `FusionError` if the tower is not built that way.
+    """
+    depth = tower.config.num_hidden_layers
+    for module in tower.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise FusionError(f"Expected a vision tower with a list of {depth} blocks, found {type(tower).__name__}.")
+
+
+def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Hidden states of the tower at `layers`, each [B, S + N, C], S special tokens before the patches.
+
+    S is 1 for a tower with a class token, more with register tokens, 0 without either. No other state is kept.
+    """
+    depth = tower.config.num_hidden_layers
+    wanted = [state_index(layer, depth) for layer in layers]
+    if SELECTIVE_CAPTURE or torch.compiler.is_compiling():
+        # Tracing cannot register hooks, and of states that nothing reads it keeps none.
+        capture = wanted if SELECTIVE_CAPTURE else True
+        states = tower(pixel_values, output_hidden_states=capture, return_dict=True).hidden_states
+        return [states[index] for index in wanted]
+
+    kept: dict[int, Tensor] = {}
+
+    def keep_output(index: int, module: nn.Module, args: Any, output: Any) -> None:
+        kept[index] = output[0] if isinstance(output, tuple) else output
+
+    def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        kept[0] = args[0]
+
+    blocks = tower_blocks(tower)
+    hooks = [blocks[index - 1].register_forward_hook(partial(keep_output, index)) for index in set(wanted) - {0}]
+    if 0 in wanted:
+        hooks.append(blocks[0].register_forward_pre_hook(keep_input))
+    try:
+        tower(pixel_values, return_dict=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [kept[index] for index in wanted]
+
+
+def select_patch_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """As `select_states`, with one row before the N patches whatever the tower has there: each [B, 1 + N, C].
+
+    The projectors step over that row. Of several special tokens it is the last one, of none it is zero.
+    """
+    patch = tower.config.patch_size
+    patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
+    states = select_states(tower, pixel_values, layers)
+    special = states[0].shape[1] - patches
+    if special == 0:
+        return [functional.pad(state, (0, 0, 1, 0)) for state in states]
+    return [state[:, special - 1 :] for state in states]
+
+
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+def skip_unused_blocks(tower: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Do not run the blocks above the deepest state in `layers`; with select layer -2 that is the last one.
+
+    Weights and state dict stay as they are. From then on the tower's own last state is the deepest selected one.
+    """
+    depth = tower.config.num_hidden_layers
+    deepest = max(state_index(layer, depth) for layer in layers)
+    for block in tower_blocks(tower)[deepest:]:
+        block.forward = _pass_through
+
+
+def run_all_blocks(tower: PreTrainedModel) -> None:
+    """Undo `skip_unused_blocks`."""
+    for block in tower_blocks(tower):
+        if vars(block).get("forward") is _pass_through:
+            del block.forward
+
+
+class LlavaStfModel(LlavaModel):
+    """`LlavaModel` whose projector fuses tokens and whose tower runs only as deep as the fusion layers reach."""
+
+    config_class = LlavaStfConfig
+    config: LlavaStfConfig
+
+    def __init__(self, config: LlavaStfConfig) -> None:
+        super().__init__(config)
+        self.multi_modal_projector = build_projector(config)
+        skip_unused_blocks(self.vision_tower, config.fusion_states)
+        self.post_init()
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        return_dict: bool | None = None,
+        vision_tokens: int | Literal["all"] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
+
+        `pixel_values` is [B, 3, height, width] of the tower's image size. `vision_tokens` is M, by default the config's
+        `image_seq_length`; another count than the model was made for raises `FusionError`. The fusion layers are a
+        matter of the weights, so asking for other layers or another select strategy than the config's does, too.
+        """
+        config = self.config
+        if vision_feature_layer not in (None, config.vision_feature_layer):
+            raise FusionError(
+                f"This model fuses the layers {config.vision_feature_layer}; it cannot take {vision_feature_layer}."
+            )
+        if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
+            raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
+        window = config.window_of(vision_tokens)
+        states = select_patch_states(self.vision_tower, pixel_values, config.fusion_states)
+        features = self.multi_modal_projector(states, window)
+        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LlavaModelOutputWithPast:
+        """As `LlavaModel.forward`, without waiting for a GPU when the image tokens enter the prompt.
+
+        Images may come encoded in `mm_encoder_outputs`, as `generate` gives them since transformers 5.23 or so. A model
+        for several windows takes the one whose tokens the prompt has places for; counting them waits for a GPU.
+
+        Raises `ValueError` if the number of image places in `input_ids` [B, T] is not that of the image tokens; on a
+        GPU that is a failed device assertion, while `generate` raises before it starts.
+        """
+        choices: dict[str, Any] = {
+            "vision_feature_layer": vision_feature_layer,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "image_sizes": image_sizes,
+        }
+        kwargs["return_dict"] = True
+        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        ambiguous = inputs_embeds is not None or (pixel_values is not None and features is not None)
+        if input_ids is None or ambiguous or (pixel_values is None and features is None):
+            return super().forward(
+                input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **choices, **kwargs
+            )
+        kwargs.pop("mm_encoder_outputs", None)
+        embeddings = self.get_input_embeddings()(input_ids)
+        mask = input_ids == self.config.image_token_id
+        if features is None:
+            vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
+            features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
+        tokens = torch.cat(list(features.pooler_output)).to(embeddings.device, embeddings.dtype)
+        embeddings = place_tokens(embeddings, tokens, mask, backend=self.multi_modal_projector.kernels)
+        outputs = super().forward(inputs_embeds=embeddings, **kwargs)
+        if _HOLDS_IMAGE_OUTPUTS:
+            outputs.image_outputs = features
+        else:
+            outputs.image_hidden_states = tokens
+        return outputs
+
+
+class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA that sees (grid / k)**2 vision tokens per image: 144 where LLaVA-1.5 sees 576.
+
+    Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids from
+    `config.image_token_id` upwards are placeholders and padding rows; `generate` never emits them.
+    """
+
+    config_class = LlavaStfConfig
+    config: LlavaStfConfig
+
+    def __init__(self, config: LlavaStfConfig) -> None:
+        super(LlavaForConditionalGeneration, self).__init__(config)
+        self.model = LlavaStfModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `GenerationMixin.generate`, never emitting a placeholder id (see `suppressed_ids`).
+
+        Raises `ValueError` if the prompt's image places are not as many as the images have tokens.
+        """
+        ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
+        if ids is not None and pixel_values is not None:
+            # Counted on the host, before any work is queued that the count would have to wait for.
+            places, images = (ids == self.config.image_token_id).cpu(), len(pixel_values)
+            vision_tokens = asked_tokens(self.config, places, images)
+            check_count(places, images * vision_tokens)
+            kwargs["vision_tokens"] = vision_tokens
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
+        kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        inputs_embeds: Tensor | None = None,
+        vision_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As `GenerationMixin`'s. `vision_tokens` is for versions that encode images before the first step."""
+        return super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+
+def image_tokens_of(outputs: ModelOutput) -> Tensor:
+    """The image tokens [R, H] that went into the prompt, all images in a row, from a forward pass with images."""
+    if _HOLDS_IMAGE_OUTPUTS:
+        return torch.cat(list(outputs.image_outputs.pooler_output))
+    return outputs.image_hidden_states
+
+
+def asked_tokens(config: LlavaStfConfig, places: Tensor, images: int) -> int:
+    """Tokens per image that a prompt asks for, told from the number of its image places (bool [B, T]).
+
+    The default count of the model where it has no other, or where the places fit none of those that it has.
+    """
+    counts = config.vision_token_counts
+    if len(counts) > 1:
+        found = int(places.sum())
+        for count in counts:
+            if found == images * count:
+                return count
+    return config.image_seq_length
+
+
+def suppressed_ids(config: LlavaStfConfig) -> range:
+    """Ids that are no text: the image placeholder, the added pad token and the rows that fill up the vocabulary."""
+    return range(config.image_token_id, config.text_config.vocab_size)
+
+
+def register_key_names() -> None:
+    """Let files carry LLaVA's public key names (`language_model.model.*`, `multi_modal_projector.*`, ...).
+
+    transformers applies LLaVA's renaming to its own classes only; without this a file written by one version would
+    not be read by another.
+    """
+    for ours, stock in (("llava_stf", "llava"), ("LlavaStfModel", "LlavaModel")):
+        mapping = get_checkpoint_conversion_mapping(stock)
+        if mapping is not None:
+            register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
+
+
+register_key_names()

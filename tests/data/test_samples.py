@@ -1,0 +1,177 @@
+"""Samples and batches from a LLaVA data file."""
+
+import json
+import pickle
+from functools import partial
+
+import pytest
+import torch
+
+from llava_stf.data.json_index import index_json
+from llava_stf.data.preparation import Preparation
+from llava_stf.data.sources import image_folder, open_records
+from llava_stf.errors import DataError
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.training.data import LlavaDataset, collate
+
+
+def dataset(data, processor, *, template="v1", max_length=512, images=None):
+    folder = image_folder(str(data), None if images is None else str(images))
+    prepare = Preparation(processor, name=data.name, images=folder, template=template, max_length=max_length)
+    return LlavaDataset(open_records(str(data)), prepare)
+
+
+def one(tmp_path, data_folder, processor, record, **options):
+    """The dataset of one sample."""
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps([record]))
+    return dataset(file, processor, images=data_folder, **options)
+
+
+@pytest.mark.parametrize("name", ["instruct.json", "instruct.jsonl"])
+def test_each_sample_is_found_in_the_file(data_folder, records, name):
+    content = (data_folder / name).read_bytes()
+    spans, _ = index_json(data_folder / name)
+    assert [json.loads(content[a:b]) for a, b in spans] == records
+
+
+@pytest.mark.parametrize("name", ["instruct.json", "instruct.jsonl"])
+def test_lengths_are_words_of_all_turns_negative_without_an_image(data_folder, name):
+    """<image> and the four words of the question, a colour, the three words Is it red?, and Yes, it is."""
+    _, lengths = index_json(data_folder / name)
+    assert lengths.tolist() == [12] * 9 + [-7, -7, 4]
+
+
+def test_sample_has_the_processors_ids_with_one_id_per_image_token(data_folder, llava_processor, records):
+    samples = dataset(data_folder / "instruct.json", llava_processor)
+    sample = samples[0]
+    image_id = llava_processor.image_token_id
+    assert samples.prepare.tokens_per_image == 16
+    assert sample["input_ids"].tolist().count(image_id) == 16
+    assert sample["pixel_values"].shape == (1, 3, 56, 56)
+    answers = [i for i in sample["labels"].tolist() if i != IGNORE_INDEX]
+    assert llava_processor.tokenizer.decode(answers).replace(" ", "") == "red</s>Yes,itis.</s>"
+    assert set(sample["labels"][sample["input_ids"] == image_id].tolist()) == {IGNORE_INDEX}
+
+
+def test_pixels_are_the_processors(data_folder, llava_processor):
+    from PIL import Image
+
+    expected = llava_processor.image_processor(Image.open(data_folder / "green.png"), return_tensors="pt")
+    found = dataset(data_folder / "instruct.json", llava_processor)[1]["pixel_values"]
+    assert torch.equal(found, expected["pixel_values"])
+
+
+def test_images_stay_in_the_order_of_their_markers(data_folder, llava_processor):
+    samples = dataset(data_folder / "instruct.json", llava_processor)
+    red, blue, both = (samples[i]["pixel_values"] for i in (0, 2, 11))
+    assert torch.equal(both, torch.cat([red, blue]))
+
+
+def test_plain_template_trains_on_the_caption(data_folder, llava_processor):
+    sample = dataset(data_folder / "align.json", llava_processor, template="plain")[2]
+    tokenizer = llava_processor.tokenizer
+    assert sample["input_ids"][:17].tolist() == [tokenizer.bos_token_id, *[llava_processor.image_token_id] * 16]
+    assert tokenizer.decode(sample["labels"][17:]).strip() == "a blue square"
+
+
+def test_batch_is_padded_on_the_right_and_mixes_samples_with_and_without_images(data_folder, llava_processor):
+    samples = [dataset(data_folder / "instruct.json", llava_processor)[i] for i in (0, 9, 11)]
+    batch = collate(samples, pad_token_id=7)
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["attention_mask"].shape == (3, max(lengths))
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    for row, sample in enumerate(samples):
+        length = lengths[row]
+        assert torch.equal(batch["input_ids"][row, :length], sample["input_ids"])
+        assert set(batch["input_ids"][row, length:].tolist()) <= {7}
+        assert set(batch["labels"][row, length:].tolist()) <= {IGNORE_INDEX}
+    assert batch["pixel_values"].shape[0] == 3  # one, none, two
+    assert batch["sample_ids"] == ["s0", "t0", "m0"]
+    assert "pixel_values" not in collate([samples[1]], pad_token_id=7)
+
+
+def test_samples_without_an_id_are_named_by_their_number(tmp_path, data_folder, llava_processor):
+    sample = one(tmp_path, data_folder, llava_processor, {"image": "red.png", "conversations": QUESTION})[0]
+    assert collate([sample], pad_token_id=0)["sample_ids"] == ["0"]
+
+
+def test_long_text_is_cut_but_never_image_tokens(tmp_path, data_folder, llava_processor, records):
+    whole = one(tmp_path, data_folder, llava_processor, records[0])[0]["input_ids"]
+    last_image = max(i for i, x in enumerate(whole.tolist()) if x == llava_processor.image_token_id)
+    shortest = one(tmp_path, data_folder, llava_processor, records[0], max_length=last_image + 1)[0]
+    assert torch.equal(shortest["input_ids"], whole[: last_image + 1])
+    with pytest.raises(DataError, match=r"sample s0 .*max_length"):
+        one(tmp_path, data_folder, llava_processor, records[0], max_length=last_image)[0]
+
+
+QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"id": "x1", "conversations": QUESTION}, r"sample x1 .*1 markers and 0 images"),
+        ({"id": "x2", "image": "red.png", "conversations": QUESTION[1:]}, r"sample x2 .*alternate"),
+        ({"id": "x3", "image": ["red.png"] * 2, "conversations": QUESTION}, r"sample x3 .*1 markers and 2 images"),
+        ({"id": "x4", "image": "none.png", "conversations": QUESTION}, r"sample x4 .*none\.png"),
+        ({"id": "x5", "image": 5, "conversations": QUESTION}, r"sample x5 .*'image' must be"),
+        ({"id": "x6", "image": "red.png"}, r"sample x6 "),
+        ({"id": "x7", "image": "red.png", "conversations": None}, r"sample x7 "),
+        ({"image": "align.json", "conversations": QUESTION}, r"sample 0 of one\.json .*align\.json"),
+    ],
+)
+def test_malformed_samples_are_named(tmp_path, data_folder, llava_processor, record, message):
+    with pytest.raises(DataError, match=message):
+        one(tmp_path, data_folder, llava_processor, record)[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no samples"),
+        ("[]", "no samples"),
+        ('[{"id": 1}, {"id": 2}', "damaged at byte"),
+        ('[{"id": 1} {"id": 2}]', "expected ','"),
+        ('[{"id": 1}, 7]', "sample number 1 .*JSON object"),
+        ('[{"id": tru}]', "damaged at byte 1"),
+        ('{"data": [{"id": 1}]}', "neither a JSON list nor JSON lines"),
+        ('{\n "conversations": []\n}', "neither a JSON list nor JSON lines"),
+        ("id,image\n1,a.png\n", "neither a JSON list nor JSON lines"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path, content, message):
+    file = tmp_path / "data.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        index_json(file)
+
+
+def test_lines_that_are_no_objects_are_refused_when_read(tmp_path, data_folder, llava_processor):
+    file = tmp_path / "data.jsonl"
+    file.write_text('"a text"\n{"id": \n{"conversations": []}\n')
+    samples = dataset(file, llava_processor)
+    for index in range(2):
+        with pytest.raises(DataError, match=f"number {index} of data.jsonl"):
+            samples[index]
+
+
+def test_missing_file_and_folder_are_refused(tmp_path, data_folder, llava_processor):
+    with pytest.raises(DataError, match="cannot read"):
+        dataset(tmp_path / "none.json", llava_processor)
+    with pytest.raises(DataError, match="image folder"):
+        dataset(data_folder / "align.json", llava_processor, images=tmp_path / "none")
+
+
+def test_worker_processes_give_the_same_batches(data_folder, llava_processor):
+    samples = dataset(data_folder / "instruct.json", llava_processor)
+    assert len(pickle.loads(pickle.dumps(samples))) == len(samples)
+
+    def batches(workers):
+        function = partial(collate, pad_token_id=0)
+        return list(torch.utils.data.DataLoader(samples, 4, num_workers=workers, collate_fn=function))
+
+    for here, there in zip(batches(0), batches(1), strict=True):
+        assert here.keys() == there.keys()
+        assert here.pop("sample_ids") == there.pop("sample_ids")
+        assert all(torch.equal(here[key], there[key]) for key in here)

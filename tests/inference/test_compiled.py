@@ -1,0 +1,257 @@
+"""Compiled generation: the eager model's answers, every shape compiled once, eager where nothing can be compiled."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.utils import counters
+from transformers.generation.streamers import BaseStreamer
+
+from llava_stf import load_model, remove_stf
+from llava_stf.inference import LlavaStf
+from llava_stf.inference.compiled import CompiledGeneration, cache_bucket, compile_generation, prompt_bucket
+from llava_stf.world import draw
+
+QUESTION = "What is in it?"
+Graphs = list[int]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
+
+
+@pytest.fixture(params=["stf_folder", "plain_folder"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    return request.getfixturevalue(request.param)
+
+
+def traced(model: Any, processor: Any) -> tuple[LlavaStf, Graphs]:
+    """The model with compiled generation, and a list that gets an entry for every graph; graphs run uncompiled."""
+    graphs: Graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    return LlavaStf(model, processor, CompiledGeneration(model, backend)), graphs
+
+
+def untouched(folder: Path) -> LlavaStf:
+    return load_model(folder, device="cpu", vision_tokens="all" if "plain" in folder.name else None)
+
+
+class NewIds(BaseStreamer):
+    """Collects the generated ids of every row, which an answer's text may hide."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[int]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.steps.append(value.tolist())
+
+    def end(self) -> None:
+        self.steps = self.steps[1:]  # the first is the prompt
+
+
+def ids_of(llava: LlavaStf, pairs: Sequence[tuple[Any, str]], max_new_tokens: int = 8) -> list[list[int]]:
+    streamer = NewIds()
+    llava.ask_batch(pairs, max_new_tokens=max_new_tokens, streamer=streamer)
+    return streamer.steps
+
+
+def test_another_request_of_a_bucket_compiles_nothing(folder: Path, pictures: list[np.ndarray]) -> None:
+    llava, graphs = traced(*untouched(folder))
+    llava.ask(pictures[0], QUESTION, max_new_tokens=8)
+    first = len(graphs)
+    assert first >= 3, "tower with projector, prefill and decoding"
+    llava.ask(pictures[1], QUESTION, max_new_tokens=8)
+    llava.ask(pictures[0], QUESTION + "???", max_new_tokens=8)
+    llava.ask(pictures[0], QUESTION, max_new_tokens=30)
+    "".join(llava.stream(pictures[2], QUESTION, max_new_tokens=8))
+    llava.chat(pictures[3]).ask(QUESTION, max_new_tokens=8)
+    assert len(graphs) == first
+
+
+def test_another_bucket_compiles_its_prefill_alone(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+    llava, graphs = traced(*untouched(stf_folder))
+    llava.ask(pictures[0], QUESTION, max_new_tokens=40)
+    first = len(graphs)
+    llava.ask(pictures[0], QUESTION * 4, max_new_tokens=40)
+    assert len(graphs) == first + 1
+
+
+def test_ids_are_the_eager_models(folder: Path, pictures: list[np.ndarray]) -> None:
+    eager = untouched(folder)
+    llava, _ = traced(*eager)
+    full = QUESTION + "?" * (-prompt_length(eager, pictures[0]) % 32)  # no padding but that of the bucket above
+    requests: dict[str, list[tuple[Any, str]]] = {
+        "one": [(pictures[0], QUESTION)],
+        "prompt as long as a bucket": [(pictures[0], full)],
+        "several images": [(pictures[:2], QUESTION)],
+        "rows of different lengths and image counts": [(pictures[3], QUESTION), (pictures[:2], "<image> or <image>?")],
+    }
+    for name, pairs in requests.items():
+        assert ids_of(llava, pairs) == ids_of(eager, pairs), name
+
+
+def prompt_length(llava: LlavaStf, picture: np.ndarray) -> int:
+    """Tokens of the prompt that asks `QUESTION` about one picture."""
+    lengths: list[int] = []
+
+    def note(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        lengths.append(ids.shape[1] - 1)
+        return torch.ones(ids.shape[0], dtype=torch.bool)
+
+    llava.ask(picture, QUESTION, stopping_criteria=[note])
+    return lengths[0]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-full"])
+def test_answers_of_the_embedded_models_are_the_eager_ones(name: str) -> None:
+    eager = load_model(name, device="cpu", dtype="float32")
+    llava, _ = traced(*eager)
+    picture = draw(3, split="held_out")[1]
+    questions = "How many shapes are there?", "What shape is at the top?"
+    conversations = llava.chat(picture), eager.chat(picture)
+    for question in questions:
+        assert len({chat.ask(question) for chat in conversations}) == 1
+    without_image = llava.chat(), eager.chat()
+    assert len({chat.ask(questions[0]) for chat in without_image}) == 1
+
+
+def test_a_smaller_last_batch_keeps_order_and_shape(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+    eager = untouched(stf_folder)
+    llava, graphs = traced(*eager)
+    pairs = [(picture, QUESTION) for picture in pictures[:3]]
+    llava.ask_batch(pairs[:2], batch_size=2, max_new_tokens=8)
+    first = len(graphs)
+    answers = llava.ask_batch(pairs, batch_size=2, max_new_tokens=8)
+    assert answers == [eager.ask(*pair, max_new_tokens=8) for pair in pairs]
+    assert len(graphs) == first
+
+
+def test_a_cache_is_left_clean_when_others_push_it_out(
+    stf_folder: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_stf.inference.compiled.MAX_CACHES", 1)
+    eager = untouched(stf_folder)
+    llava, _ = traced(*eager)
+    for length in (8, 290, 8):
+        assert ids_of(llava, [(pictures[0], QUESTION)], length) == ids_of(eager, [(pictures[0], QUESTION)], length)
+
+
+def test_beam_search_runs_eagerly_and_says_so_once(
+    stf_folder: Path, pictures: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    eager = untouched(stf_folder)
+    llava, graphs = traced(*eager)
+    with caplog.at_level(logging.WARNING, logger="llava_stf"):
+        answers = [llava.ask(pictures[0], QUESTION, max_new_tokens=8, num_beams=2) for _ in range(2)]
+    assert answers == 2 * [eager.ask(pictures[0], QUESTION, max_new_tokens=8, num_beams=2)]
+    said = "Generation with num_beams is not compiled and runs eagerly."
+    assert [record.message for record in caplog.records] == [said]
+    assert graphs == []
+
+
+def test_errors_of_a_request_reach_its_caller(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+    llava, _ = traced(*untouched(stf_folder))
+    with pytest.raises(ValueError, match="nonsense"):
+        llava.ask(pictures[0], QUESTION, nonsense=1)
+    with pytest.raises(ValueError, match="nonsense"):
+        list(llava.stream(pictures[0], QUESTION, nonsense=1))
+
+
+def test_the_model_itself_stays_ordinary(plain_folder: Path, tmp_path: Path, pictures: list[np.ndarray]) -> None:
+    eager = load_model(plain_folder, device="cpu")
+    llava, graphs = traced(*load_model(plain_folder, device="cpu"))
+    model, processor = llava
+    before = list(model.state_dict())
+    answer = llava.ask(pictures[0], QUESTION, max_new_tokens=8)
+    assert list(model.state_dict()) == before
+    assert type(model) is type(eager.model)
+
+    compiled_graphs = len(graphs)
+    inputs = processor(images=pictures[0], text="<image>\n", return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(ids, eager.model.generate(**inputs, max_new_tokens=8, do_sample=False))
+    assert len(graphs) == compiled_graphs
+
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert load_model(tmp_path, device="cpu").ask(pictures[0], QUESTION, max_new_tokens=8) == answer
+
+    remove_stf(model, processor)
+    plain = LlavaStf(model, processor)
+    assert ids_of(llava, [(pictures[0], QUESTION)]) == ids_of(plain, [(pictures[0], QUESTION)])
+
+
+def test_a_model_over_several_devices_is_not_compiled(stf_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, _ = load_model(stf_folder, device="cpu")
+    model.hf_device_map = {"model.vision_tower": "cpu", "model.language_model": "disk"}
+    with caplog.at_level(logging.WARNING, logger="llava_stf"):
+        assert compile_generation(model) is None
+    assert [record.message for record in caplog.records] == [
+        "Nothing is compiled and everything runs eagerly: the model is spread over cpu, disk, expected one device."
+    ]
+
+
+def test_without_a_compiler_everything_runs_eagerly(stf_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from llava_stf import load_model\n"
+        "request = np.zeros((56, 56, 3), dtype=np.uint8), 'Why?'\n"
+        "compiled, eager = (load_model(sys.argv[1], device='cpu', compile=flag) for flag in (True, False))\n"
+        "assert compiled.ask(*request, max_new_tokens=4) == eager.ask(*request, max_new_tokens=4)\n"
+    )
+    environment = os.environ | {"CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code, stf_folder], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("Nothing is compiled and everything runs eagerly: ") == 1
+    assert "C++ compiler" in run.stderr
+
+
+def compile_and_repeat(folder: Path, pictures: list[np.ndarray], device: str) -> None:
+    """Real compilation, as users get it: equal ids, and no graph after the first request, streamed ones included."""
+    eager = load_model(folder, device=device)
+    llava = load_model(folder, device=device, compile=True)
+    expected = [ids_of(eager, [(picture, QUESTION)]) for picture in pictures]
+    answers = [ids_of(llava, [(pictures[0], QUESTION)])]
+    graphs = counters["stats"]["unique_graphs"]
+    answers += [ids_of(llava, [(picture, QUESTION)]) for picture in pictures[1:]]
+    assert answers == expected
+    said = "".join(llava.stream(pictures[0], QUESTION, max_new_tokens=8))
+    assert said.strip() == eager.ask(pictures[0], QUESTION, max_new_tokens=8)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_compiled_for_the_cpu(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+    compile_and_repeat(stf_folder, pictures, "cpu")
+
+
+@pytest.mark.gpu
+def test_compiled_into_cuda_graphs(folder: Path, pictures: list[np.ndarray]) -> None:
+    skipped = counters["inductor"]["cudagraph_skips"]
+    compile_and_repeat(folder, pictures, "cuda")
+    assert counters["inductor"]["cudagraph_skips"] == skipped
+
+
+@given(st.integers(1, 100_000))
+def test_buckets_hold_their_requests_and_waste_little(length: int) -> None:
+    assert length <= prompt_bucket(length) < max(length + 32, length * 9 / 8)
+    assert length <= cache_bucket(length) < max(length + 256, length * 3 / 2)
+
+
+def test_buckets_are_few() -> None:
+    assert len({prompt_bucket(length) for length in range(1, 4097)}) <= 40
+    assert len({cache_bucket(length) for length in range(1, 4097)}) <= 8

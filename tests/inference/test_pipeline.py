@@ -1,0 +1,256 @@
+"""Asking: one by one, in batches, as a stream and in conversation must tell one story, and bad prompts are refused."""
+
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import llava_stf  # noqa: F401 - registers the model type
+from llava_stf.errors import CheckpointError, ImageError, PromptError
+from llava_stf.inference import LlavaStf, measure_first_token
+from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
+
+POSITIONS = 512  # of the small models' LLM
+
+
+@pytest.fixture(scope="module", params=["stf_folder", "plain_folder"])
+def llava(request: pytest.FixtureRequest) -> LlavaStf:
+    folder = request.getfixturevalue(request.param)
+    return LlavaStf(AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder))
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 255, (40 + 9 * i, 50, 3), dtype=np.uint8) for i in range(6)]
+
+
+@pytest.fixture(scope="module")
+def pairs(pictures: list[np.ndarray]) -> list[tuple[object, str]]:
+    """Six prompts of six lengths, two of them with two images."""
+    single = [(picture, "What is it? " * (i + 1)) for i, picture in enumerate(pictures[:4])]
+    return [*single, (pictures[:2], "The same?"), (pictures[4:], "First <image>, second <image>: the same?")]
+
+
+def test_it_unpacks_to_model_and_processor(llava: LlavaStf) -> None:
+    model, processor = llava
+    assert (model, processor) == (llava.model, llava.processor)
+
+
+def test_vision_tokens_are_what_the_prompt_holds(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    model, processor = llava
+    ids = processor(images=pictures[0], text="<image>")["input_ids"]
+    assert llava.vision_tokens == np.sum(np.array(ids) == model.config.image_token_id)
+
+
+def test_ask_is_greedy_generation_from_the_authors_prompt(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    model, processor = llava
+    image = Image.fromarray(pictures[0])
+    prompt = f"{SYSTEM_PROMPT} USER: <image>\nWhat is it? ASSISTANT:"
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert llava.ask(image, "What is it?", max_new_tokens=12) == processor.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_a_batch_gives_the_answers_of_single_questions_in_order(
+    llava: LlavaStf, pairs: list[tuple[object, str]], batch_size: int
+) -> None:
+    single = [llava.ask(images, question, max_new_tokens=12) for images, question in pairs]
+    assert len(set(single)) > 3
+    assert llava.ask_batch(pairs, batch_size=batch_size, max_new_tokens=12) == single
+
+
+def test_an_empty_batch_has_no_answers(llava: LlavaStf) -> None:
+    assert llava.ask_batch([]) == []
+
+
+def test_the_stream_joins_to_the_answer(llava: LlavaStf, pairs: list[tuple[object, str]]) -> None:
+    for images, question in pairs:
+        pieces = list(llava.stream(images, question, max_new_tokens=12))
+        assert all(pieces)
+        assert "".join(pieces).strip() == llava.ask(images, question, max_new_tokens=12)
+
+
+def test_generate_options_are_passed_on(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    torch.manual_seed(0)
+    answers = {llava.ask(pictures[0], "What?", max_new_tokens=8, do_sample=True, temperature=5.0) for _ in range(3)}
+    assert len(answers) == 3
+
+
+def test_closing_the_stream_ends_the_generation(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    steps: list[int] = []
+
+    def slow(ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        steps.append(ids.shape[1])
+        time.sleep(0.02)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    threads = threading.active_count()
+    stream = llava.stream(pictures[0], "What?", max_new_tokens=150, min_new_tokens=150, stopping_criteria=[slow])
+    next(stream)
+    heard = len(steps)
+    stream.close()
+    assert len(steps) <= heard + 2
+    assert threading.active_count() == threads
+
+
+def test_an_error_while_streaming_reaches_the_caller(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    def fails(ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("out of everything")
+
+    with pytest.raises(RuntimeError, match="out of everything"):
+        list(llava.stream(pictures[0], "What?", max_new_tokens=8, stopping_criteria=[fails]))
+
+
+def test_a_chat_asks_with_all_turns_and_images_before(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    model, processor = llava
+    chat = llava.chat(pictures[0])
+    first = chat.ask("One?", max_new_tokens=5)
+    second = "".join(chat.stream("Two?", max_new_tokens=5)).strip()
+    chat.add_image(pictures[1])
+    third = chat.ask("Three?", max_new_tokens=5)
+    prompt = (
+        f"{SYSTEM_PROMPT} USER: <image>\nOne? ASSISTANT: {first}</s>USER: Two? ASSISTANT: {second}</s>"
+        "USER: <image>\nThree? ASSISTANT:"
+    )
+    assert processor.apply_chat_template(chat.messages[:-1], add_generation_prompt=True) == prompt
+    images = [Image.fromarray(picture) for picture in pictures[:2]]
+    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert third == processor.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_a_chat_without_an_image_is_about_text(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    chat = llava.chat()
+    chat.ask("Hello?", max_new_tokens=3)
+    chat.add_image(pictures[0])
+    chat.ask("And this?", max_new_tokens=3)
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "user", "assistant"]
+    assert len(chat.images) == 1
+
+
+def test_a_failed_turn_leaves_no_trace_and_keeps_its_image(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    chat = llava.chat(pictures[0])
+    for question in ("", "x" * POSITIONS, "<image> <image>?"):
+        with pytest.raises(PromptError):
+            chat.ask(question)
+    with pytest.raises(ImageError):
+        chat.add_image("missing.png")
+    assert (chat.messages, chat.images) == ([], [])
+    assert chat.ask("What?", max_new_tokens=4) == llava.ask(pictures[0], "What?", max_new_tokens=4)
+
+
+def test_a_stream_closed_early_is_remembered_as_far_as_it_was_heard(
+    llava: LlavaStf, pictures: list[np.ndarray]
+) -> None:
+    chat = llava.chat(pictures[0])
+    stream = chat.stream("What?", max_new_tokens=100, min_new_tokens=100)
+    heard = next(stream)
+    stream.close()
+    assert chat.messages[-1]["content"][0]["text"] == heard.strip()
+
+
+@pytest.mark.parametrize("question", ["", "  \n", "<image>"])
+def test_an_empty_question_is_refused(llava: LlavaStf, pictures: list[np.ndarray], question: str) -> None:
+    for ask in (llava.ask, llava.stream):
+        with pytest.raises(PromptError, match="question is empty"):
+            ask(pictures[0], question)
+
+
+def test_an_empty_image_list_is_refused(llava: LlavaStf) -> None:
+    for ask in (llava.ask, llava.stream):
+        with pytest.raises(PromptError, match="at least one"):
+            ask([], "What?")
+
+
+def test_markers_that_do_not_match_the_images_are_refused(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    with pytest.raises(PromptError, match="1 <image> markers for 2 images"):
+        llava.ask(pictures[:2], "Is <image> it?")
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_numbers(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    with pytest.raises(PromptError, match=rf"The prompt has \d+ tokens, {2 * llava.vision_tokens} of them.*511"):
+        llava.ask(pictures[:2], "x" * POSITIONS)
+    with pytest.raises(PromptError, match="has positions for 511"):
+        llava.ask_batch([(pictures[0], "What?"), (pictures[0], "x" * POSITIONS)])
+
+
+def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    frame = llava.encode([[_turn("")]], [[Image.fromarray(pictures[0])]])["input_ids"].shape[1]
+    room = 5
+    pairs = [(pictures[0], "What?"), (pictures[1], "x" * (POSITIONS - frame - room))]
+    options = {"max_new_tokens": 40, "bad_words_ids": [[llava.processor.tokenizer.eos_token_id]]}
+    single = [llava.ask(images, question, **options) for images, question in pairs]
+    assert 1 <= len(single[1]) <= room < len(single[0])
+    assert llava.ask_batch(pairs, **options) == single
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"batch_size": 0}], ids=["max_new_tokens", "batch_size"])
+def test_counts_below_one_are_refused(llava: LlavaStf, pictures: list[np.ndarray], options: dict[str, int]) -> None:
+    with pytest.raises(PromptError, match=f"{next(iter(options))} must be at least 1"):
+        llava.ask_batch([(pictures[0], "What?")], **options)
+
+
+def test_without_a_tokenizer_nothing_can_be_asked(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    with pytest.raises(CheckpointError, match="without a tokenizer"):
+        LlavaStf(llava.model, None).ask(pictures[0], "What?")
+
+
+def test_a_path_is_an_image_too(llava: LlavaStf, pictures: list[np.ndarray], tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.fromarray(pictures[0]).save(file)
+    expected = llava.ask(pictures[0], "What?", max_new_tokens=4)
+    assert llava.ask(str(file), "What?", max_new_tokens=4) == expected
+    assert llava.ask(file.read_bytes(), "What?", max_new_tokens=4) == expected
+
+
+def test_placeholders_are_never_answered(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    """Even where the placeholder's row of the head would win every time."""
+    head = llava.model.get_output_embeddings().weight
+    before = head.detach().clone()
+    with torch.no_grad():
+        head[llava.model.config.image_token_id :] = 100 * head[:1].sign()
+        head[:3] = 0
+    ids = llava.generate(llava.encode([[_turn("What?")]], [[Image.fromarray(pictures[0])]]), max_new_tokens=8)[0, -8:]
+    with torch.no_grad():
+        head.copy_(before)
+    assert int(ids.max()) < llava.model.config.image_token_id
+
+
+def test_a_batch_of_conversations_gets_the_next_answers(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    chat = llava.chat(pictures[0])
+    first = chat.ask("One?", max_new_tokens=5)
+    history = list(chat.messages)
+    second = chat.ask("Two?", max_new_tokens=5)
+    loaded = [Image.fromarray(picture) for picture in pictures]
+    conversations = [
+        [_turn("One?")],
+        [*history, {"role": "user", "content": "Two?"}],
+        f"{SYSTEM_PROMPT} USER: <image>\nOne? ASSISTANT:",
+        [{"role": "user", "content": "Two?"}],
+    ]
+    images = [loaded[:1], loaded[:1], loaded[:1], []]
+    answers = llava.reply_batch(conversations, images, max_new_tokens=5)
+    assert answers[:3] == [first, second, first]
+    assert answers[3] == llava.chat().ask("Two?", max_new_tokens=5)
+
+
+def test_messages_that_the_template_does_not_know_are_refused(llava: LlavaStf) -> None:
+    with pytest.raises(PromptError, match=r"chat template refuses.*narrator"):
+        llava.reply_batch([[{"role": "narrator", "content": "Once"}]], [[]])
+
+
+def _turn(question: str) -> dict[str, object]:
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+
+
+def test_time_to_first_token_is_the_median_of_the_runs(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+    start = time.perf_counter()
+    seconds = measure_first_token(llava, pictures[0], "What?", runs=3)
+    assert 0 < 3 * seconds < 3 * (time.perf_counter() - start)
