@@ -186,7 +186,7 @@ def test_where_pruning_would_go_wrong_it_is_refused(llava, pictures):
             # One new token behind a prompt, and no cache: pruned as a prompt of its own it would answer garbage.
             partial(model, input_ids=text["input_ids"][:, -1:], attention_mask=text["attention_mask"]),
         ):
-            with pytest.raises(FusionError, match="FastV (prunes|goes on)"):
+            with pytest.raises(FusionError, match=r"FastV (prunes|goes on)"):
                 refused()
     finally:
         remove_reduction(model, processor)

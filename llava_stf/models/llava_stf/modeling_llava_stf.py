@@ -185,6 +185,7 @@ class LlavaStfModel(LlavaModel):
         embeddings = self.get_input_embeddings()(input_ids)
         mask = input_ids == self.config.image_token_id
         if features is None:
+            assert pixel_values is not None  # without either, this is not reached
             vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
             features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
         tokens = torch.cat(list(features.pooler_output)).to(embeddings.device, embeddings.dtype)
