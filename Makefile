@@ -7,7 +7,7 @@ SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-serving lint format bench bench-kernels
+.PHONY: demo test test-serving test-oldest test-newest test-versions lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -16,6 +16,36 @@ demo: $(VENV)/.installed
 # Two workers with one torch thread each finish sooner than one worker with two.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What depends most on transformers, each version in an environment of its own (1.3 GB).
+CORE := tests/models tests/inference tests/reduction tests/loading tests/cli/test_ask.py tests/training/test_distill.py
+OLDEST := 5.17.0
+VERSIONS := $(OLDEST) 5.19.0 5.23.0
+CORE_TOOLS := bitsandbytes datasets hypothesis peft pytest pytest-xdist triton
+IN_VERSION = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n 2 --dist worksteal $(CORE)
+
+test-versions: $(VERSIONS:%=.venv-%/.installed)
+	$(foreach version,$(VERSIONS),$(call IN_VERSION,.venv-$(version)) &&) true
+
+test-oldest: .venv-$(OLDEST)/.installed
+	$(call IN_VERSION,.venv-$(OLDEST))
+
+# The newest release of everything but torch, whose unpinned build would be CUDA's, several gigabytes.
+test-newest: .venv-newest/.installed
+	$(call IN_VERSION,.venv-newest)
+
+.venv-newest/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --upgrade -e . $(CORE_TOOLS)
+	touch $@
+
+# Later releases of the hub's client than transformers allows stand in constraints.txt, so pip chooses there.
+.venv-%/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	.venv-$*/bin/python -m pip install --disable-pip-version-check transformers==$* -e . $(CORE_TOOLS)
+	touch $@
 
 # What runs on vLLM: its build for machines without a GPU, in an environment of its own (3.5 GB).
 test-serving: $(SERVING_VENV)/.installed
