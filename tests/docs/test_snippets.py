@@ -1,7 +1,7 @@
 """Every block of code in README.md and the guides runs as it stands and prints what it is said to print.
 
-A page is read from top to bottom in one fresh folder: its Python blocks share their names, as in a session of a reader, and its shell
-blocks run in bash. A `text` block right behind a block is its output. A block that cannot run here has the comment
+A page is read from top to bottom in one fresh folder: its Python blocks share their names, as a reader's session does,
+and its shell blocks run in bash. A `text` block right behind a block is its output. What cannot run here has the comment
 `<!-- not run: REASON -->` above it, and only its Python syntax is checked.
 """
 
@@ -19,7 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "eval/README.md", "kernels/README.md", "CONTRIBUTING.md"]
 PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
-FENCE = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<language>\S*)\n(?P<code>.*?)^```\n", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\S*)\n(?P<code>.*?)^```\n", re.DOTALL | re.MULTILINE
+)
 # What is shown and not typed in.
 SHOWN = {"text", "toml", "json", "yaml", "bibtex"}
 
