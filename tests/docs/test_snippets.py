@@ -1,8 +1,8 @@
 """Every block of code in README.md and the guides runs as it stands and prints what it is said to print.
 
 A page is read from top to bottom in one fresh folder: its Python blocks share their names, as a reader's session does,
-and its shell blocks run in bash. A `text` block right behind a block is its output. What cannot run here has the comment
-`<!-- not run: REASON -->` above it, and only its Python syntax is checked.
+and its shell blocks run in bash. A `text` block right behind a block is its output. What cannot run here has
+the comment `<!-- not run: REASON -->` above it, and only its Python syntax is checked.
 """
 
 import contextlib
