@@ -20,6 +20,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "kernels/README.md": "kernels/README.md",
     "eval/README.md": "eval/README.md",
+    "tests/golden/README.md": "tests/golden/README.md",
 }
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
