@@ -7,7 +7,7 @@ SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-serving test-oldest test-newest test-versions lint format bench bench-kernels
+.PHONY: demo test test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -61,6 +61,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Guides and API reference, in site/; a broken link or docstring fails.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Vision tokens and time to first token of the embedded models.
 bench: $(VENV)/.installed
 	$(BIN)/llava-stf demo --json
@@ -82,6 +86,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) -e ".[dev]"
 	$(INSTALL) --no-deps lmms-eval==0.7.3
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[docs]"
 	touch $(VENV)/.installed $@
 
 $(SERVING_VENV)/.installed: tests/vllm/requirements.txt tests/vllm/prepare_environment.py pyproject.toml

@@ -20,8 +20,8 @@ settings.load_profile("default")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Outputs of the authors' own code on a tiny model, kept beside the checkout and not in it.
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "stf_official_tiny"
+# Outputs of the authors' own code on tiny models (golden/README.md).
+GOLDEN = Path(__file__).resolve().parent / "golden"
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
 
 
@@ -32,10 +32,20 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session")
 def golden_stf():
-    """The folder of reference data; without it the comparison with the authors' code is skipped."""
-    if not GOLDEN.is_dir():
-        pytest.skip(f"the reference data of the authors' code is not at {GOLDEN.parent}")
-    return GOLDEN
+    """The folder of LLaVA-STF's reference data."""
+    return GOLDEN / "stf_official_tiny"
+
+
+@pytest.fixture(scope="session")
+def golden_ssl():
+    """The folder of reference data of the pre-training methods: `patchmix`, `aps`, `mgc`."""
+    return GOLDEN / "ssl"
+
+
+@pytest.fixture(scope="session")
+def golden_reduction():
+    """The folder of reference data of the token-reduction methods."""
+    return GOLDEN / "reduction"
 
 
 @pytest.fixture(scope="session")

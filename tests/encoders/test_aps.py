@@ -29,12 +29,12 @@ HEADS = {"base_encoder.fc.": "projector.", "predictor.": "predictor."}
 
 @pytest.fixture(scope="module")
 def sampling(golden_ssl):
-    return json.loads((golden_ssl("aps") / "sampling.json").read_text())
+    return json.loads((golden_ssl / "aps" / "sampling.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def cases(golden_ssl):
-    return json.loads((golden_ssl("aps") / "cases.json").read_text())
+    return json.loads((golden_ssl / "aps" / "cases.json").read_text())
 
 
 def tiny(width=16, heads=2, depth=2, image=16, **options) -> APS:
@@ -96,7 +96,7 @@ def test_covered_share_is_the_authors(sampling):
 
 
 def test_loss_similarity_and_gradient_are_the_authors(golden_ssl, cases):
-    tensors = load_file(golden_ssl("aps") / "loss.safetensors")
+    tensors = load_file(golden_ssl / "aps" / "loss.safetensors")
     for case in cases["loss"]:
         queries, keys, gradient = (tensors[f"case{case['case']}.{name}"] for name in ("q", "k", "grad_q"))
         queries.requires_grad_()
@@ -110,9 +110,9 @@ def test_loss_similarity_and_gradient_are_the_authors(golden_ssl, cases):
 def test_forward_of_all_and_of_some_patches_is_the_authors(golden_ssl, cases):
     size = cases["vit"]
     objective = tiny(size["embed_dim"], size["heads"], size["depth"], size["image_size"])
-    load_official(objective, load_file(golden_ssl("aps") / "vit_checkpoint.safetensors"))
+    load_official(objective, load_file(golden_ssl / "aps" / "vit_checkpoint.safetensors"))
     objective.eval()
-    tensors = load_file(golden_ssl("aps") / "vit_forward.safetensors")
+    tensors = load_file(golden_ssl / "aps" / "vit_forward.safetensors")
     with torch.no_grad():
         tokens = encode(objective.encoder, tensors["pixel_values"])
         torch.testing.assert_close(tokens, tensors["tokens_normed"], atol=1e-5, rtol=1e-5)
@@ -123,7 +123,7 @@ def test_forward_of_all_and_of_some_patches_is_the_authors(golden_ssl, cases):
 
 
 def test_one_batch_of_training_is_the_authors(golden_ssl, cases):
-    case, tensors = cases["train_step"], load_file(golden_ssl("aps") / "train_step.safetensors")
+    case, tensors = cases["train_step"], load_file(golden_ssl / "aps" / "train_step.safetensors")
     objective = tiny(case["embed_dim"], case["heads"], case["depth"], case["img"], subsets=case["nsampling"])
     before = {name.removeprefix("before."): value for name, value in tensors.items() if name.startswith("before.")}
     load_official(objective, before)

@@ -42,7 +42,7 @@ def vit():
 @pytest.mark.parametrize("size", SIZES)
 def test_tokens_of_every_block_are_the_official_ones(golden_ssl, method, select, size):
     """MOS's released layout is not known: a PatchMix file stands for it."""
-    folder = golden_ssl("patchmix" if method == "mos" else method)
+    folder = golden_ssl / ("patchmix" if method == "mos" else method)
     golden = load_file(folder / "vit_forward.safetensors")
     model, _ = read_encoder(
         folder / "vit_checkpoint.safetensors",
@@ -52,7 +52,7 @@ def test_tokens_of_every_block_are_the_official_ones(golden_ssl, method, select,
 
 
 def test_tokens_of_aps_are_the_official_ones_and_its_class_token_has_no_position(golden_ssl):
-    folder = golden_ssl("aps")
+    folder = golden_ssl / "aps"
     model, notes = read_encoder(folder / "vit_checkpoint.safetensors", encoder="aps", heads=GOLDEN_HEADS)
     assert_golden_tokens(model, load_file(folder / "vit_forward.safetensors"))
     assert (model.config.qkv_bias, model.config.layer_norm_eps) == (False, 1e-5)
@@ -61,7 +61,7 @@ def test_tokens_of_aps_are_the_official_ones_and_its_class_token_has_no_position
 
 
 def test_written_folder_loads_as_it_was_read_with_the_preprocessor_of_the_method(golden_ssl, tmp_path, caplog):
-    folder = golden_ssl("patchmix")
+    folder = golden_ssl / "patchmix"
     dst = convert_encoder(
         folder / "vit_checkpoint.safetensors", tmp_path / "vit", encoder="patchmix", heads=GOLDEN_HEADS, image_size=48
     )

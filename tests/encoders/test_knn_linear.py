@@ -57,7 +57,7 @@ def npz(tmp_path_factory):
 
 
 def test_knn_is_the_authors(golden_ssl):
-    golden = golden_ssl("patchmix")
+    golden = golden_ssl / "patchmix"
     data = load_file(golden / "knn.safetensors")
     for case in json.loads((golden / "cases.json").read_text())["knn"]["results"]:
         found = knn_accuracy(

@@ -46,7 +46,7 @@ GRAINS = {"fine": FINE, "mid": MIDDLE, "coarse": COARSE}
 
 @pytest.fixture(scope="module")
 def golden(golden_ssl):
-    return golden_ssl("mgc")
+    return golden_ssl / "mgc"
 
 
 @pytest.fixture(scope="module")

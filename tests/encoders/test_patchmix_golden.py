@@ -26,7 +26,7 @@ PARTS = {"base_encoder": ("encoder", "projector"), "momentum_encoder": ("momentu
 @pytest.fixture(scope="module")
 def golden(golden_ssl):
     """The folder of PatchMix's reference data."""
-    return golden_ssl("patchmix")
+    return golden_ssl / "patchmix"
 
 
 @pytest.fixture(scope="module")
