@@ -65,7 +65,7 @@ format: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# Vision tokens and time to first token of the embedded models.
+# Vision tokens and time to first token of the bundled models.
 bench: $(VENV)/.installed
 	$(BIN)/llava-stf demo --json
 

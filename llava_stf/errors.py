@@ -1,5 +1,10 @@
 """Errors that a user can cause, each with one sentence that says what was expected, what was found and what to do."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+LISTED = 20  # known names that a sentence can hold
+
 
 class LlavaStfError(Exception):
     """Base of every error this package raises for a cause outside it; the command line prints it and exits with 2."""
@@ -35,3 +40,19 @@ class DataError(LlavaStfError, ValueError):
 
 class MissingDependencyError(LlavaStfError, ImportError):
     """An optional dependency is not installed; the message carries the pip line."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `name`: "expected one of pool, tome; did you mean 'tome'?".
+
+    Args:
+        name: what was given.
+        known: what there is; where these are too many to list, the nearest is named alone, however far it is.
+    """
+    names = {one.lower(): one for one in known}
+    listed = len(names) <= LISTED
+    close = get_close_matches(name.lower(), names, n=1, cutoff=0.5 if listed else 0)
+    guess = f"did you mean '{names[close[0]]}'?" if close else ""
+    if not listed:
+        return guess
+    return f"expected one of {', '.join(names.values())}{f'; {guess}' if guess else '.'}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compares the pre-training methods on CIFAR-10 pictures: docs/encoders.md.
+# Compares the pre-training methods on CIFAR-10 images: docs/encoders.md.
 #
 #   scripts/measure_encoders.sh DATA.npz [FOLDER]     default: runs/encoders; what is there is not measured again
 #

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Which vision tower suits a LLaVA-STF, and does MBTF help a frozen one? On drawn pictures: docs/encoders.md.
+# Which vision tower suits a LLaVA-STF, and does MBTF help a frozen one? On drawn images: docs/encoders.md.
 #
 #   scripts/measure_towers.sh [FOLDER]      default: runs/towers; a run whose result is there is not run again
 #
-# Towers: the embedded model's own, a random one, and one pre-trained by each method on 6,000 pictures without labels. Each
-# is frozen under the language model of the embedded LLaVA with a random projector, which is trained in the paper's two
-# stages on 4,800 pictures, once with the states of many depths fused (MBTF) and once with the select layer's alone. STEPS
+# Towers: the bundled model's own, a random one, and one pre-trained by each method on 6,000 images without labels. Each
+# is frozen under the language model of the bundled LLaVA with a random projector, which is trained in the paper's two
+# stages on 4,800 images, once with the states of many depths fused (MBTF) and once with the select layer's alone. STEPS
 # is the length of the second stage, and a third of it that of the first. About an hour and a half on one CPU core.
 set -euo pipefail
 out=${1:-runs/towers}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Compares ways to bring a LLaVA to fewer vision tokens, on the embedded model and drawn pictures: docs/training.md.
+# Compares ways to bring a LLaVA to fewer vision tokens, on the bundled model and drawn images: docs/training.md.
 #
 #   scripts/measure_training.sh [FOLDER]      default: runs/training; a run whose result is there is not run again
 #
-# Start of all is the embedded LLaVA at 64 tokens. Every run sees 4,800 pictures, 300 steps of 16, in the order of its
-# seed, and is asked about 300 held-out pictures after every 100 steps. About two hours on one CPU core; SEEDS="0 1 2".
+# Start of all is the bundled LLaVA at 64 tokens. Every run sees 4,800 images, 300 steps of 16, in the order of its
+# seed, and is asked about 300 held-out images after every 100 steps. About two hours on one CPU core; SEEDS="0 1 2".
 set -euo pipefail
 out=${1:-runs/training}
 python=${PYTHON:-.venv/bin/python}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the embedded models from nothing, on pictures that the project draws, and evaluates them.
+# Trains the bundled models from nothing, on images that the project draws, and evaluates them.
 #
 #   scripts/train_tiny.sh [FOLDER]        default: runs/tiny; a stage whose result is there is not run again
 #
@@ -7,7 +7,7 @@
 # then tower, projector and language model together at all 64 tokens (Vicuna's part): captions and questions, questions
 # alone, questions about one shape, about up to two, about up to four. From that common start three models are trained
 # under one budget, the tower frozen, in the paper's two stages: all 64 tokens, 16 by mean pooling, 16 by MBTF and STF.
-# The embedded weights differ from this script in one thing: their stage `questions` was the first 1,600 steps of a
+# The bundled weights differ from this script in one thing: their stage `questions` was the first 1,600 steps of a
 # cosine schedule over 4,800. About two hours on two CPU cores; PROCESSES=1 keeps to one.
 set -euo pipefail
 out=${1:-runs/tiny}
@@ -16,7 +16,7 @@ processes=${PROCESSES:-2}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 data() { [ -f "$out/$1/instruct.json" ] || "$python" -m llava_stf.world --out "$out/$1" "${@:2}"; }
-finetune() { # PROCESSES NAME OPTIONS; 16 pictures a step
+finetune() { # PROCESSES NAME OPTIONS; 16 images a step
     [ -f "$out/$2/config.json" ] ||
         "$python" -m torch.distributed.run --standalone --nproc_per_node "$1" -m llava_stf.training.finetune \
             --output "$out/$2" --per-device-batch-size $((16 / $1)) --adam-beta2 0.98 --attn-implementation eager \

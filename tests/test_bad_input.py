@@ -1,4 +1,4 @@
-"""Whatever picture, window or grid comes in: a usable result, or one of this package's errors, never another one."""
+"""Whatever image, window or grid comes in: a usable result, or one of this package's errors, never another one."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from llava_stf.images import MAX_ASPECT_RATIO, load_image
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 SIDE = 56
-# A format that can hold the mode, so that the picture takes the same way as a user's file.
+# A format that can hold the mode, so that the image takes the same way as a user's file.
 FORMATS = {
     "1": ("PNG", "TIFF", "BMP"),
     "L": ("PNG", "JPEG", "WEBP"),
@@ -38,7 +38,7 @@ fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture(scope="module", params=["pad", "square"])
 def processor(request: pytest.FixtureRequest, stf_folder: Path) -> Any:
-    """With both ways of LLaVA to make a picture square: a canvas around it, or its middle."""
+    """With both ways of LLaVA to make an image square: a canvas around it, or its middle."""
     processor = AutoProcessor.from_pretrained(stf_folder)
     if request.param == "square":
         size, crop = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
@@ -46,7 +46,7 @@ def processor(request: pytest.FixtureRequest, stf_folder: Path) -> Any:
     return processor
 
 
-def raw_picture(mode: str, width: int, height: int, seed: int) -> Image.Image:
+def raw_image(mode: str, width: int, height: int, seed: int) -> Image.Image:
     """Noise in any of Pillow's modes, within the range that the mode is written for."""
     rng = np.random.default_rng(seed)
     if mode == "I;16":
@@ -68,7 +68,7 @@ def encode(image: Image.Image, kind: str) -> bytes:
 
 
 def read_or_refusal(source: Any) -> Image.Image | str:
-    """The picture, or the sentence that says why there is none; any other exception fails the test."""
+    """The image, or the sentence that says why there is none; any other exception fails the test."""
     try:
         return load_image(source)
     except ImageError as error:
@@ -85,7 +85,7 @@ def test_every_mode_and_size_reaches_the_model(
     processor: Any, file: tuple[str, str], width: int, height: int, seed: int
 ) -> None:
     mode, kind = file
-    data = encode(raw_picture(mode, width, height, seed), kind)
+    data = encode(raw_image(mode, width, height, seed), kind)
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         with pytest.raises(ImageError, match=f"{width}x{height}"):
             load_image(data)
@@ -99,7 +99,7 @@ def test_every_mode_and_size_reaches_the_model(
 
 
 @pytest.mark.parametrize("size", [(8200, 41), (41, 8200), (30_000, 150), (3, 600)])
-def test_the_longest_and_thinnest_pictures_stay_affordable(processor: Any, size: tuple[int, int]) -> None:
+def test_the_longest_and_thinnest_images_stay_affordable(processor: Any, size: tuple[int, int]) -> None:
     inputs = processor(images=load_image(Image.new("RGB", size, (10, 200, 30))), text="<image>", return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, SIDE, SIDE)
 
@@ -112,7 +112,7 @@ def test_a_mutilated_file_is_read_or_refused(
     tmp_path: Path, file: tuple[str, str], seed: int, cut: float, changes: list[tuple[float, bytes]]
 ) -> None:
     mode, kind = file
-    data = bytearray(encode(raw_picture(mode, 40, 30, seed), kind))
+    data = bytearray(encode(raw_image(mode, 40, 30, seed), kind))
     for place, noise in changes:
         at = int(place * len(data))
         data[at : at + len(noise)] = noise
@@ -127,7 +127,7 @@ def test_a_mutilated_file_is_read_or_refused(
     data=st.binary(max_size=200),
     magic=st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"II*\0"]),
 )
-def test_bytes_that_are_no_picture_are_refused(data: bytes, magic: bytes) -> None:
+def test_bytes_that_are_no_image_are_refused(data: bytes, magic: bytes) -> None:
     with pytest.raises(ImageError, match=f"image of {len(magic + data)} bytes"):
         load_image(magic + data)
 

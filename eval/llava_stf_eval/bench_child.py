@@ -1,7 +1,7 @@
 """One benchmark in a process of its own, so that its failure, or the memory it takes, is nobody else's.
 
-Started by `bench_tasks`: reads its orders from the command line, says on standard output how many questions are done,
-and leaves a record. When the process that started it dies, it ends too, between two batches or in one.
+Started by `bench_tasks`: reads its arguments from the command line, says on standard output how many questions are
+done, and leaves a record. When the process that started it dies, it ends too, between two batches or in one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llava_stf_eval.protocols import headline, include_path, needs_server, parse
 
 
 @dataclass(frozen=True)
-class Orders:
+class WorkerArgs:
     """What to run; `output` and `data` are absolute paths, `model` is resolved."""
 
     benchmark: str
@@ -43,46 +43,46 @@ class Orders:
         return json.dumps(asdict(self), default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> Orders:
+    def from_json(cls, text: str) -> WorkerArgs:
         fields = json.loads(text)
         data = None if fields["data"] is None else Path(fields["data"])
         paths = {"output": Path(fields["output"]), "data": data}
         return cls(**{**fields, **paths, "model": ModelOptions(**fields["model"])})
 
 
-def failure(orders: Orders, error: str) -> dict[str, Any]:
+def failure(args: WorkerArgs, error: str) -> dict[str, Any]:
     """The record of a benchmark that gave no result."""
     numbers = dict.fromkeys(("score", "seconds", "samples_per_second", "input_tokens", "output_tokens", "submission"))
-    metric = parse(orders.benchmark)[0].metric
+    metric = parse(args.benchmark)[0].metric
     return {"status": "failed", **numbers, "metric": metric, "metrics": {}, "questions": 0, "error": error}
 
 
-def run_benchmark(orders: Orders, progress: Callable[[int, int], None]) -> dict[str, Any]:
+def run_benchmark(args: WorkerArgs, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Asks everything, scores it, writes samples and submission; returns the benchmark's record."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
     from llava_stf_eval.lmms_model import LlavaStfLmms
 
-    folder, name = RunFolder(orders.output), orders.benchmark
-    (task,) = tasks(name, orders.protocol)
-    ours = include_path(orders.protocol)
+    folder, name = RunFolder(args.output), args.benchmark
+    (task,) = tasks(name, args.protocol)
+    ours = include_path(args.protocol)
     model = LlavaStfLmms(
-        batch_size=orders.batch_size, journal=folder.journal(name), progress=progress, **asdict(orders.model)
+        batch_size=args.batch_size, journal=folder.journal(name), progress=progress, **asdict(args.model)
     )
-    if orders.data is not None:
-        os.chdir(orders.data)  # a data set's name is there a folder's, and lmms-eval takes it before the hub's
+    if args.data is not None:
+        os.chdir(args.data)  # a data set's name is there a folder's, and lmms-eval takes it before the hub's
     written = folder.written(name)
     shutil.rmtree(written, ignore_errors=True)
-    seed = orders.model.seed
+    seed = args.model.seed
     evaluated = simple_evaluate(
         model=model,
         tasks=[task],
         task_manager=TaskManager(
             include_path=str(ours), include_defaults=not (ours / f"{task}.yaml").is_file(), model_name=MODEL_ID
         ),
-        limit=orders.limit,
-        batch_size=orders.batch_size,
+        limit=args.limit,
+        batch_size=args.batch_size,
         bootstrap_iters=0,
         random_seed=seed,
         numpy_random_seed=seed,
@@ -91,8 +91,8 @@ def run_benchmark(orders: Orders, progress: Callable[[int, int], None]) -> dict[
         cli_args=Namespace(output_path=str(written), process_with_media=False),
     )
     samples = sorted(evaluated["samples"][task], key=lambda sample: sample["doc_id"])
-    write_samples(folder, name, orders.protocol, model, samples)
-    score, server = headline(name, orders.protocol, evaluated["results"]), needs_server(name, orders.protocol)
+    write_samples(folder, name, args.protocol, model, samples)
+    score, server = headline(name, args.protocol, evaluated["results"]), needs_server(name, args.protocol)
     if score is None and not server:
         raise DataError(f"lmms-eval gave no {parse(name)[0].metric} for {len(samples)} questions of {name}.")
     counts = [sample["token_counts"][0] for sample in samples]
@@ -144,7 +144,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    orders = Orders.from_json(sys.argv[1])
+    args = WorkerArgs.from_json(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what lmms-eval prints belongs into the log
@@ -153,11 +153,11 @@ def main() -> None:
         print(done, total, file=reports, flush=True)
 
     try:
-        record = run_benchmark(orders, report)
+        record = run_benchmark(args, report)
     except Exception as error:  # noqa: BLE001 - the last stop of this process: the record says what happened
         traceback.print_exc()
-        record = failure(orders, _sentence(error))
-    write_json(RunFolder(orders.output).record(orders.benchmark), record)
+        record = failure(args, _sentence(error))
+    write_json(RunFolder(args.output).record(args.benchmark), record)
 
 
 if __name__ == "__main__":

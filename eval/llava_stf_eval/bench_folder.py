@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import flush_entry
+from llava_stf.io.fsync import fsync_entry
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,6 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".part")
     beside.write_text(text, encoding="utf-8")
-    flush_entry(beside)
+    fsync_entry(beside)
     os.replace(beside, path)
-    flush_entry(path.parent)
+    fsync_entry(path.parent)

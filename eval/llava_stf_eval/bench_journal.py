@@ -13,7 +13,7 @@ from pathlib import Path
 class Answer:
     """What the model said to one request.
 
-    `prompt` is the text after the chat template, with one `<image>` per picture. `input_tokens` counts all the LLM saw
+    `prompt` is the text after the chat template, with one `<image>` per image. `input_tokens` counts all the LLM saw
     of the prompt, vision tokens included; `output_tokens` what it said, its end token included.
     """
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llava_stf.errors import FusionError, LlavaStfError, ModelNotFoundError
+from llava_stf.errors import FusionError, LlavaStfError, ModelNotFoundError, nearest
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -25,7 +24,7 @@ class ModelOptions:
 
     `method` is `"full"` (plain LLaVA, every vision token), `"stf"`, or one of `llava_stf.reduction`; `None` is what
     the checkpoint and `vision_tokens` say. `seed` is for methods that draw. `instructions` says whether questions keep
-    the lines that tell how to answer; by default all models get them but the embedded ones, which were trained on bare
+    the lines that tell how to answer; by default all models get them but the bundled ones, which were trained on bare
     questions.
     """
 
@@ -52,14 +51,14 @@ class ModelOptions:
             LlavaStfError: no such method, or an option that the method does not take.
             ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
         """
-        from llava_stf.loading import EMBEDDED
+        from llava_stf.loading import BUNDLED
         from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
 
         path = self._local_path()
         config = self._config(path)
         patches = patch_grid(config) ** 2
         fused = isinstance(config, LlavaStfConfig)
-        asked = EMBEDDED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
+        asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
         method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
         check_method(method)
         if self.compile and method not in (FULL, STF):
@@ -75,7 +74,7 @@ class ModelOptions:
             tokens = self._fused_tokens(config, fused)
         else:
             tokens = patches if method == FULL else self._reduced_tokens(method, config, patches)
-        instructions = self.pretrained not in EMBEDDED if self.instructions is None else self.instructions
+        instructions = self.pretrained not in BUNDLED if self.instructions is None else self.instructions
         return replace(
             self,
             pretrained=path,
@@ -112,9 +111,9 @@ class ModelOptions:
 
     def _local_path(self) -> str:
         from llava_stf.conversion.locate import locate
-        from llava_stf.loading import EMBEDDED
+        from llava_stf.loading import BUNDLED
 
-        if self.pretrained in EMBEDDED:
+        if self.pretrained in BUNDLED:
             return self.pretrained
         revision = None if self.revision is None else str(self.revision)
         return str(locate(self.pretrained, subfolder=self.subfolder, revision=revision).resolve())
@@ -152,23 +151,20 @@ def check_method(method: str) -> None:
     from llava_stf.reduction import METHODS
 
     if method not in METHODS:
-        known = [FULL, STF, *METHODS]
-        near = difflib.get_close_matches(method, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise LlavaStfError(f"Unknown method '{method}': expected one of {', '.join(known)}{hint}")
+        raise LlavaStfError(f"Unknown method '{method}': {nearest(method, [FULL, STF, *METHODS])}")
 
 
 def checkpoint_hash(name_or_path: str) -> str:
     """SHA-256 over the names and contents of a checkpoint's weight files, those of a LoRA folder's base included.
 
     Args:
-        name_or_path: an embedded model, or a local file or folder, as `ModelOptions.resolved` gives.
+        name_or_path: a bundled model, or a local file or folder, as `ModelOptions.resolved` gives.
     """
     from llava_stf.conversion.locate import locate
-    from llava_stf.loading import EMBEDDED, embedded_folder
+    from llava_stf.loading import BUNDLED, bundled_folder
     from llava_stf.loading.lora import is_lora_folder, read_lora_folder
 
-    path = embedded_folder(str(name_or_path)) if name_or_path in EMBEDDED else Path(name_or_path)
+    path = bundled_folder(str(name_or_path)) if name_or_path in BUNDLED else Path(name_or_path)
     paths = sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS) if path.is_dir() else [path]
     if not paths:
         raise ModelNotFoundError(f"{path} holds no weights ({', '.join(_WEIGHTS)}).")
@@ -179,5 +175,5 @@ def checkpoint_hash(name_or_path: str) -> str:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     if is_lora_folder(path):
         base = read_lora_folder(path).base
-        digest.update(checkpoint_hash(base if base in EMBEDDED else str(locate(base))).encode())
+        digest.update(checkpoint_hash(base if base in BUNDLED else str(locate(base))).encode())
     return digest.hexdigest()

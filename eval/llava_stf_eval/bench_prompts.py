@@ -1,4 +1,4 @@
-"""Questions without the benchmarks' instructions, for models that were trained on bare questions: the embedded ones."""
+"""Questions without the benchmarks' instructions, for models that were trained on bare questions: the bundled ones."""
 
 from __future__ import annotations
 

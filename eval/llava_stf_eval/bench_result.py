@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import flush_entry
+from llava_stf.io.fsync import fsync_entry
 
 
 def open_folder(result: Path, *, overwrite: bool) -> None:
@@ -25,6 +25,6 @@ def write_result(path: Path, result: dict[str, Any]) -> Path:
     """Writes the result as JSON: the old file or the new one, never half of it. Returns the path."""
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    flush_entry(beside)
+    fsync_entry(beside)
     beside.replace(path)
     return path

@@ -1,4 +1,4 @@
-"""Every question of a benchmark with its answer and score, one JSON line each, and pictures of the wrong ones."""
+"""Every question of a benchmark with its answer and score, one JSON line each, and images of the wrong ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from llava_stf_eval.lmms_model import LlavaStfLmms
 
-MOST_PICTURES = 500  # wrong answers of a benchmark whose picture is kept
-SIDE = 512  # px of a kept picture's longer side, at most
+MOST_IMAGES = 500  # wrong answers of a benchmark whose image is kept
+SIDE = 512  # px of a kept image's longer side, at most
 _IDS = ("question_id", "index", "id")
 _IMAGE_IDS = ("image_id", "imageId", "image_source")
 
@@ -28,7 +28,7 @@ _IMAGE_IDS = ("image_id", "imageId", "image_source")
 def write_samples(
     folder: RunFolder, benchmark: str, protocol: str, model: LlavaStfLmms, samples: Sequence[dict[str, Any]]
 ) -> None:
-    """Writes the samples file of a benchmark, in the order of the data set, and pictures below `images/`.
+    """Writes the samples file of a benchmark, in the order of the data set, and images below `images/`.
 
     Args:
         model: has just answered the benchmark's one task, and kept the answers in its journal.
@@ -44,9 +44,9 @@ def write_samples(
         key = request_key(task, sample["doc_id"], 0, sample["arguments"][0])
         score = sample_score(benchmark, protocol, sample)
         image = None
-        if score is not None and score < RIGHT and kept < MOST_PICTURES:
-            pictures = model.pictures(key)
-            image = _keep(folder, pictures[0]) if pictures else None
+        if score is not None and score < RIGHT and kept < MOST_IMAGES:
+            images = model.images(key)
+            image = _keep(folder, images[0]) if images else None
             kept += 1
         doc = sample["doc"]
         record = {
@@ -65,7 +65,7 @@ def write_samples(
 
 
 def _ids(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The data set's own ids; where these name several questions, such as a picture's pair, with a number behind."""
+    """The data set's own ids; where these name several questions, such as an image's pair, with a number behind."""
     own = [str(next((s["doc"][name] for name in _IDS if name in s["doc"]), s["doc_id"])) for s in samples]
     if len(set(own)) == len(own):
         return own
@@ -78,7 +78,7 @@ def _ids(samples: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _image_id(benchmark: str, doc: Mapping[str, Any], name: str) -> str:
-    """What samples about one picture share."""
+    """What samples about one image share."""
     own = next((str(doc[column]) for column in _IMAGE_IDS if column in doc), None)
     if own is not None:
         return own
@@ -97,12 +97,12 @@ def _reference(sample: Mapping[str, Any]) -> Any:
     return sample["target"]
 
 
-def _keep(folder: RunFolder, picture: Image) -> str:
-    """Writes the picture, reduced, under a name of its content; returns its path in the run's folder."""
-    picture = picture.copy()
-    picture.thumbnail((SIDE, SIDE))
+def _keep(folder: RunFolder, image: Image) -> str:
+    """Writes the image, reduced, under a name of its content; returns its path in the run's folder."""
+    image = image.copy()
+    image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=90, subsampling=0)
+    image.save(content, "JPEG", quality=90, subsampling=0)
     path = folder.images / f"{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.jpg"
     path.write_bytes(content.getvalue())
     return str(path.relative_to(folder.root))

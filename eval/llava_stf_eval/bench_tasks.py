@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf_eval.bench_child import Orders, failure
+from llava_stf_eval.bench_child import WorkerArgs, failure
 from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user, write_json
 from llava_stf_eval.bench_machine import machine, versions
 from llava_stf_eval.bench_models import ModelOptions, checkpoint_hash
@@ -45,7 +45,7 @@ class TaskOptions:
         protocol: "lmms-eval" or "llava".
         output: the run's folder.
         data: folder of local data sets in hub layout; with it nothing is fetched. `None` lets lmms-eval fetch them.
-        limit: documents of each benchmark from its first, for a quick look; MME has two to a picture and takes an even
+        limit: documents of each benchmark from its first, for a quick look; MME has two to an image and takes an even
             number.
         batch_size: questions at a time; LLaVA-1.5's own scripts ask one by one.
         resume: go on with a run of the same options in `output`; what failed is tried again.
@@ -101,10 +101,10 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
         }
         for name in names:
             if folder.records().get(name, {"status": "failed"})["status"] == "failed":
-                orders = Orders(
+                args = WorkerArgs(
                     name, options.protocol, model, folder.root, data, _limit(name, options.limit), options.batch_size
                 )
-                write_json(folder.record(name), _run(orders, folder, progress))
+                write_json(folder.record(name), _run(args, folder, progress))
             results = _results(found, folder)
             write_json(folder.results, results)
     return results
@@ -128,17 +128,17 @@ def _limit(name: str, limit: int | None) -> int | None:
     return limit + limit % 2 if limit is not None and parse(name)[0].name == "mme" else limit
 
 
-def _run(orders: Orders, folder: RunFolder, progress: Progress | None) -> dict[str, Any]:
+def _run(args: WorkerArgs, folder: RunFolder, progress: Progress | None) -> dict[str, Any]:
     """Runs one benchmark to its end and returns its record, be it of a failure."""
-    record, log = folder.record(orders.benchmark), folder.log(orders.benchmark)
+    record, log = folder.record(args.benchmark), folder.log(args.benchmark)
     record.unlink(missing_ok=True)
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    if orders.data is not None:
+    if args.data is not None:
         environment |= dict.fromkeys(OFFLINE, "1")
         # `datasets` knows prepared data by folder name, so data of another folder of that name would be taken for ours.
-        environment["HF_DATASETS_CACHE"] = str(datasets_cache(orders.data, orders.benchmark))
+        environment["HF_DATASETS_CACHE"] = str(datasets_cache(args.data, args.benchmark))
     # -P: a file in the folder where the command was given must not hide a library.
-    command = [sys.executable, "-P", "-m", "llava_stf_eval.bench_child", orders.to_json()]
+    command = [sys.executable, "-P", "-m", "llava_stf_eval.bench_child", args.to_json()]
     with log.open("a") as errors, subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
     ) as process:  # fmt: skip
@@ -146,11 +146,11 @@ def _run(orders: Orders, folder: RunFolder, progress: Progress | None) -> dict[s
         for line in process.stdout:
             if progress is not None:
                 done, total = map(int, line.split())
-                progress(orders.benchmark, done, total)
+                progress(args.benchmark, done, total)
     if not record.exists():
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        return failure(orders, f"Its process ended with {how} and left no result; see {log}.")
-    return folder.records()[orders.benchmark]
+        return failure(args, f"Its process ended with {how} and left no result; see {log}.")
+    return folder.records()[args.benchmark]
 
 
 def _results(found: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

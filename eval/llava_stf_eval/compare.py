@@ -1,8 +1,8 @@
 """Two runs against each other: differences with bootstrap confidence intervals, and the answers that flipped.
 
 Only questions that both runs answered count. They are resampled in pairs, both runs' scores together, and in the units
-in which a benchmark scores: MMBench a question with its rotations, right if every one is; MME the two questions about a
-picture; else a question. MME sums over its categories and the authors' POPE averages over them, so there each category
+in which a benchmark scores: MMBench a question with its rotations, right if every one is; MME the two questions about
+an image; else a question. MME sums over its categories and the authors' POPE averages over them, so there each category
 is resampled by itself.
 
 The interval is the bootstrap's percentile interval. Where few units differ it is too narrow; `FEW` is where the tables
@@ -93,12 +93,12 @@ def strata_of(benchmark: str, protocol: str, pairs: Sequence[Pair]) -> tuple[lis
     """The units of a benchmark in their strata, and the statistic of a stratum."""
     name = benchmark.partition(":")[0]
     if name in ("mmbench", "mmbench_cn"):
-        questions = _grouped(pairs, _picture).values()
+        questions = _grouped(pairs, _image).values()
         units = [[[100.0 * all(map(_hit, side))] for side in zip(*group, strict=True)] for group in questions]
         return [Stratum(np.array(units), 1.0)], mean
     if name == "mme":
         return [
-            Stratum(np.array([_mme_unit(group) for group in _grouped(members, _picture).values()]), 1.0)
+            Stratum(np.array([_mme_unit(group) for group in _grouped(members, _image).values()]), 1.0)
             for category, members in _grouped(pairs, _category).items()
             if category not in COGNITION
         ], mean
@@ -157,9 +157,9 @@ def _unique(run: Run, benchmark: str) -> Iterable[Sample]:
     seen: set[str] = set()
     for sample in run.samples(benchmark):
         if sample.id in seen or sample.score is None:
-            fault = "twice" if sample.id in seen else "without a score"
+            reason = "twice" if sample.id in seen else "without a score"
             raise DataError(
-                f"Found question {sample.id} of {benchmark} {fault} in {run.folder}; run the benchmark again."
+                f"Found question {sample.id} of {benchmark} {reason} in {run.folder}; run the benchmark again."
             )
         seen.add(sample.id)
         yield sample
@@ -197,7 +197,7 @@ def _category(sample: Sample) -> str:
     return sample.category or ""
 
 
-def _picture(sample: Sample) -> str:
+def _image(sample: Sample) -> str:
     return sample.image_id
 
 
@@ -211,7 +211,7 @@ def _hit(sample: Sample) -> bool:
 
 
 def _mme_unit(group: Sequence[Pair]) -> list[list[float]]:
-    """Accuracy plus 100 if both answers about the picture are right, for each run: [2, 1]."""
+    """Accuracy plus 100 if both answers about the image are right, for each run: [2, 1]."""
     hits = [[_hit(side) for side in sides] for sides in zip(*group, strict=True)]
     return [[100 * sum(side) / len(side) + 100 * all(side)] for side in hits]
 

@@ -2,7 +2,7 @@
 
 A local copy has the hub's layout: a folder `<org>/<name>/` with a README that names configurations and splits, and
 Parquet files. The check reads the files' schemas and the few columns that say whether rows belong together; it opens no
-picture.
+image.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Accuracy on drawn pictures, per question family, and what it costs: tokens and time to first token.
+"""Accuracy on drawn images, per question family, and what it costs: tokens and time to first token.
 
-The questions are those of the held-out split: pictures that no training seed can draw. An answer is right if it equals
+The questions are those of the held-out split: images that no training seed can draw. An answer is right if it equals
 the reference but for case and a closing period.
 
-    python -m llava_stf_eval.drawn --pictures 1500          # the embedded models
+    python -m llava_stf_eval.drawn --pictures 1500          # the bundled models
     python -m llava_stf_eval.drawn --method tome --method fastv --vision-tokens 16
 """
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from llava_stf import LlavaStf
 
 MAX_NEW_TOKENS = 12
-TIMED_PICTURES = 5
+TIMED_IMAGES = 5
 
 
 @dataclass(frozen=True)
 class Result:
-    """One model on the drawn pictures: shares of right answers, tokens per picture, seconds to the first token."""
+    """One model on the drawn images: shares of right answers, tokens per image, seconds to the first token."""
 
     model: str
     pictures: int
@@ -44,42 +44,42 @@ class Result:
     first_token_seconds: float
 
 
-def held_out(pictures: int, seed: int) -> list[tuple[Image, Question]]:
-    """Every question about the first pictures of a held-out seed, with its picture."""
+def held_out(images: int, seed: int) -> list[tuple[Image, Question]]:
+    """Every question about the first images of a held-out seed, with its image."""
     from PIL import Image
 
     pairs = []
-    for index in range(pictures):
+    for index in range(images):
         scene, pixels = draw(index, seed=seed, split="held_out")
-        picture = Image.fromarray(pixels)
-        pairs += [(picture, question) for question in questions_of(scene, index, seed=seed, split="held_out")]
+        image = Image.fromarray(pixels)
+        pairs += [(image, question) for question in questions_of(scene, index, seed=seed, split="held_out")]
     return pairs
 
 
-def evaluate(name: str, llava: LlavaStf, *, pictures: int, seed: int = 0, batch_size: int = 64) -> Result:
-    """Ask the model everything about the first `pictures` of a held-out seed; `name` goes into the result."""
+def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_size: int = 64) -> Result:
+    """Ask the model everything about the first `images` of a held-out seed; `name` goes into the result."""
     from rich.console import Console
     from rich.progress import track
 
     from llava_stf.inference import measure_first_token
 
-    pairs = held_out(pictures, seed)
+    pairs = held_out(images, seed)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter(question.family for _, question in pairs)
     starts = range(0, len(pairs), batch_size)
     for start in track(starts, f"Asking {name}", console=Console(stderr=True), disable=not sys.stderr.isatty()):
         batch = pairs[start : start + batch_size]
         answers = llava.ask_batch(
-            [(picture, question.text) for picture, question in batch],
+            [(image, question.text) for image, question in batch],
             batch_size=batch_size,
             max_new_tokens=MAX_NEW_TOKENS,
         )
         for answer, (_, question) in zip(answers, batch, strict=True):
             right[question.family] += is_right(answer, question.answer)
-    times = [measure_first_token(llava, picture, question.text) for picture, question in pairs[:TIMED_PICTURES]]
+    times = [measure_first_token(llava, image, question.text) for image, question in pairs[:TIMED_IMAGES]]
     return Result(
         model=name,
-        pictures=pictures,
+        pictures=images,
         seed=seed,
         questions=len(pairs),
         accuracy=right.total() / len(pairs),
@@ -115,11 +115,11 @@ def main() -> None:
         "--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable"
     )
     parser.add_argument(
-        "--method", action="append", default=[], help="method to ask the embedded plain LLaVA by; repeatable"
+        "--method", action="append", default=[], help="method to ask the bundled plain LLaVA by; repeatable"
     )
     parser.add_argument("--vision-tokens", type=int, default=16, help="budget of the methods")
     parser.add_argument("--pictures", type=int, default=1500)
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     if not options.full and not options.model and not options.method:
@@ -130,7 +130,7 @@ def main() -> None:
         ((name, load_model(name)) for name in options.model),
         ((method.method or "", method.load()) for method in methods),
     )
-    results = [evaluate(name, llava, pictures=options.pictures, seed=options.seed) for name, llava in loaded]
+    results = [evaluate(name, llava, images=options.pictures, seed=options.seed) for name, llava in loaded]
     print_table(results)
     if options.output:
         options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")

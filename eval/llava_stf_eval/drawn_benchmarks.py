@@ -1,4 +1,4 @@
-"""The embedded world as local copies of the nine data sets, so that real task code runs on data the models know.
+"""The synthetic world as local copies of the nine data sets, so that real task code runs on data the models know.
 
     python -m llava_stf_eval.drawn_benchmarks --out data --pictures 100
 
@@ -16,26 +16,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.io.fsync import flush
+from llava_stf.io.fsync import fsync_tree
 from llava_stf_eval.data_tables import TABLES, Table, features
-from llava_stf_eval.drawn_rows import ROWS, Rows
-from llava_stf_eval.drawn_rows import pictures as draw_pictures
+from llava_stf_eval.drawn_rows import ROWS, Rows, drawn_images
 from llava_stf_eval.protocols import BENCHMARKS, parse
 
 
 def write_benchmarks(
-    folder: Path, *, pictures: int, seed: int = 0, benchmarks: Sequence[str] | None = None
+    folder: Path, *, images: int, seed: int = 0, benchmarks: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """Draws held-out pictures and writes each of the benchmarks (default: all nine) to `folder`/<org>/<name>.
+    """Draws held-out images and writes each of the benchmarks (default: all nine) to `folder`/<org>/<name>.
 
     A data set appears complete or not at all. Returns the number of rows of each benchmark's default split.
 
     Raises:
-        DataError: a data set is there already, or the pictures give a benchmark no question.
+        DataError: a data set is there already, or the images give a benchmark no question.
         LlavaStfError: a benchmark's name is unknown.
     """
-    if pictures < 1:
-        raise DataError(f"Expected at least one picture, found {pictures}.")
+    if images < 1:
+        raise DataError(f"Expected at least one image, found {images}.")
     names = [parse(name)[0].name for name in benchmarks or BENCHMARKS]
     by_dataset: defaultdict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -43,7 +42,7 @@ def write_benchmarks(
     for dataset in by_dataset:
         if (folder / dataset).exists():
             raise DataError(f"{folder / dataset} is there already; name another folder.")
-    drawn = draw_pictures(pictures, seed)
+    drawn = drawn_images(images, seed)
     counts: dict[str, int] = {}
     for dataset, members in by_dataset.items():
         target = folder / dataset
@@ -57,7 +56,7 @@ def write_benchmarks(
                     written[table.config] = _write_table(beside, table, rows)
                 counts[name] = len(rows[TABLES[name][0].config, TABLES[name][0].splits[BENCHMARKS[name].splits[0]]])
             (beside / "README.md").write_text(_readme(written))
-            flush(beside)
+            fsync_tree(beside)
             beside.rename(target)
     return counts
 
@@ -66,7 +65,7 @@ def _write_table(root: Path, table: Table, rows: Rows) -> dict[str, str]:
     """One Parquet file per split of a configuration; returns their paths by split.
 
     A file's name holds a digest of its content: `datasets` keeps what it has prepared under the README's content, and
-    would take another folder's pictures for these if both READMEs said the same.
+    would take another folder's images for these if both READMEs said the same.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -76,7 +75,7 @@ def _write_table(root: Path, table: Table, rows: Rows) -> dict[str, str]:
     for split in table.splits.values():
         found = rows.get((table.config, split))
         if not found:
-            raise DataError(f"These pictures give {root.name} ({table.config}, {split}) no question; draw more.")
+            raise DataError(f"These images give {root.name} ({table.config}, {split}) no question; draw more.")
         buffer = pa.BufferOutputStream()
         parquet.write_table(pa.Table.from_pylist(found, schema=schema), buffer)
         content = buffer.getvalue()
@@ -93,20 +92,18 @@ def _readme(written: dict[str, dict[str, str]]) -> str:
         lines += [f"- config_name: {config}", "  data_files:"]
         for split, path in paths.items():
             lines += [f"  - split: {split}", f"    path: {path}"]
-    return "\n".join([*lines, "---", "", "Drawn pictures in this data set's schema, and none of its data.", ""])
+    return "\n".join([*lines, "---", "", "Drawn images in this data set's schema, and none of its data.", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; it is created")
     parser.add_argument("--pictures", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the held-out pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--benchmark", action="append", help="only this one; repeatable")
     options = parser.parse_args()
     try:
-        counts = write_benchmarks(
-            options.out, pictures=options.pictures, seed=options.seed, benchmarks=options.benchmark
-        )
+        counts = write_benchmarks(options.out, images=options.pictures, seed=options.seed, benchmarks=options.benchmark)
     except (LlavaStfError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,6 +1,6 @@
-"""The embedded world's held-out pictures and questions as rows of the nine data sets.
+"""The synthetic world's held-out images and questions as rows of the nine data sets.
 
-Every family of questions mirrors one benchmark; MME's pairs are made here, from the objects of a picture. A picture
+Every family of questions mirrors one benchmark; MME's pairs are made here, from the objects of an image. An image
 that is too poor to read is asked about in VizWiz only.
 """
 
@@ -21,8 +21,8 @@ from llava_stf_eval.scoring.choices import ROTATION
 from llava_stf_eval.scoring.pope import CATEGORIES
 
 SPLIT = "held_out"
-PRESENCE_PART, PAIRS_PART = 2, 3  # random streams of a picture behind those of the scene (0) and its questions (1)
-PRESENCE_DRAWS = 24  # enough for a yes and a no of each of POPE's three kinds in nearly every picture
+PRESENCE_PART, PAIRS_PART = 2, 3  # random streams of an image behind those of the scene (0) and its questions (1)
+PRESENCE_DRAWS = 24  # enough for a yes and a no of each of POPE's three kinds in nearly every image
 ANNOTATORS = 10
 YES_OR_NO = " Please answer yes or no."  # closes every MME question
 
@@ -31,8 +31,8 @@ Rows = dict[tuple[str, str], list[Row]]  # by configuration and split, both as t
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn picture: its index and scene, its cell in a table (PNG bytes and a path), and a question per family."""
+class DrawnImage:
+    """A drawn image: its index and scene, its cell in a table (PNG bytes and a path), and a question per family."""
 
     index: int
     seed: int
@@ -45,8 +45,8 @@ class Picture:
         return f"{self.index:06d}"
 
 
-def pictures(count: int, seed: int) -> list[Picture]:
-    """The first `count` pictures of a held-out seed."""
+def drawn_images(count: int, seed: int) -> list[DrawnImage]:
+    """The first `count` images of a held-out seed."""
     from PIL import Image
 
     drawn = []
@@ -56,54 +56,54 @@ def pictures(count: int, seed: int) -> list[Picture]:
         Image.fromarray(pixels).save(file, "PNG")
         asked = questions_of(scene, index, seed=seed, split=SPLIT)
         cell = {"bytes": file.getvalue(), "path": f"{index:06d}.png"}
-        drawn.append(Picture(index, seed, scene, cell, {question.family: question for question in asked}))
+        drawn.append(DrawnImage(index, seed, scene, cell, {question.family: question for question in asked}))
     return drawn
 
 
-def _asked(drawn: list[Picture], family: str) -> Iterator[tuple[Picture, Question]]:
-    for picture in drawn:
-        if family in picture.questions:
-            yield picture, picture.questions[family]
+def _asked(drawn: list[DrawnImage], family: str) -> Iterator[tuple[DrawnImage, Question]]:
+    for image in drawn:
+        if family in image.questions:
+            yield image, image.questions[family]
 
 
-def _vqav2(drawn: list[Picture]) -> Rows:
+def _vqav2(drawn: list[DrawnImage]) -> Rows:
     rows = []
-    for picture, question in _asked(drawn, "open"):
+    for image, question in _asked(drawn, "open"):
         answers = [
             {"answer": question.answer, "answer_confidence": "yes", "answer_id": person + 1}
             for person in range(ANNOTATORS)
         ]
         kind = "yes/no" if question.answer in ("yes", "no") else "number" if question.answer.isdigit() else "other"
         rows.append({
-            "question_id": 1000 * picture.index, "image": picture.cell, "question": question.text, "answers": answers,
+            "question_id": 1000 * image.index, "image": image.cell, "question": question.text, "answers": answers,
             "question_type": question.kind, "answer_type": kind, "multiple_choice_answer": question.answer,
-            "image_id": picture.index,
+            "image_id": image.index,
         })  # fmt: skip
     unanswered = [{**row, "answers": None, "multiple_choice_answer": None} for row in rows]
     return {("default", "validation"): rows, ("default", "test"): unanswered}
 
 
-def _gqa(drawn: list[Picture]) -> Rows:
+def _gqa(drawn: list[DrawnImage]) -> Rows:
     asked = list(_asked(drawn, "relation"))
     rows = [
         {
-            "id": f"{picture.id}0", "imageId": picture.id, "question": question.text, "answer": question.answer,
+            "id": f"{image.id}0", "imageId": image.id, "question": question.text, "answer": question.answer,
             "fullAnswer": f"{question.answer.capitalize()}.",
         }
-        for picture, question in asked
+        for image, question in asked
     ]  # fmt: skip
-    images = [{"id": picture.id, "image": picture.cell} for picture, _ in asked]
+    images = [{"id": image.id, "image": image.cell} for image, _ in asked]
     return {("testdev_balanced_instructions", "testdev"): rows, ("testdev_balanced_images", "testdev"): images}
 
 
-def _vizwiz(drawn: list[Picture]) -> Rows:
+def _vizwiz(drawn: list[DrawnImage]) -> Rows:
     rows: list[Row] = [
         {
-            "question_id": f"VizWiz_val_{picture.index:08d}", "image": picture.cell, "question": question.text,
+            "question_id": f"VizWiz_val_{image.index:08d}", "image": image.cell, "question": question.text,
             "answers": [question.answer] * ANNOTATORS,
             "category": "unanswerable" if question.answer == "unanswerable" else "other",
         }
-        for picture, question in _asked(drawn, "poor")
+        for image, question in _asked(drawn, "poor")
     ]  # fmt: skip
     test = [
         {**row, "question_id": row["question_id"].replace("val", "test"), "answers": None, "category": None}
@@ -112,12 +112,12 @@ def _vizwiz(drawn: list[Picture]) -> Rows:
     return {("default", "val"): rows, ("default", "test"): test}
 
 
-def _scienceqa(drawn: list[Picture]) -> Rows:
+def _scienceqa(drawn: list[DrawnImage]) -> Rows:
     rows = []
-    for picture, question in _asked(drawn, "science"):
+    for image, question in _asked(drawn, "science"):
         context, text, *_ = question.text.split("\n")
         rows.append({
-            "image": picture.cell, "question": text, "choices": list(question.options),
+            "image": image.cell, "question": text, "choices": list(question.options),
             "answer": LETTERS.index(question.answer), "hint": context.removeprefix("Context: "),
             "task": "closed choice", "grade": "grade1", "subject": "natural science", "topic": "drawn",
             "category": question.kind, "skill": "apply a rule", "lecture": "", "solution": "",
@@ -125,60 +125,60 @@ def _scienceqa(drawn: list[Picture]) -> Rows:
     return {("ScienceQA-IMG", "test"): rows}
 
 
-def _textvqa(drawn: list[Picture]) -> Rows:
+def _textvqa(drawn: list[DrawnImage]) -> Rows:
     rows = [
         {
-            "question_id": picture.index, "image_id": picture.id, "question": question.text, "image": picture.cell,
+            "question_id": image.index, "image_id": image.id, "question": question.text, "image": image.cell,
             "answers": [question.answer] * ANNOTATORS,
-            "ocr_tokens": [picture.scene.text.string.upper()] if picture.scene.text else [],
+            "ocr_tokens": [image.scene.text.string.upper()] if image.scene.text else [],
         }
-        for picture, question in _asked(drawn, "text")
+        for image, question in _asked(drawn, "text")
     ]  # fmt: skip
     return {("default", "validation"): rows}
 
 
-def _pope(drawn: list[Picture]) -> Rows:
+def _pope(drawn: list[DrawnImage]) -> Rows:
     rows: list[Row] = []
-    for picture in drawn:
-        if picture.scene.degraded:
+    for image in drawn:
+        if image.scene.degraded:
             continue
-        rng = generator(SPLIT, picture.seed, picture.index, PRESENCE_PART)
-        draws = [ask_presence(picture.scene, rng) for _ in range(PRESENCE_DRAWS)]
+        rng = generator(SPLIT, image.seed, image.index, PRESENCE_PART)
+        draws = [ask_presence(image.scene, rng) for _ in range(PRESENCE_DRAWS)]
         for question in {(question.kind, question.answer): question for question in draws if question}.values():
             rows.append({
                 "id": str(len(rows)), "question_id": str(len(rows)), "question": question.text,
-                "answer": question.answer, "image_source": picture.id, "category": question.kind, "image": picture.cell,
+                "answer": question.answer, "image_source": image.id, "category": question.kind, "image": image.cell,
             })  # fmt: skip
     splits = {("Full", kind): [row for row in rows if row["category"] == kind] for kind in CATEGORIES}
     return {("default", "test"): rows, **splits}
 
 
-def _mmbench(drawn: list[Picture], family: str, config: str) -> Rows:
+def _mmbench(drawn: list[DrawnImage], family: str, config: str) -> Rows:
     rows = []
-    for picture, question in _asked(drawn, family):
+    for image, question in _asked(drawn, family):
         right = LETTERS.index(question.answer)
         for rotation in range(len(question.options)):
             options = question.options[rotation:] + question.options[:rotation]
             rows.append({
-                "index": picture.index + rotation * ROTATION, "question": question.text.split("\n")[0], "hint": "nan",
+                "index": image.index + rotation * ROTATION, "question": question.text.split("\n")[0], "hint": "nan",
                 "answer": LETTERS[(right - rotation) % len(options)], **dict(zip(LETTERS, options, strict=True)),
                 "category": question.kind, "L2-category": "drawn", "source": "drawn", "comment": "nan", "split": "dev",
-                "image": picture.cell,
+                "image": image.cell,
             })  # fmt: skip
     return {(config, "dev"): rows, (config, "test"): [{**row, "answer": "nan", "split": "test"} for row in rows]}
 
 
-def _mme(drawn: list[Picture]) -> Rows:
+def _mme(drawn: list[DrawnImage]) -> Rows:
     rows = []
-    for picture in drawn:
-        if picture.scene.degraded:
+    for image in drawn:
+        if image.scene.degraded:
             continue
-        rng = generator(SPLIT, picture.seed, picture.index, PAIRS_PART)
-        for category, pair in _mme_pairs(picture.scene, rng).items():
+        rng = generator(SPLIT, image.seed, image.index, PAIRS_PART)
+        for category, pair in _mme_pairs(image.scene, rng).items():
             for text, answer in zip(pair, ("Yes", "No"), strict=True):
                 rows.append({
-                    "question_id": f"{category}/{picture.id}.png", "question": text + YES_OR_NO, "answer": answer,
-                    "category": category, "image": picture.cell,
+                    "question_id": f"{category}/{image.id}.png", "question": text + YES_OR_NO, "answer": answer,
+                    "category": category, "image": image.cell,
                 })  # fmt: skip
     return {("default", "test"): rows}
 
@@ -215,7 +215,7 @@ def _is_there(colour: str, shape: str) -> str:
     return f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?"
 
 
-ROWS: dict[str, Callable[[list[Picture]], Rows]] = {
+ROWS: dict[str, Callable[[list[DrawnImage]], Rows]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
     "vizwiz": _vizwiz,

@@ -1,6 +1,6 @@
 """Comparisons of vision encoders: what `scripts/measure_encoders.sh` and `measure_towers.sh` measure, and the tables.
 
-    python -m llava_stf_eval.encoder_tables untrained OUT --config pretrain.yaml --data pictures.npz
+    python -m llava_stf_eval.encoder_tables untrained OUT --config pretrain.yaml --data images.npz
     python -m llava_stf_eval.encoder_tables embedded OUT
     python -m llava_stf_eval.encoder_tables encoders FOLDER --output docs/encoders
     python -m llava_stf_eval.encoder_tables towers FOLDER --output docs/encoders
@@ -45,8 +45,8 @@ def write_untrained(output: Path, options: list[str]) -> None:
     save_model(objective.trained_encoder(), processor, output, torch.float32)
 
 
-def write_embedded(output: Path) -> None:
-    """Write the embedded model's vision tower with its image processor as an encoder of its own."""
+def write_bundled(output: Path) -> None:
+    """Write the bundled model's vision tower with its image processor as an encoder of its own."""
     from llava_stf import load_model
 
     model, processor = load_model("tiny-full")
@@ -99,7 +99,7 @@ def tower_table(towers: dict[str, dict[str, Any]]) -> str:
     for name, results in towers.items():
         for states, result in results.items():
             cells = [result["accuracy"], *(result["families"][family] for family in families)]
-            title = TITLES.get(name, "the embedded model's own")
+            title = TITLES.get(name, "the bundled model's own")
             rows.append(f"| {title} | {states} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -123,7 +123,7 @@ def main() -> None:
     if known.command == "untrained":
         write_untrained(known.output, rest)
     elif known.command == "embedded":
-        write_embedded(known.output)
+        write_bundled(known.output)
     elif known.command == "encoders":
         encoders = read_encoders(known.folder)
         _write(encoders, encoder_table(encoders), known.output, "encoders")

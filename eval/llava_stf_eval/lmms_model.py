@@ -125,8 +125,8 @@ class LlavaStfLmms(lmms):
             GenerationResult(answer.text, TokenCounts(answer.input_tokens, answer.output_tokens)) for answer in found
         ]
 
-    def pictures(self, key: str) -> list[Image.Image]:
-        """The pictures of a request of the last call, by its `request_key`."""
+    def images(self, key: str) -> list[Image.Image]:
+        """The images of a request of the last call, by its `request_key`."""
         return self._conversation(self._asked[key])[1]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
@@ -190,14 +190,14 @@ class LlavaStfLmms(lmms):
         return answers
 
     def _conversation(self, request: Instance) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-        """Messages and pictures of a request, in the form of the processor's chat template."""
+        """Messages and images of a request, in the form of the processor's chat template."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         messages, images = [], []
         for message in ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).messages:
             parts = [part for part in message.content if part.type == "image"]
             texts = [part.text for part in message.content if part.type == "text"]
             if len(parts) + len(texts) != len(message.content):
-                raise PromptError(f"Document {doc_id} of {task} holds a video or a sound; expected pictures and text.")
+                raise PromptError(f"Document {doc_id} of {task} holds a video or a sound; expected images and text.")
             try:
                 images += [load_image(part.url) for part in parts]
                 text = "\n".join(texts)

@@ -12,7 +12,6 @@ Of MMBench-CN lmms-eval has no variant without a judge; that task is ours in bot
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import tempfile
@@ -21,8 +20,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import flush
+from llava_stf.errors import LlavaStfError, nearest
+from llava_stf.io.fsync import fsync_tree
 from llava_stf_eval.requirements import lmms_eval_folder
 from llava_stf_eval.scoring.choices import option_letter, options_of
 
@@ -126,9 +125,9 @@ def parse(name: str) -> tuple[Benchmark, str]:
     key, _, split = name.partition(":")
     benchmark = BENCHMARKS.get(key)
     if benchmark is None:
-        raise LlavaStfError(_unknown("benchmark", key, list(BENCHMARKS)))
+        raise LlavaStfError(f"Unknown benchmark '{key}': {nearest(key, BENCHMARKS)}")
     if split and split not in benchmark.splits:
-        raise LlavaStfError(_unknown(f"split of {key}", split, list(benchmark.splits)))
+        raise LlavaStfError(f"Unknown split of {key} '{split}': {nearest(split, benchmark.splits)}")
     return benchmark, split or benchmark.splits[0]
 
 
@@ -196,7 +195,7 @@ def include_path(protocol: str) -> Path:
             beside.mkdir()
             for name, text in files.items():
                 (beside / name).write_text(text)
-            flush(beside)
+            fsync_tree(beside)
             try:
                 beside.rename(folder)
             except OSError:
@@ -209,14 +208,8 @@ def include_path(protocol: str) -> Path:
 
 def _known(protocol: str) -> str:
     if protocol not in PROTOCOLS:
-        raise LlavaStfError(_unknown("protocol", protocol, list(PROTOCOLS)))
+        raise LlavaStfError(f"Unknown protocol '{protocol}': {nearest(protocol, PROTOCOLS)}")
     return protocol
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"Unknown {kind} {name!r}: expected one of {', '.join(known)}{hint}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m llava_stf_eval.training_curves evaluate RUN --pictures 300
     python -m llava_stf_eval.training_curves report FOLDER --output docs/training
 
-Accuracy is the share of right answers to the questions about held-out drawn pictures, see `llava_stf_eval.drawn`.
+Accuracy is the share of right answers to the questions about held-out drawn images, see `llava_stf_eval.drawn`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ACCURACY = "accuracy.json"
-PICTURES = 300
+IMAGES = 300
 # Runs whose first steps are another run: name of the run, name of the run it goes on from.
 CONTINUED = {"paper": "paper-align"}
 RANDOM_STARTS = ("distill-random", "paper")  # all others start as mean pooling
@@ -46,7 +46,7 @@ class Point:
     seeds: int
 
 
-def evaluate_run(run: Path, pictures: int) -> None:
+def evaluate_run(run: Path, images: int) -> None:
     """Ask every checkpoint of a run at every budget that it was made for; writes RUN/accuracy.json."""
     from llava_stf import load_model
     from llava_stf.loading import read_config
@@ -55,19 +55,19 @@ def evaluate_run(run: Path, pictures: int) -> None:
     rows = []
     for checkpoint in sorted(run.glob("checkpoint-*"), key=_step):
         for count in read_config(checkpoint).vision_token_counts:
-            result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), pictures=pictures)
+            result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), images=images)
             rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
     (run / ACCURACY).write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def evaluate_untrained(pictures: int) -> dict[str, float]:
-    """Accuracy without training: the embedded LLaVA at all its tokens, and by mean pooling at fewer."""
+def evaluate_untrained(images: int) -> dict[str, float]:
+    """Accuracy without training: the bundled LLaVA at all its tokens, and by mean pooling at fewer."""
     from llava_stf import load_model
     from llava_stf_eval.drawn import evaluate
 
     counts: list[Any] = ["all", 16, 4]
     models = {str(count): load_model("tiny-full", vision_tokens=count) for count in counts}
-    return {name: evaluate(name, llava, pictures=pictures).accuracy for name, llava in models.items()}
+    return {name: evaluate(name, llava, images=images).accuracy for name, llava in models.items()}
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
             steps, means = [point.step for point in points], [100 * point.mean for point in points]
             deviations = [100 * point.deviation for point in points]
             shown[title] = panel.errorbar(steps, means, deviations, marker="o", markersize=4, color=f"C{number}")
-        panel.set(title=f"{count} vision tokens", xlabel="steps of 16 pictures", ylabel="right answers, %")
+        panel.set(title=f"{count} vision tokens", xlabel="steps of 16 images", ylabel="right answers, %")
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -153,7 +153,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("evaluate")
     one.add_argument("run", type=Path)
-    one.add_argument("--pictures", type=int, default=PICTURES)
+    one.add_argument("--pictures", type=int, default=IMAGES)
     report = commands.add_parser("report")
     report.add_argument("folder", type=Path)
     report.add_argument("--output", type=Path, required=True)
@@ -161,7 +161,7 @@ def main() -> None:
     if options.command == "evaluate":
         evaluate_run(options.run, options.pictures)
         return
-    runs, untrained = read_runs(options.folder), evaluate_untrained(PICTURES)
+    runs, untrained = read_runs(options.folder), evaluate_untrained(IMAGES)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "accuracy.md").write_text(table(untrained, runs))
     plot(untrained, runs, options.output / "accuracy.png")

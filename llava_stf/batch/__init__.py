@@ -1,1 +1,1 @@
-"""Questions over many pictures, answered offline: `llava-stf batch INPUT OUTPUT`, or `run_batch` from Python."""
+"""Questions over many images, answered offline: `llava-stf batch INPUT OUTPUT`, or `run_batch` from Python."""

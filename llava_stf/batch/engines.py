@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user message, and the pictures of its markers."""
+    """One user message, and the images of its markers."""
 
     message: Message
     images: list[Image.Image]
@@ -97,7 +97,7 @@ class TransformersEngine(Engine):
 def _read(row: Row) -> Prompt:
     from llava_stf.inference import user_turn
 
-    if row.fault is not None:
-        raise DataError(row.fault)
-    images = [load_image(source) for source in row.pictures]
+    if row.reason is not None:
+        raise DataError(row.reason)
+    images = [load_image(source) for source in row.images]
     return Prompt(user_turn(row.question, len(images)), images)

@@ -22,11 +22,11 @@ class BatchJob:
     """What is asked, of whom, and where the answers go.
 
     Args:
-        input: a folder of pictures, JSON lines or parquet, see `open_rows`.
+        input: a folder of images, JSON lines or parquet, see `open_rows`.
         output: the folder of shards.
         question: for rows without one of their own.
         images: the folder that image paths start from; default: the one that `input` is or lies in.
-        allow_urls: whether pictures are fetched from http(s) URLs.
+        allow_urls: whether images are fetched from http(s) URLs.
         shard_size: rows in a shard, the unit that appears whole and that a run which was killed loses.
         engine: what generates.
         model, vision_tokens, dtype, quantization, device: as in `load_model`.

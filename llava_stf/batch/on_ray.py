@@ -1,7 +1,7 @@
 """A batch on the machines of a Ray cluster: Ray Data hands out the shards, and each worker fills them as one would.
 
 A worker reads its rows and writes its shard itself, so input, output and model must lie at the same paths everywhere,
-and pictures and answers never pass through Ray. Whatever dies, a shard is there as a whole or not at all; Ray starts a
+and images and answers never pass through Ray. Whatever dies, a shard is there as a whole or not at all; Ray starts a
 worker that died again and gives its shard to the next one.
 """
 
@@ -64,8 +64,8 @@ class RayWorkers:
         )
         try:
             for row in filled.iter_rows():
-                if row["fault"]:
-                    raise LlavaStfError(row["fault"])
+                if row["reason"]:
+                    raise LlavaStfError(row["reason"])
                 if row["is_filled"]:
                     yield int(row["shard"])
         except ray.exceptions.RayError as error:
@@ -79,20 +79,20 @@ class _RayWorker:
     """
 
     def __init__(self, job: BatchJob) -> None:
-        self._fault = ""
+        self._reason = ""
         try:
             self._worker = Worker(job)
         except LlavaStfError as error:
-            self._fault = str(error)
+            self._reason = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        fault, is_filled = self._fault, False
-        if not fault:
+        reason, is_filled = self._reason, False
+        if not reason:
             try:
                 is_filled = self._worker.fill(int(batch["shard"][0]))
             except LlavaStfError as error:
-                fault = str(error)
-        return {"shard": batch["shard"], "is_filled": [is_filled], "fault": [fault]}
+                reason = str(error)
+        return {"shard": batch["shard"], "is_filled": [is_filled], "reason": [reason]}
 
 
 def _absolute(job: BatchJob) -> BatchJob:

@@ -1,4 +1,4 @@
-"""The rows of a batch: what each asks about which pictures.
+"""The rows of a batch: what each asks about which images.
 
 What is wrong with a row is said when it is read and becomes its result, so that a million rows do not fail over one.
 """
@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.batch.sources import Source, open_source
-from llava_stf.data.records import pictures
+from llava_stf.data.records import record_images
 from llava_stf.errors import DataError
 from llava_stf.images import ImageSource
 
 
 @dataclass(frozen=True)
 class Row:
-    """One input row: what to ask about which pictures, or in `fault` the sentence why it cannot be asked."""
+    """One input row: what to ask about which images, or in `reason` the sentence why it cannot be asked."""
 
     index: int
     id: str | int
     question: str = ""
-    pictures: tuple[ImageSource, ...] = ()
-    fault: str | None = None
+    images: tuple[ImageSource, ...] = ()
+    reason: str | None = None
 
 
 class Rows:
@@ -36,14 +36,14 @@ class Rows:
         source: records with `question`, `image` or `images`, and perhaps `id` (else the row's number).
         question: asked where a record has none of its own.
         images: the folder that image paths start from.
-        allow_urls: whether pictures may be fetched from http(s) URLs.
+        allow_urls: whether images may be fetched from http(s) URLs.
     """
 
     def __init__(self, source: Source, question: str | None, images: Path, allow_urls: bool) -> None:
         self.fingerprint = source.fingerprint
         self._source = source
         self._question = question
-        self._images = images.absolute()  # results are the same from wherever the command is given
+        self._folder = images.absolute()  # results are the same from wherever the command is given
         self._allow_urls = allow_urls
 
     def __len__(self) -> int:
@@ -56,9 +56,9 @@ class Rows:
             found = record.get("id")
             if found is not None:
                 name = found if type(found) is int else str(found)
-            return Row(index, name, self._asked(record), tuple(self._pictures(record)))
+            return Row(index, name, self._asked(record), tuple(self._images(record)))
         except DataError as error:
-            return Row(index, name, fault=str(error))
+            return Row(index, name, reason=str(error))
 
     def _asked(self, record: Mapping[str, Any]) -> str:
         question = self._question if record.get("question") is None else record["question"]
@@ -72,11 +72,11 @@ class Rows:
             raise DataError(f"'question' is no valid Unicode: {error.reason} at character {error.start}.") from error
         return question
 
-    def _pictures(self, record: Mapping[str, Any]) -> Iterator[ImageSource]:
+    def _images(self, record: Mapping[str, Any]) -> Iterator[ImageSource]:
         found = record.get("images") or record.get("image") or []
         items = found if isinstance(found, list) else [found]
         if not items:
-            raise DataError("The row has no picture: expected 'image' or 'images', a path, bytes, or a list of them.")
+            raise DataError("The row has no image: expected 'image' or 'images', a path, bytes, or a list of them.")
         for item in items:
             if isinstance(item, str) and item.startswith("data:"):
                 yield _decoded(item)
@@ -85,7 +85,7 @@ class Rows:
                     raise DataError(f"{item:.200} is not fetched: URLs need to be allowed (--allow-urls).")
                 yield item
             else:
-                yield from pictures({"image": [item]}, self._images)
+                yield from record_images({"image": [item]}, self._folder)
 
 
 def open_rows(path: Path, *, question: str | None, images: Path | None, allow_urls: bool) -> Rows:
@@ -95,9 +95,9 @@ def open_rows(path: Path, *, question: str | None, images: Path | None, allow_ur
     """
     if path.is_dir():
         if question is None:
-            raise DataError(f"{path} is a folder of pictures; say what to ask about each of them (--question).")
+            raise DataError(f"{path} is a folder of images; say what to ask about each of them (--question).")
         if images is not None:
-            raise DataError(f"{path} holds the pictures itself; a folder for their paths (--images) is for a file.")
+            raise DataError(f"{path} holds the images itself; a folder for their paths (--images) is for a file.")
     source = open_source(path)
     folder = images or (path if path.is_dir() else path.parent)
     if not folder.is_dir():

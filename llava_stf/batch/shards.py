@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
-from llava_stf.io.fsync import flush_entry
+from llava_stf.io.fsync import fsync_entry
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Claim:
                 rest = rest[self.file.write(rest) :]
             os.fsync(self.file.fileno())
             self.beside.rename(self.target)
-            flush_entry(self.target.parent)
+            fsync_entry(self.target.parent)
 
 
 def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -166,7 +166,7 @@ def _create(path: Path, content: bytes) -> None:
         return
     finally:
         beside.unlink(missing_ok=True)
-    flush_entry(path.parent)
+    fsync_entry(path.parent)
 
 
 def _difference(found: Any, manifest: Mapping[str, Any]) -> str:

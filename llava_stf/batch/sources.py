@@ -1,6 +1,6 @@
-"""Where the rows of a batch stand: a folder of pictures, JSON lines, or parquet, each a list of records by number.
+"""Where the rows of a batch stand: a folder of images, JSON lines, or parquet, each a list of records by number.
 
-Nothing is kept but the places of the records, so that their number and the size of their pictures do not matter.
+Nothing is kept but the places of the records, so that their number and the size of their images do not matter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llava_stf.data.label_questions import PictureQuestions
+from llava_stf.data.label_questions import ImageQuestions
 from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("id", "image", "images", "question")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-_READ_ROWS = 32  # of a parquet file at a time: pictures are large, and its row groups can hold any number of them
+_READ_ROWS = 32  # of a parquet file at a time: images are large, and its row groups can hold any number of them
 
 
 class Source(Protocol):
@@ -83,7 +83,7 @@ class JsonLines:
 class ParquetRows:
     """The rows of a parquet file, read on from the one that was read last.
 
-    Raises `DataError` if the file cannot be read or has no pictures, `MissingDependencyError` without pyarrow.
+    Raises `DataError` if the file cannot be read or has no images, `MissingDependencyError` without pyarrow.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,7 +93,7 @@ class ParquetRows:
         except ImportError as error:
             raise MissingDependencyError(f"{path} needs pyarrow: pip install 'llava-stf[batch]'") from error
         try:
-            # Page by page, so that a row group of many pictures is never in memory as a whole.
+            # Page by page, so that a row group of many images is never in memory as a whole.
             self._file = ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             self.fingerprint = _footer_digest(path)
         except (OSError, pyarrow.ArrowException) as error:
@@ -144,11 +144,11 @@ class ParquetRows:
         return self._batch[number - self._start]
 
 
-class FolderPictures:
-    """Every picture of a folder and below, by path; hidden files are none. Raises `DataError` if there is none."""
+class FolderImages:
+    """Every image of a folder and below, by path; hidden files are none. Raises `DataError` if there is none."""
 
     def __init__(self, folder: Path) -> None:
-        self._paths = PictureQuestions(folder, (), folder).paths
+        self._paths = ImageQuestions(folder, (), folder).paths
         digest = hashlib.sha256()
         for path in self._paths:
             digest.update(f"{path}\0{(folder / path).lstat().st_size}\n".encode("utf-8", "surrogateescape"))
@@ -162,14 +162,14 @@ class FolderPictures:
 
 
 def open_source(path: Path) -> Source:
-    """The records of a folder of pictures, a JSON lines file or a parquet file.
+    """The records of a folder of images, a JSON lines file or a parquet file.
 
     Raises `DataError` if it is none of them, cannot be read or is empty, `MissingDependencyError` for parquet without
     pyarrow.
     """
     source: Source
     if path.is_dir():
-        source = FolderPictures(path)
+        source = FolderImages(path)
     elif path.suffix.lower() == ".parquet":
         source = ParquetRows(path)
     elif path.suffix.lower() in JSON_LINES or not path.exists():

@@ -75,7 +75,7 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         FusionError: a plain LLaVA is to be patched, which vLLM does not do.
         LlavaStfError: an option is not vLLM's.
     """
-    from llava_stf.loading import EMBEDDED, embedded_folder, load_processor, read_config
+    from llava_stf.loading import BUNDLED, bundled_folder, load_processor, read_config
     from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
     from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
 
@@ -86,9 +86,9 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         from vllm import LLM
     except ImportError as error:
         raise MissingDependencyError("The engine vllm needs vLLM: pip install 'llava-stf[vllm]'") from error
-    path = embedded_folder(job.model) if job.model in EMBEDDED else job.model
+    path = bundled_folder(job.model) if job.model in BUNDLED else job.model
     config = read_config(job.model)
-    vision_tokens = EMBEDDED.get(job.model) if job.vision_tokens is None else job.vision_tokens
+    vision_tokens = BUNDLED.get(job.model) if job.vision_tokens is None else job.vision_tokens
     if not isinstance(config, LlavaStfConfig) and vision_tokens != "all":
         raise FusionError(
             f"{job.model} is a plain LLaVA, and vLLM runs models as they are saved: save it patched "

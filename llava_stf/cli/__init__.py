@@ -61,7 +61,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """LLaVA on a quarter of its vision tokens: ask about pictures, compare with 100 %, convert checkpoints."""
+    """LLaVA on a quarter of its vision tokens: ask about images, compare with 100 %, convert checkpoints."""
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")

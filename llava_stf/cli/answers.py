@@ -27,16 +27,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture, where it is from, and what was asked about it."""
+    """One image, where it is from, and what was asked about it."""
 
     source: str
-    picture: "Image"
+    image: "Image"
     asked: Sequence[Asked]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Vision tokens of one picture and median seconds to the first token."""
+    """Vision tokens of one image and median seconds to the first token."""
 
     vision_tokens: int
     first_token_seconds: float

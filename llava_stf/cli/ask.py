@@ -20,9 +20,9 @@ from llava_stf.cli.common import (
 
 
 def ask(
-    image: Annotated[str, typer.Argument(help="Path or http(s) URL of the picture.")],
+    image: Annotated[str, typer.Argument(help="Path or http(s) URL of the image.")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    also: Annotated[list[str] | None, typer.Option(help="One more picture for the same question; repeatable.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="One more image for the same question; repeatable.")] = None,
     model: Model = "tiny",
     vision_tokens: VisionTokens = None,
     quantization: Quantization = None,
@@ -32,7 +32,7 @@ def ask(
     max_new_tokens: MaxNewTokens = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Ask one question about one or more pictures; the answer streams."""
+    """Ask one question about one or more images; the answer streams."""
     sources = [image, *(also or [])]
     images = [read_image(source) for source in sources]
     llava = load(

@@ -19,7 +19,7 @@ def assemble(
         Literal["random", "pool"], typer.Option(help="'pool' starts as the mean over each window.")
     ] = "random",
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the pictures in pixels; default: the encoder's own.")
+        int | None, typer.Option(min=1, help="Side of the images in pixels; default: the encoder's own.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`llava-stf batch`: one question, or each row's own, over any number of pictures."""
+"""`llava-stf batch`: one question, or each row's own, over any number of images."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantizatio
 def batch(
     input: Annotated[
         str,
-        typer.Argument(help="A folder of pictures; or JSON lines or parquet with image or images, question, id."),
+        typer.Argument(help="A folder of images; or JSON lines or parquet with image or images, question, id."),
     ],
     output: Annotated[str, typer.Argument(help="Folder of the answers; the same command goes on with its own.")],
     question: Annotated[str | None, typer.Option(help="For rows that have no question of their own.")] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder that image paths start from; default: the one INPUT is or lies in.")
     ] = None,
-    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch pictures from http(s) URLs.")] = False,
+    allow_urls: Annotated[bool, typer.Option("--allow-urls", help="Fetch images from http(s) URLs.")] = False,
     engine: Annotated[
         Literal["transformers", "vllm", "ray"], typer.Option(help="Who answers; 'ray' works on a whole cluster.")
     ] = "transformers",
@@ -51,7 +51,7 @@ def batch(
         int | None, typer.Option(min=1, help="Models that Ray loads; default: one per GPU, else one per machine.")
     ] = None,
 ) -> None:
-    """Answer questions about many pictures, with exactly one result for every row, even after kill -9.
+    """Answer questions about many images, with exactly one result for every row, even after kill -9.
 
     OUTPUT gets part-00000.jsonl and so on, in the order of INPUT, with id, index, answer and error for each row. Runs
     of the same command on several machines with one OUTPUT share the work. Prints one JSON object at the end.

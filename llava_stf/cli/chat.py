@@ -1,4 +1,4 @@
-"""`llava-stf chat IMAGE...`: a conversation; every line is a question, `/image PATH` adds a picture, `/quit` ends."""
+"""`llava-stf chat IMAGE...`: a conversation; every line is a question, `/image PATH` adds an image, `/quit` ends."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def chat(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the pictures.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the images.")],
     model: Model = "tiny",
     vision_tokens: VisionTokens = None,
     quantization: Quantization = None,
@@ -36,7 +36,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
 ) -> None:
-    """Talk about pictures, a question a line; also from a pipe. `/image PATH` adds a picture, `/quit` ends."""
+    """Talk about images, a question a line; also from a pipe. `/image PATH` adds an image, `/quit` ends."""
     loaded = [read_image(source) for source in images]
     llava = load(
         model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile

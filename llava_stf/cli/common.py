@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llava_stf.inference import LlavaStf
 
 NOTICE = (
-    "'{model}' knows only pictures drawn by llava_stf itself; name a real model for photographs, "
+    "'{model}' knows only images drawn by llava_stf itself; name a real model for photographs, "
     "for instance --model llava-hf/llava-1.5-7b-hf."
 )
 
@@ -83,7 +83,7 @@ def load(
     with waiting("Importing torch and transformers"):
         from transformers.utils.logging import disable_progress_bar
 
-        from llava_stf.loading import EMBEDDED, load_model
+        from llava_stf.loading import BUNDLED, load_model
     options: dict[str, Any] = {
         "vision_tokens": token_count(vision_tokens),
         "quantization": quantization,
@@ -92,7 +92,7 @@ def load(
         "compile": compile,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if model not in EMBEDDED and sys.stderr.isatty():
+    if model not in BUNDLED and sys.stderr.isatty():
         return load_model(model, **given)  # the libraries' own bars: download, conversion, weights
     disable_progress_bar()
     with waiting(f"Loading {model}"):
@@ -115,10 +115,10 @@ def read_image(source: str) -> "Image":
 
 
 def notice(model: str) -> None:
-    """Says on stderr, in one line, what an embedded model cannot do."""
-    from llava_stf.loading import EMBEDDED
+    """Says on stderr, in one line, what a bundled model cannot do."""
+    from llava_stf.loading import BUNDLED
 
-    if model in EMBEDDED:
+    if model in BUNDLED:
         print(NOTICE.format(model=model), file=sys.stderr)
 
 

@@ -32,7 +32,7 @@ def convert(
         typer.Option(help="Encoder of a training checkpoint; default: momentum where there is one."),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Picture side of the encoder in pixels; default: that of its positions.")
+        int | None, typer.Option(help="Image side of the encoder in pixels; default: that of its positions.")
     ] = None,
 ) -> None:
     """Convert a checkpoint, shard by shard; a conversion that fails leaves DST absent."""

@@ -72,11 +72,11 @@ def _as_json(report: "Report", max_length: int) -> str:
         "samples": report.samples,
         "bad": report.bad,
         "faults": {
-            fault: {
+            reason: {
                 "count": count,
-                "first": [{"id": name, "problem": sentence} for name, sentence in report.offenders[fault]],
+                "first": [{"id": name, "problem": sentence} for name, sentence in report.offenders[reason]],
             }
-            for fault, count in report.faults.items()
+            for reason, count in report.reasons.items()
         },
         "tokens": lengths,
         "max_length": max_length,
@@ -89,10 +89,10 @@ def _as_json(report: "Report", max_length: int) -> str:
 
 def _as_text(report: "Report", max_length: int) -> str:
     lines = [f"{report.samples:,} samples read in {report.seconds:.1f} s, {report.bad:,} are bad"]
-    for fault, count in report.faults.items():
-        lines.append(f"{fault}: {count:,}")
-        lines += [f"  {sentence}" for _, sentence in report.offenders[fault]]
-        if count > len(report.offenders[fault]):
+    for reason, count in report.reasons.items():
+        lines.append(f"{reason}: {count:,}")
+        lines += [f"  {sentence}" for _, sentence in report.offenders[reason]]
+        if count > len(report.offenders[reason]):
             lines.append("  ...")
     if report.lengths is not None:
         shortest, median, longest = report.lengths

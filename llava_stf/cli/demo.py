@@ -1,4 +1,4 @@
-"""`llava-stf demo`: the embedded models answer questions about pictures at 100 % and at 25 % of the vision tokens."""
+"""`llava-stf demo`: the bundled models answer questions about images at 100 % and at 25 % of the vision tokens."""
 
 import json
 import sys
@@ -23,16 +23,16 @@ OWN_QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "What w
 
 
 def demo(
-    image: Annotated[list[str] | None, typer.Option(help="Your own picture instead of drawn ones; repeatable.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Your own image instead of drawn ones; repeatable.")] = None,
     question: Annotated[list[str] | None, typer.Option(help="Your own question instead; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other drawn pictures.")] = 0,
-    count: Annotated[int, typer.Option(min=1, max=100, help="Number of drawn pictures.")] = 3,
-    output: Annotated[Path, typer.Option(help="The figure: pictures, patch grid, fused windows, answers.")] = Path(
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other drawn images.")] = 0,
+    count: Annotated[int, typer.Option(min=1, max=100, help="Number of drawn images.")] = 3,
+    output: Annotated[Path, typer.Option(help="The figure: images, patch grid, fused windows, answers.")] = Path(
         "demo.png"
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Ask the embedded models about drawn pictures they never saw in training. Works offline, on a CPU."""
+    """Ask the bundled models about drawn images they never saw in training. Works offline, on a CPU."""
     if not output.absolute().parent.is_dir():
         raise LlavaStfError(f"There is no folder {output.absolute().parent} to write {output.name} to; create it.")
     shown = _own(image, question) if image else _drawn(seed, count, question)
@@ -56,7 +56,7 @@ def _own(images: Sequence[str], questions: Sequence[str] | None) -> list[Shown]:
 
 
 def _drawn(seed: int, count: int, questions: Sequence[str] | None) -> list[Shown]:
-    """The first pictures of the held-out split that can be read, with one question of every family that fits."""
+    """The first images of the held-out split that can be read, with one question of every family that fits."""
     from PIL import Image
 
     from llava_stf.world import draw, questions_of
@@ -68,7 +68,7 @@ def _drawn(seed: int, count: int, questions: Sequence[str] | None) -> list[Shown
         if not scene.degraded:
             own = [Asked(None, question, None) for question in questions or ()]
             drawn = [Asked(q.family, q.text, q.answer) for q in questions_of(scene, index, seed=seed, split="held_out")]
-            source = f"held-out picture {index} of seed {seed}"
+            source = f"held-out image {index} of seed {seed}"
             shown.append(Shown(source, Image.fromarray(pixels), own or drawn))
         index += 1
     return shown
@@ -81,21 +81,21 @@ def _answer(shown: Sequence[Shown], full: "LlavaStf", fused: "LlavaStf") -> list
     answered = []
     console = Console(stderr=True)
     for item in track(shown, "Asking", console=console, transient=True, disable=not sys.stderr.isatty()):
-        pairs = [(item.picture, asked.question) for asked in item.asked]
+        pairs = [(item.image, asked.question) for asked in item.asked]
         at_full = full.ask_batch(pairs, max_new_tokens=MAX_NEW_TOKENS)
         at_fused = fused.ask_batch(pairs, max_new_tokens=MAX_NEW_TOKENS)
         asked = [
             Asked(old.family, old.question, old.reference, *answers)
             for old, *answers in zip(item.asked, at_full, at_fused, strict=True)
         ]
-        answered.append(Shown(item.source, item.picture, asked))
+        answered.append(Shown(item.source, item.image, asked))
     return answered
 
 
 def _cost(llava: "LlavaStf", item: Shown) -> Cost:
     from llava_stf.inference import measure_first_token
 
-    seconds = measure_first_token(llava, item.picture, item.asked[0].question, runs=TIMED_RUNS)
+    seconds = measure_first_token(llava, item.image, item.asked[0].question, runs=TIMED_RUNS)
     return Cost(llava.vision_tokens, seconds)
 
 

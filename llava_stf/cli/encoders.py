@@ -47,7 +47,7 @@ def evaluate(
         typer.Argument(help="Nearest neighbours, a linear layer, or all weights trained with one."),
     ],
     encoder: Annotated[str, typer.Argument(help="Folder or hub model of an encoder with its image processor.")],
-    data: Annotated[str, typer.Option(help="Labelled pictures: an npz file, a folder, or a Hugging Face data set.")],
+    data: Annotated[str, typer.Option(help="Labelled images: an npz file, a folder, or a Hugging Face data set.")],
     pooling: Annotated[
         Literal["class", "mean"], typer.Option(help="What is measured: the class token, or the mean of the patches.")
     ] = "class",
@@ -114,7 +114,7 @@ def _lines(encoder: "KnownEncoder") -> list[str]:
     return [
         f"{encoder.name}: {encoder.parameters / 1e6:,.0f} million parameters, {encoder.depth} blocks of width "
         f"{encoder.width}",
-        f"pictures of {encoder.image_size} px, {encoder.grid}x{encoder.grid} patches of {encoder.patch} px, "
+        f"images of {encoder.image_size} px, {encoder.grid}x{encoder.grid} patches of {encoder.patch} px, "
         f"{encoder.special} tokens before them",
         f"fuses layers {layers}",
         f"weights: {encoder.licence}; {encoder.source}{way}",

@@ -1,4 +1,4 @@
-"""The demo's figure: per picture the patches of 100 %, the fused windows, and the questions with both answers."""
+"""The demo's figure: per image the patches of 100 %, the fused windows, and the questions with both answers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from PIL import Image, ImageOps
 from llava_stf.cli.answers import Asked, Cost, Shown
 
 INK, MUTED, RIGHT, WRONG, FUSED_INK = "#1f2430", "#6b7280", "#15803d", "#b91c1c", "#f59e0b"
-PAD_COLOUR = (122, 116, 104)  # LLaVA's canvas around a picture that is not square
-SIDE = 448  # px of a drawn picture
-MAX_PICTURES = 4
+PAD_COLOUR = (122, 116, 104)  # LLaVA's canvas around an image that is not square
+SIDE = 448  # px of a drawn image
+MAX_IMAGES = 4
 MAX_QUESTIONS = 7
 LINE_WIDTH = 42  # characters
 
 
 def save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], *, grid: int, window: int) -> None:
-    """Writes a PNG with at most `MAX_PICTURES` pictures and `MAX_QUESTIONS` questions each.
+    """Writes a PNG with at most `MAX_IMAGES` images and `MAX_QUESTIONS` questions each.
 
     `costs` are those of 100 % and of the fused model, `grid` the patches per side and `window` the side of a fused
     window in patches. Questions that the font cannot draw, Chinese ones for instance, are left to the printed table.
     """
     full, fused = costs
     share = f"{100 * fused.vision_tokens / full.vision_tokens:.0f} %"
-    rows = shown[:MAX_PICTURES]
+    rows = shown[:MAX_IMAGES]
     height = 0.95 + 3.3 * len(rows)
     figure = Figure(figsize=(17, height), facecolor="white")
     cells = figure.add_gridspec(
@@ -37,19 +37,19 @@ def save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], *,
         top=1 - 1.15 / height, wspace=0.05, hspace=0.08,
     )  # fmt: skip
     axes = [[figure.add_subplot(cells[row, column]) for column in range(4)] for row in range(len(rows))]
-    for (picture_axes, patch_axes, window_axes, text_axes), item in zip(axes, rows, strict=True):
-        pixels = np.asarray(ImageOps.pad(item.picture, (SIDE, SIDE), Image.Resampling.BICUBIC, PAD_COLOUR))
-        for place in (picture_axes, patch_axes, window_axes):
+    for (image_axes, patch_axes, window_axes, text_axes), item in zip(axes, rows, strict=True):
+        pixels = np.asarray(ImageOps.pad(item.image, (SIDE, SIDE), Image.Resampling.BICUBIC, PAD_COLOUR))
+        for place in (image_axes, patch_axes, window_axes):
             place.imshow(pixels, extent=(0, grid, grid, 0), interpolation="bilinear")
             place.set_axis_off()
         _draw_patches(patch_axes, grid)
         _draw_windows(window_axes, grid, window)
         _write_answers(text_axes, item.asked, share)
-    titles = ("picture", f"100 %: {full.vision_tokens} patches, a token each")
+    titles = ("image", f"100 %: {full.vision_tokens} patches, a token each")
     for place, title in zip(axes[0], (*titles, f"{share}: {fused.vision_tokens} fused windows"), strict=False):
         place.set_title(title, fontsize=12, color=INK, pad=8)
     figure.text(
-        0.015, 1 - 0.28 / height, f"LLaVA-STF: {full.vision_tokens} → {fused.vision_tokens} vision tokens a picture",
+        0.015, 1 - 0.28 / height, f"LLaVA-STF: {full.vision_tokens} → {fused.vision_tokens} vision tokens an image",
         fontsize=18, weight="bold", color=INK, va="center",
     )  # fmt: skip
     figure.text(

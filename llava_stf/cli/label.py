@@ -1,4 +1,4 @@
-"""`llava-stf data label`: a model's answers to questions about pictures, as training data for another model."""
+"""`llava-stf data label`: a model's answers to questions about images, as training data for another model."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ def _check_part(text: str) -> str:
 
 
 def label(
-    source: Annotated[str, typer.Argument(help="A folder of pictures, or questions in LLaVA's JSON or JSON lines.")],
+    source: Annotated[str, typer.Argument(help="A folder of images, or questions in LLaVA's JSON or JSON lines.")],
     output: Annotated[str, typer.Argument(help="JSON lines to write; a run that was cut short goes on with its own.")],
     model: Model = "tiny-full",
     vision_tokens: VisionTokens = "all",
@@ -31,7 +31,7 @@ def label(
         str | None, typer.Option(help="Folder that image paths start from; default: SOURCE, or the folder it lies in.")
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to ask about each picture of a folder; repeatable.")
+        list[str] | None, typer.Option(help="What to ask about each image of a folder; repeatable.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="A file of such prompts, one per line.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked together.")] = 16,
@@ -44,9 +44,9 @@ def label(
     dtype: Dtype = None,
     quantization: Quantization = None,
 ) -> None:
-    """Let a model write the answers, so that pictures without labels train another.
+    """Let a model write the answers, so that images without labels train another.
 
-    Every prompt about every picture of a folder; or of each record in a file the human turns, each asked with the turns
+    Every prompt about every image of a folder; or of each record in a file the human turns, each asked with the turns
     before it. The output is what --data of finetuning takes. The same command goes on where an earlier one was killed.
     """
     from llava_stf.training.label_file import open_labels
@@ -95,7 +95,7 @@ def _questions(
     source: str, images: str | None, prompt: Sequence[str] | None, prompts: str | None
 ) -> tuple["Questions", Path]:
     """What is asked, and the folder that image paths start from."""
-    from llava_stf.data.label_questions import PROMPTS, PictureQuestions, read_prompts
+    from llava_stf.data.label_questions import PROMPTS, ImageQuestions, read_prompts
     from llava_stf.data.sources import JsonRecords, image_folder
     from llava_stf.errors import DataError
 
@@ -105,9 +105,9 @@ def _questions(
     if path.is_dir():
         folder = image_folder(source, source if images is None else images)
         asked = prompt or (PROMPTS if prompts is None else read_prompts(Path(prompts)))
-        return PictureQuestions(path, asked, folder), folder
+        return ImageQuestions(path, asked, folder), folder
     if prompt or prompts is not None:
-        raise DataError(f"prompts are for a folder of pictures, and {source} is none")
+        raise DataError(f"prompts are for a folder of images, and {source} is none")
     folder = image_folder(source, images)
     return JsonRecords(path), folder
 

@@ -108,7 +108,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
 
     try:
         with waiting("Importing torch and transformers"):
-            from llava_stf.loading import EMBEDDED
+            from llava_stf.loading import BUNDLED
             from llava_stf.serving.app import create_app
             from llava_stf.serving.options import ServeOptions
             from llava_stf.serving.run import run
@@ -122,7 +122,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
     if options.max_image_bytes > options.max_body_bytes:
         raise typer.BadParameter("--max-image-megabytes is beyond --max-body-megabytes")
     compare = compare_model or ("tiny-full" if ui and model == "tiny" else None)
-    if model in EMBEDDED:
+    if model in BUNDLED:
         print(NOTICE.format(model=model), file=sys.stderr)
     app = create_app(
         _load(model, loading), options, compare=None if compare is None else _load(compare, _twin(compare, loading))

@@ -1,4 +1,4 @@
-"""`llava-stf show IMAGE`: the picture as the model sees it, cut into the patches and windows that become tokens."""
+"""`llava-stf show IMAGE`: the image as the model sees it, cut into the patches and windows that become tokens."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +12,8 @@ WINDOWS = "stf"
 
 
 def show(
-    image: Annotated[str, typer.Argument(help="A picture: path or URL.")],
-    model: Annotated[str | None, typer.Option(help="Default: the embedded model that --method needs.")] = None,
+    image: Annotated[str, typer.Argument(help="An image: path or URL.")],
+    model: Annotated[str | None, typer.Option(help="Default: the bundled model that --method needs.")] = None,
     method: Annotated[
         str, typer.Option(help="stf draws the fused windows; divprune, visionzip or random the patches they keep.")
     ] = WINDOWS,
@@ -25,7 +25,7 @@ def show(
     device: Device = None,
     output: Annotated[Path, typer.Option(help="The drawing, a PNG.")] = Path("show.png"),
 ) -> None:
-    """Draw a picture with its patch grid and what of it reaches the language model.
+    """Draw an image with its patch grid and what of it reaches the language model.
 
     --weights: norm of a block's part of MBTF's first layer, |W_i x_i|, as share of the sum over the blocks, per patch.
     """
@@ -33,24 +33,24 @@ def show(
         raise LlavaStfError(f"There is no folder {output.absolute().parent} to write {output.name} to; create it.")
     if weights and method != WINDOWS:
         raise LlavaStfError(f"--weights looks into MBTF, and '{method}' has none; leave --method out.")
-    picture = read_image(image)
+    loaded = read_image(image)
     with waiting("Importing torch and transformers"):
-        from llava_stf.analysis.looking import look, look_selected
-        from llava_stf.cli.show_figure import save_look
+        from llava_stf.analysis.visualise import visualise, visualise_selection
+        from llava_stf.cli.show_figure import save_visualisation
         from llava_stf.reduction import find_method
 
     if method == WINDOWS:
         name = model or "tiny"
         llava = load(name, vision_tokens=vision_tokens, device=device)
-        seen = look(llava, picture, contributions=weights)
+        seen = visualise(llava, loaded, contributions=weights)
     else:
         find_method(method)
         name = model or "tiny-full"
         llava = load(name, vision_tokens="all", device=device)
         budget = token_count(vision_tokens)
-        seen = look_selected(llava, picture, method, vision_tokens=budget if budget != "all" else None, seed=seed)
+        seen = visualise_selection(llava, loaded, method, vision_tokens=budget if budget != "all" else None, seed=seed)
     try:
-        title = save_look(output, seen, name=name, method=method)
+        title = save_visualisation(output, seen, name=name, method=method)
     except OSError as error:
         raise LlavaStfError(f"Cannot write the drawing to {output}: {error}.") from error
     print(f"{title}\ndrawn: {output}")

@@ -1,4 +1,4 @@
-"""The drawing of `llava-stf show`: picture, patch grid, what is fused or kept, and what MBTF reads of each block."""
+"""The drawing of `llava-stf show`: image, patch grid, what is fused or kept, and what MBTF reads of each block."""
 
 import math
 from pathlib import Path
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
 if TYPE_CHECKING:
-    from llava_stf.analysis.looking import Look
+    from llava_stf.analysis.visualise import Visualisation
 
 INK, WINDOW_INK = "#1f2430", "#f59e0b"
 MAPS_IN_A_ROW = 4
 CONTRIBUTION = r"what MBTF reads of each block: $|W_i x_i|\,/\,\sum_j |W_j x_j|$ in its first layer, per patch"
 
 
-def save_look(path: Path, seen: "Look", *, name: str, method: str) -> str:
+def save_visualisation(path: Path, seen: "Visualisation", *, name: str, method: str) -> str:
     """Writes the PNG, the old file or the new one and never half of it, and returns its title."""
     title = _title(seen, name, method)
     shares = [] if seen.contributions is None else list(seen.contributions)
@@ -27,12 +27,12 @@ def save_look(path: Path, seen: "Look", *, name: str, method: str) -> str:
     figure = Figure(figsize=(11, 5.6 + 2.9 * rows), facecolor="white", layout="constrained")
     heights = [5.4, 2.9 * rows] if rows else [5.4]
     upper, *lower = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    picture, tokens = upper.subplots(1, 2)
+    image, tokens = upper.subplots(1, 2)
     upper.suptitle(title, color=INK, fontsize=13, parse_math=False)
-    _draw_picture(picture, seen)
-    picture.set_title(f"{seen.grid}x{seen.grid} patches", fontsize=11)
-    _draw_grid(picture, seen.grid)
-    _draw_picture(tokens, seen)
+    _draw_image(image, seen)
+    image.set_title(f"{seen.grid}x{seen.grid} patches", fontsize=11)
+    _draw_grid(image, seen.grid)
+    _draw_image(tokens, seen)
     tokens.set_title("what reaches the language model", fontsize=11)
     if seen.kept is None:
         _draw_windows(tokens, seen.grid, seen.window)
@@ -46,7 +46,7 @@ def save_look(path: Path, seen: "Look", *, name: str, method: str) -> str:
     return title
 
 
-def _title(seen: "Look", name: str, method: str) -> str:
+def _title(seen: "Visualisation", name: str, method: str) -> str:
     patches = seen.grid**2
     if seen.kept is not None:
         return f"{name}: {method} keeps {len(seen.kept)} of {patches} patches as they are"
@@ -56,8 +56,8 @@ def _title(seen: "Look", name: str, method: str) -> str:
     return f"{name}: {patches} patches in windows of {seen.window}x{seen.window} become {tokens} tokens"
 
 
-def _draw_picture(axes: Axes, seen: "Look") -> None:
-    axes.imshow(seen.picture, extent=(0, seen.grid, seen.grid, 0), interpolation="bilinear")
+def _draw_image(axes: Axes, seen: "Visualisation") -> None:
+    axes.imshow(seen.image, extent=(0, seen.grid, seen.grid, 0), interpolation="bilinear")
     axes.set_axis_off()
 
 
@@ -85,7 +85,9 @@ def _draw_kept(axes: Axes, grid: int, kept: list[int]) -> None:
     axes.add_collection(PatchCollection(boxes, facecolor="none", edgecolor=WINDOW_INK, linewidth=1.5))
 
 
-def _draw_contributions(part: SubFigure, seen: "Look", shares: list[np.ndarray], rows: int, columns: int) -> None:
+def _draw_contributions(
+    part: SubFigure, seen: "Visualisation", shares: list[np.ndarray], rows: int, columns: int
+) -> None:
     """A map for each state, all on one scale, so that they can be compared."""
     part.suptitle(CONTRIBUTION, color=INK, fontsize=11)
     axes = part.subplots(rows, columns, squeeze=False).flatten()

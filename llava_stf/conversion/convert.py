@@ -12,8 +12,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from llava_stf.conversion.huggingface import read_hugging_face, write_hugging_face
 from llava_stf.conversion.locate import locate
 from llava_stf.conversion.original import read_original
-from llava_stf.conversion.parts import Parts, check_tensors
-from llava_stf.conversion.sources import Kind, Source, recognise
+from llava_stf.conversion.sources import Format, Source, detect_format
+from llava_stf.conversion.state import CheckpointState, check_tensors
 from llava_stf.conversion.to_original import write_original
 from llava_stf.errors import CheckpointError, LlavaStfError
 from llava_stf.io.publish import publish, refuse_existing
@@ -63,10 +63,10 @@ def convert_checkpoint(
         raise LlavaStfError(f"to must be 'hf' or 'original', found '{to}'.")
     dst = Path(dst).expanduser()
     refuse_existing(dst)
-    source = recognise(locate(src, subfolder=subfolder, revision=revision))
-    parts = _take_apart(source, base, None if to == "original" and source.has_tower else vision_tower, fusion_layers)
-    check_tensors(parts.source, parts.config, parts.tensors, rows=parts.stored_rows, source_name=parts.source_name)
-    total = sum(stored.nbytes for stored in parts.tensors.values())
+    source = detect_format(locate(src, subfolder=subfolder, revision=revision))
+    state = _take_apart(source, base, None if to == "original" and source.has_tower else vision_tower, fusion_layers)
+    check_tensors(state.source, state.config, state.tensors, rows=state.stored_rows, source_name=state.source_name)
+    total = sum(stored.nbytes for stored in state.tensors.values())
     columns = (TextColumn("converting"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
@@ -80,31 +80,31 @@ def convert_checkpoint(
             bar.advance(task, nbytes)
 
         if to == "hf":
-            write_hugging_face(parts, folder, on_written=on_written)
+            write_hugging_face(state, folder, on_written=on_written)
         else:
             name = vision_tower if source.has_tower else None
-            write_original(parts, folder, vision_tower=name, on_written=on_written)
-    for note in parts.notes:
+            write_original(state, folder, vision_tower=name, on_written=on_written)
+    for note in state.notes:
         logger.warning(note)
     return dst
 
 
 def _take_apart(
     source: Source, base: str | Path | None, vision_tower: str | Path | None, fusion_layers: list[int] | None
-) -> Parts:
+) -> CheckpointState:
     """Read `source`, or, if it is a projector file, its `base` with that projector."""
     adapter = None
-    if source.kind is Kind.ADAPTER:
+    if source.format is Format.ADAPTER:
         if base is None:
             raise CheckpointError(
                 f"{source.files[0]} holds a projector only; give the model it was trained on as base (--base)."
             )
-        adapter, source = source, recognise(locate(base))
-        if source.kind is Kind.ADAPTER:
+        adapter, source = source, detect_format(locate(base))
+        if source.format is Format.ADAPTER:
             raise CheckpointError(f"The base {source.folder} is itself a projector; expected a whole model.")
     elif base is not None:
         raise CheckpointError(f"{source.folder} is a whole model and takes no base; base is for a projector file.")
-    if source.kind in (Kind.ORIGINAL, Kind.LLAMA):
+    if source.format in (Format.ORIGINAL, Format.LLAMA):
         return read_original(source, vision_tower=vision_tower, fusion_layers=fusion_layers, adapter=adapter)
     if vision_tower is not None:
         raise CheckpointError(f"{source.folder} has its vision tower inside and takes no other (vision_tower).")

@@ -9,9 +9,9 @@ from pathlib import Path
 from transformers import LlavaConfig
 
 from llava_stf.conversion.original import adapter_tensors
-from llava_stf.conversion.parts import Parts, build_config, fusion_fields, public_tensors
 from llava_stf.conversion.processors import build_processor, read_generation, read_processor
-from llava_stf.conversion.sources import Kind, Source
+from llava_stf.conversion.sources import Format, Source
+from llava_stf.conversion.state import CheckpointState, build_config, fusion_fields, public_tensors
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import save_shards
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
@@ -20,12 +20,12 @@ from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, PROJE
 
 def read_hugging_face(
     source: Source, *, fusion_layers: list[int] | None = None, adapter: Source | None = None
-) -> Parts:
+) -> CheckpointState:
     """Take a `llava` or `llava_stf` folder apart, its projector replaced by `adapter` if there is one.
 
     Raises `CheckpointError`.
     """
-    config_class = LlavaStfConfig if source.kind is Kind.STF else LlavaConfig
+    config_class = LlavaStfConfig if source.format is Format.STF else LlavaConfig
     config = build_config(source, config_class, source.config)
     if config.vision_config.model_type != "clip_vision_model" or config.text_config.model_type != "llama":
         raise CheckpointError(
@@ -42,7 +42,7 @@ def read_hugging_face(
         if processor is not None:
             processor = build_processor(config, image_processor, processor.tokenizer, processor.chat_template)
     sentencepiece = source.folder / "tokenizer.model"
-    return Parts(
+    return CheckpointState(
         source=source,
         tensors=tensors,
         config=config,
@@ -76,21 +76,21 @@ def _with_adapter(
     return build_config(source, LlavaStfConfig, fields)
 
 
-def write_hugging_face(parts: Parts, folder: Path, *, on_written: Callable[[int], None]) -> None:
-    """Write `parts` into the empty `folder`: config, weights under public names, processor files.
+def write_hugging_face(state: CheckpointState, folder: Path, *, on_written: Callable[[int], None]) -> None:
+    """Write `state` into the empty `folder`: config, weights under public names, processor files.
 
     The vocabulary's new rows are the mean of the old ones; generation never emits their ids.
     """
-    rows = parts.config.text_config.vocab_size
+    rows = state.config.text_config.vocab_size
     tensors = {
-        name: stored.with_rows(rows) if name in (EMBEDDING, HEAD) else stored for name, stored in parts.tensors.items()
+        name: stored.with_rows(rows) if name in (EMBEDDING, HEAD) else stored for name, stored in state.tensors.items()
     }
-    parts.config.save_pretrained(folder)
-    parts.generation.save_pretrained(folder)
-    if parts.processor is not None:
-        parts.processor.save_pretrained(folder)
-        if parts.sentencepiece is not None:
-            shutil.copyfile(parts.sentencepiece, folder / "tokenizer.model")
-    elif parts.image_processor is not None:
-        parts.image_processor.save_pretrained(folder)
+    state.config.save_pretrained(folder)
+    state.generation.save_pretrained(folder)
+    if state.processor is not None:
+        state.processor.save_pretrained(folder)
+        if state.sentencepiece is not None:
+            shutil.copyfile(state.sentencepiece, folder / "tokenizer.model")
+    elif state.image_processor is not None:
+        state.image_processor.save_pretrained(folder)
     save_shards(folder, tensors, on_written=on_written)

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from llava_stf.conversion.parts import Parts, build_config, fusion_fields, public_tensors
 from llava_stf.conversion.processors import (
     add_placeholders,
     build_image_processor,
@@ -17,7 +16,8 @@ from llava_stf.conversion.processors import (
     read_tokenizer,
     tokenizer_folder,
 )
-from llava_stf.conversion.sources import Kind, Source
+from llava_stf.conversion.sources import Format, Source
+from llava_stf.conversion.state import CheckpointState, build_config, fusion_fields, public_tensors
 from llava_stf.conversion.tower import Tower, find_tower
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import StoredTensor
@@ -38,11 +38,11 @@ def read_original(
     vision_tower: str | Path | None = None,
     fusion_layers: list[int] | None = None,
     adapter: Source | None = None,
-) -> Parts:
+) -> CheckpointState:
     """Take an original checkpoint apart, or a LLaMA that `adapter` makes a LLaVA of.
 
     Args:
-        source: of kind `ORIGINAL`, or `LLAMA` with an adapter.
+        source: of format `ORIGINAL`, or `LLAMA` with an adapter.
         vision_tower: folder or hub id of the tower, where it is not the one that the config names.
         fusion_layers: the states MBTF joins, where the projector's shape does not tell.
         adapter: projector weights that replace the source's own.
@@ -50,7 +50,7 @@ def read_original(
     Raises `CheckpointError` or `ModelNotFoundError`.
     """
     names, config = source.index(), dict(source.config)
-    if source.kind is Kind.LLAMA and adapter is None:
+    if source.format is Format.LLAMA and adapter is None:
         raise CheckpointError(f"{source.folder} is a language model alone; convert a projector file with it as base.")
     if adapter is not None:
         names = {name: stored for name, stored in names.items() if not name.startswith("model.mm_projector")}
@@ -69,7 +69,7 @@ def read_original(
     image_processor = build_image_processor(
         tower.preprocessor, model_config.vision_config.image_size, pad=config.get("image_aspect_ratio") == "pad"
     )
-    parts = Parts(
+    state = CheckpointState(
         source=source,
         tensors=tensors,
         config=model_config,
@@ -80,17 +80,17 @@ def read_original(
         image_processor=image_processor,
         sentencepiece=None,
     )
-    _add_processor(parts, config)
+    _add_processor(state, config)
     if (
         isinstance(model_config, LlavaStfConfig)
         and fusion_layers is None
         and len(model_config.fusion_states) not in (1, 8)
     ):
-        parts.notes.append(
+        state.notes.append(
             f"The checkpoint does not say which tower states it fuses; {model_config.fusion_states} was assumed. If it "
             "was trained on others, give them as fusion_layers."
         )
-    return parts
+    return state
 
 
 def adapter_tensors(adapter: Source) -> dict[str, StoredTensor]:
@@ -155,23 +155,23 @@ def _model_config(
     return fused
 
 
-def _add_processor(parts: Parts, config: dict[str, Any]) -> None:
-    """Give `parts` a processor with the checkpoint's tokenizer, or a note why there is none."""
-    folder = tokenizer_folder(parts.source.folder)
+def _add_processor(state: CheckpointState, config: dict[str, Any]) -> None:
+    """Give `state` a processor with the checkpoint's tokenizer, or a note why there is none."""
+    folder = tokenizer_folder(state.source.folder)
     if folder is None:
-        parts.notes.append(
-            f"{parts.source.folder} has no tokenizer files: the model is converted alone and cannot be asked in words."
+        state.notes.append(
+            f"{state.source.folder} has no tokenizer files: the model is converted alone and cannot be asked in words."
         )
         return
     tokenizer = read_tokenizer(folder)
     vocab_size = config["vocab_size"]
     if len(tokenizer) > vocab_size:
-        parts.notes.append(
+        state.notes.append(
             f"The tokenizer in {folder} was not taken: it has {len(tokenizer)} tokens and the model {vocab_size}. The "
             "model is converted alone and cannot be asked in words."
         )
         return
     tokenizer = add_placeholders(tokenizer, vocab_size, config.get("tokenizer_model_max_length"))
-    parts.processor = build_processor(parts.config, parts.image_processor, tokenizer)
+    state.processor = build_processor(state.config, state.image_processor, tokenizer)
     sentencepiece = folder / "tokenizer.model"
-    parts.sentencepiece = sentencepiece if sentencepiece.is_file() else None
+    state.sentencepiece = sentencepiece if sentencepiece.is_file() else None

@@ -104,7 +104,7 @@ def build_processor(
 def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:
     """CLIP's preprocessing with the fields of a preprocessor_config.json, by default at `image_size` pixels.
 
-    `pad` puts each picture on a square of the mean colour first (the authors' stage 2), else its longer side is cut.
+    `pad` puts each image on a square of the mean colour first (the authors' stage 2), else its longer side is cut.
     """
     fields = {name: preprocessor[name] for name in _PREPROCESSOR_FIELDS if preprocessor.get(name) is not None}
     fields.setdefault("size", {"shortest_edge": image_size})

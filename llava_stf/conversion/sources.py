@@ -1,4 +1,4 @@
-"""Recognise what a checkpoint is by what stands in its folder and by the names of its tensors."""
+"""Detect the format of a checkpoint by what stands in its folder and by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safete
 _ADAPTER_FILES = ("mm_projector.bin", "mm_projector.safetensors")
 
 
-class Kind(StrEnum):
-    """Kinds of checkpoint."""
+class Format(StrEnum):
+    """Formats of checkpoints."""
 
     STF = "llava_stf"
     LLAVA = "llava"
@@ -27,9 +27,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint on disk: its kind, folder, config.json (empty where there is none) and weight files."""
+    """A checkpoint on disk: its format, folder, config.json (empty where there is none) and weight files."""
 
-    kind: Kind
+    format: Format
     folder: Path
     config: dict[str, Any]
     files: tuple[Path, ...]
@@ -37,15 +37,15 @@ class Source:
     @property
     def has_tower(self) -> bool:
         """Whether it describes and holds its vision tower, as every Hugging Face folder does."""
-        return self.kind in (Kind.STF, Kind.LLAVA)
+        return self.format in (Format.STF, Format.LLAVA)
 
     def index(self) -> dict[str, StoredTensor]:
         """Every tensor by its name on disk; see `read_index`."""
         return read_index(list(self.files))
 
 
-def recognise(path: Path) -> Source:
-    """What the checkpoint at `path` is; `path` is its folder, or one weight file that stands beside its config.json.
+def detect_format(path: Path) -> Source:
+    """The checkpoint at `path` and its format; `path` is its folder, or one weight file beside its config.json.
 
     Raises:
         ModelNotFoundError: nothing is there.
@@ -73,21 +73,21 @@ def recognise(path: Path) -> Source:
         names = read_index(files)
         if names and all(adapter_name(name).startswith("model.mm_projector") for name in names):
             config = read_json(config_file) if config_file.is_file() else {}
-            return Source(Kind.ADAPTER, folder, config, tuple(files))
+            return Source(Format.ADAPTER, folder, config, tuple(files))
     config = read_json(config_file)
-    return Source(_kind(config, config_file), folder, config, tuple(files))
+    return Source(_format_of(config, config_file), folder, config, tuple(files))
 
 
-def _kind(config: dict[str, Any], file: Path) -> Kind:
+def _format_of(config: dict[str, Any], file: Path) -> Format:
     model_type = config.get("model_type")
     if model_type == "llava_stf":
-        return Kind.STF
+        return Format.STF
     if model_type == "llava_llama" or (model_type == "llava" and "mm_vision_tower" in config):
-        return Kind.ORIGINAL
+        return Format.ORIGINAL
     if model_type == "llava":
-        return Kind.LLAVA
+        return Format.LLAVA
     if model_type == "llama":
-        return Kind.LLAMA
+        return Format.LLAMA
     raise CheckpointError(
         f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "
         "llava (Hugging Face's or the original), llava_stf, and llama as the base of an adapter."

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
-from llava_stf.conversion.parts import Parts, layers_of
 from llava_stf.conversion.processors import UNUSED_TOKEN
+from llava_stf.conversion.state import CheckpointState, layers_of
 from llava_stf.conversion.tower import CLIP_L_336, CLIP_L_336_CONFIG
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import save_shards, write_json
@@ -30,9 +30,9 @@ _PAD_ID = 0  # LLaVA-1.5 pads with <unk>
 
 
 def write_original(
-    parts: Parts, folder: Path, *, vision_tower: str | Path | None, on_written: Callable[[int], None]
+    state: CheckpointState, folder: Path, *, vision_tower: str | Path | None, on_written: Callable[[int], None]
 ) -> None:
-    """Write `parts` into the empty `folder` as the authors' class would.
+    """Write `state` into the empty `folder` as the authors' class would.
 
     The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their
     tools load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower,
@@ -40,34 +40,34 @@ def write_original(
 
     Raises `CheckpointError` if that format cannot hold the model.
     """
-    _check_expressible(parts)
-    config = parts.config
+    _check_expressible(state)
+    config = state.config
     vision = config.vision_config
     known = all(getattr(vision, name) == value for name, value in CLIP_L_336_CONFIG.items())
     tower = str(vision_tower or (CLIP_L_336 if known else _FOLDER))
-    table = public_to_original(parts.fused)
+    table = public_to_original(state.fused)
     tensors = {
         str(rename(name, table)): stored.with_rows(config.image_token_id) if name in (EMBEDDING, HEAD) else stored
-        for name, stored in parts.tensors.items()
+        for name, stored in state.tensors.items()
     }
-    write_json(folder / "config.json", _config(parts, tower))
+    write_json(folder / "config.json", _config(state, tower))
     text: LlamaConfig = config.text_config
     ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": _PAD_ID}
     write_json(folder / "generation_config.json", {**ids, "transformers_version": "4.37.2"})
-    if parts.processor is not None:
-        _write_tokenizer(parts, folder)
+    if state.processor is not None:
+        _write_tokenizer(state, folder)
     save_shards(folder, tensors, on_written=on_written)
     if tower == _FOLDER:
-        _write_tower(parts, folder / _FOLDER)
-        parts.notes.append(
+        _write_tower(state, folder / _FOLDER)
+        state.notes.append(
             f"The vision tower is in the folder {_FOLDER}; the authors' tools look for it in the working directory: "
             "run them in this folder, or put the absolute path into config.json (mm_vision_tower)."
         )
 
 
-def _check_expressible(parts: Parts) -> None:
+def _check_expressible(state: CheckpointState) -> None:
     """Refuse what the format has no place for; note what it holds but the authors' code does not run."""
-    config = parts.config
+    config = state.config
     rope = config.text_config.rope_parameters["rope_type"]
     if rope not in _ROPE_TYPES:
         raise CheckpointError(
@@ -97,25 +97,25 @@ def _check_expressible(parts: Parts) -> None:
             f"alone, and this model was made for the windows {windows}."
         )
     if len(windows) > 1:
-        parts.notes.append(
+        state.notes.append(
             f"The authors' code fuses {config.fusion_weight_window}x{config.fusion_weight_window} windows alone; the "
             f"others of {windows} are left behind."
         )
     if (states, config.fusion_weight_window, config.fusion_block_hidden_size, config.fusion_hidden_size) != built_in:
-        parts.notes.append(
+        state.notes.append(
             f"The authors' code has fusion layers {built_in[0]}, 2x2 windows, widths {built_in[2]} and {built_in[3]} "
             "in its source; to run this model, change them there."
         )
 
 
-def _config(parts: Parts, tower: str) -> dict[str, Any]:
+def _config(state: CheckpointState, tower: str) -> dict[str, Any]:
     """config.json in the authors' words; nothing in it tells STF from a plain LLaVA-1.5."""
-    config: LlavaConfig = parts.config
+    config: LlavaConfig = state.config
     text = config.text_config
     rope = text.rope_parameters
     scaling = None if rope["rope_type"] == "default" else {"type": rope["rope_type"], "factor": rope["factor"]}
     layer = config.fusion_states[0] if isinstance(config, LlavaStfConfig) else config.vision_feature_layer
-    pad = parts.image_processor is not None and parts.image_processor.to_dict().get("do_pad")
+    pad = state.image_processor is not None and state.image_processor.to_dict().get("do_pad")
     return {
         **{name: getattr(text, name) for name in _LLAMA_FIELDS},
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -134,9 +134,9 @@ def _config(parts: Parts, tower: str) -> dict[str, Any]:
         "pad_token_id": _PAD_ID,
         "rope_scaling": scaling,
         "rope_theta": rope["rope_theta"],
-        "tokenizer_model_max_length": _max_length(parts),
+        "tokenizer_model_max_length": _max_length(state),
         "tokenizer_padding_side": "right",
-        "torch_dtype": str(parts.tensors[EMBEDDING].dtype).removeprefix("torch."),
+        "torch_dtype": str(state.tensors[EMBEDDING].dtype).removeprefix("torch."),
         "transformers_version": "4.37.2",
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
@@ -144,29 +144,29 @@ def _config(parts: Parts, tower: str) -> dict[str, Any]:
     }
 
 
-def _max_length(parts: Parts) -> int:
+def _max_length(state: CheckpointState) -> int:
     """The tokenizer's length limit where it has one (an enormous number means none), else the model's positions."""
-    positions: int = parts.config.text_config.max_position_embeddings
-    return positions if parts.processor is None else min(parts.processor.tokenizer.model_max_length, positions)
+    positions: int = state.config.text_config.max_position_embeddings
+    return positions if state.processor is None else min(state.processor.tokenizer.model_max_length, positions)
 
 
-def _write_tokenizer(parts: Parts, folder: Path) -> None:
+def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
     """The tokenizer without the tokens that were added for Hugging Face."""
-    assert parts.processor is not None
-    tokenizer: PreTrainedTokenizerBase = parts.processor.tokenizer
+    assert state.processor is not None
+    tokenizer: PreTrainedTokenizerBase = state.processor.tokenizer
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    first = parts.config.image_token_id
+    first = state.config.image_token_id
     data["added_tokens"] = [
         token
         for token in data["added_tokens"]
         if token["id"] < first and token["content"] != UNUSED_TOKEN.format(token["id"])
     ]
     data["model"]["vocab"] = {token: number for token, number in data["model"]["vocab"].items() if number < first}
-    if parts.sentencepiece is not None:
-        shutil.copyfile(parts.sentencepiece, folder / "tokenizer.model")
+    if state.sentencepiece is not None:
+        shutil.copyfile(state.sentencepiece, folder / "tokenizer.model")
     else:
         write_json(folder / "tokenizer.json", data)
-        parts.notes.append(
+        state.notes.append(
             "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put that of "
             "the base model (Vicuna) beside the weights."
         )
@@ -183,23 +183,23 @@ def _write_tokenizer(parts: Parts, folder: Path) -> None:
             "unk_token": tokenizer.unk_token,
             "pad_token": tokenizer.unk_token,
             "padding_side": "right",
-            "model_max_length": _max_length(parts),
+            "model_max_length": _max_length(state),
             "clean_up_tokenization_spaces": False,
             "sp_model_kwargs": {},
         },
     )
 
 
-def _write_tower(parts: Parts, folder: Path) -> None:
+def _write_tower(state: CheckpointState, folder: Path) -> None:
     """The tower as a model folder of its own."""
     folder.mkdir()
-    write_json(folder / "config.json", {**parts.config.vision_config.to_dict(), "architectures": ["CLIPVisionModel"]})
-    if parts.image_processor is not None:
-        preprocessor = {**parts.image_processor.to_dict(), "image_processor_type": "CLIPImageProcessor"}
+    write_json(folder / "config.json", {**state.config.vision_config.to_dict(), "architectures": ["CLIPVisionModel"]})
+    if state.image_processor is not None:
+        preprocessor = {**state.image_processor.to_dict(), "image_processor_type": "CLIPImageProcessor"}
         preprocessor.pop("do_pad", None)
         write_json(folder / "preprocessor_config.json", preprocessor)
     prefix = "vision_tower."
     save_shards(
         folder,
-        {name.removeprefix(prefix): stored for name, stored in parts.tensors.items() if name.startswith(prefix)},
+        {name.removeprefix(prefix): stored for name, stored in state.tensors.items() if name.startswith(prefix)},
     )

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from llava_stf.data.records import FAULTS, SampleError
+from llava_stf.data.records import REASONS, SampleError
 from llava_stf.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 # The limit is a share of the samples seen, and of no fewer than these (or the whole set, if it is smaller): a share of
 # the first few samples says nothing.
 WINDOW = 10_000
-_UNSEEN, _GOOD, _FIRST_FAULT = 0, 1, 2
+_UNSEEN, _GOOD, _FIRST_REASON = 0, 1, 2
 
 
 class BadSamples:
@@ -41,9 +41,9 @@ class BadSamples:
         Raises `DataError` with the reason of this one and the counts of all when they are too many.
         """
         number %= len(self.verdicts)
-        known = self.verdicts[number] >= _FIRST_FAULT
-        self.verdicts[number] = _FIRST_FAULT + FAULTS.index(error.fault)
-        bad = int((self.verdicts >= _FIRST_FAULT).sum())
+        known = self.verdicts[number] >= _FIRST_REASON
+        self.verdicts[number] = _FIRST_REASON + REASONS.index(error.reason)
+        bad = int((self.verdicts >= _FIRST_REASON).sum())
         base = max(int((self.verdicts != _UNSEEN).sum()), min(len(self.verdicts), WINDOW))
         if bad > self.limit * base:
             raise DataError(f"{error}; {self.summary()}, more than {self.option} {self.limit:g} allows")
@@ -52,9 +52,9 @@ class BadSamples:
 
     def summary(self) -> str:
         """For instance "3 of 120 samples seen are bad (2 missing image, 1 turn order)"; empty where none is."""
-        counts = torch.bincount(self.verdicts, minlength=_FIRST_FAULT + len(FAULTS)).tolist()
-        seen, faults = sum(counts[_GOOD:]), counts[_FIRST_FAULT:]
-        if not any(faults):
+        counts = torch.bincount(self.verdicts, minlength=_FIRST_REASON + len(REASONS)).tolist()
+        seen, reasons = sum(counts[_GOOD:]), counts[_FIRST_REASON:]
+        if not any(reasons):
             return ""
-        kinds = ", ".join(f"{count} {fault}" for fault, count in zip(FAULTS, faults, strict=True) if count)
-        return f"{sum(faults)} of {seen} samples seen are bad ({kinds})"
+        kinds = ", ".join(f"{count} {reason}" for reason, count in zip(REASONS, reasons, strict=True) if count)
+        return f"{sum(reasons)} of {seen} samples seen are bad ({kinds})"

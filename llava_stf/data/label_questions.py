@@ -1,4 +1,4 @@
-"""What a model is asked when it writes training data: prompts about a folder of pictures, or a data file's turns."""
+"""What a model is asked when it writes training data: prompts about a folder of images, or a data file's turns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava_stf.errors import DataError
 from llava_stf.images import FORMATS
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 
-# Asked about every picture of a folder, for answers of all lengths.
+# Asked about every image of a folder, for answers of all lengths.
 PROMPTS = (
     "Describe this picture in one sentence.",
     "Describe this picture in detail: what it shows, where things are, and what is written in it, if anything.",
@@ -34,15 +34,15 @@ class Questions(Protocol):
     def __getitem__(self, number: int) -> Mapping[str, Any]: ...
 
 
-class PictureQuestions:
-    """Every prompt about every picture of a folder and below, picture by picture in the order of their paths.
+class ImageQuestions:
+    """Every prompt about every image of a folder and below, image by image in the order of their paths.
 
     Args:
-        folder: where the pictures are; hidden files are none.
+        folder: where the images are; hidden files are none.
         prompts: what to ask.
         images: the folder that image paths start from: `folder`, or one above it.
 
-    Raises `DataError` if there is no picture, or a prompt is empty or holds an image marker.
+    Raises `DataError` if there is no image, or a prompt is empty or holds an image marker.
     """
 
     def __init__(self, folder: Path, prompts: Sequence[str], images: Path) -> None:
@@ -51,21 +51,21 @@ class PictureQuestions:
                 raise DataError(f"a prompt needs words and no {IMAGE_TOKEN}, which is put before it; found {prompt!r}")
         root = images.absolute()
         if not folder.absolute().is_relative_to(root):
-            raise DataError(f"the pictures are in {folder}, so their paths cannot start from {images}")
+            raise DataError(f"the images are in {folder}, so their paths cannot start from {images}")
         endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
         found = (path for path in folder.absolute().rglob("*") if path.suffix.lower() in endings)
         self.paths = sorted(path.relative_to(root).as_posix() for path in found if not path.name.startswith("."))
         if not self.paths:
-            raise DataError(f"the folder {folder} holds no picture ({', '.join(FORMATS)})")
+            raise DataError(f"the folder {folder} holds no image ({', '.join(FORMATS)})")
         self.name, self.prompts = folder.name, prompts
 
     def __len__(self) -> int:
         return len(self.paths) * len(self.prompts)
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
-        picture, prompt = divmod(number, len(self.prompts))
+        image, prompt = divmod(number, len(self.prompts))
         turn = {"from": "human", "value": f"{IMAGE_TOKEN}\n{self.prompts[prompt]}"}
-        return {"id": f"{self.paths[picture]}#{prompt}", "image": self.paths[picture], "conversations": [turn]}
+        return {"id": f"{self.paths[image]}#{prompt}", "image": self.paths[image], "conversations": [turn]}
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -100,6 +100,6 @@ def human_turns(record: Mapping[str, Any]) -> list[str]:
 
 
 def question_key(record: Mapping[str, Any], number: int) -> tuple[str, bytes]:
-    """What tells a question from others: its id, and its pictures and human turns. Raises as `human_turns`."""
+    """What tells a question from others: its id, and its images and human turns. Raises as `human_turns`."""
     asked = [record.get("image"), record.get("images"), human_turns(record)]
     return sample_id(record, number), hashlib.sha256(json.dumps(asked).encode()).digest()

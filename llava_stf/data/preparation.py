@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from llava_stf.data.records import Fault, SampleError, conversation, pictures, sample_id
+from llava_stf.data.records import Reason, SampleError, conversation, record_images, sample_id
 from llava_stf.errors import DataError, ImageError
 from llava_stf.images import load_image
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN, encode_conversation
@@ -23,7 +23,7 @@ Template = Literal["v1", "plain"]
 
 
 class Sample(TypedDict):
-    """One training sample: ids and labels (int64 [L]) and its pictures (float32 [n_images, 3, height, width])."""
+    """One training sample: ids and labels (int64 [L]) and its images (float32 [n_images, 3, height, width])."""
 
     sample_id: str
     input_ids: Tensor
@@ -74,15 +74,15 @@ class Preparation:
 
     def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
         """Ids and labels, not cut, with every image's id repeated to its token count; no image is read."""
-        fault: Fault = "no record"
+        reason: Reason = "no record"
         try:
-            sources = pictures(record, self.images)
-            fault = "turn order"
+            sources = record_images(record, self.images)
+            reason = "turn order"
             ids, labels = encode_conversation(
                 self.tokenizer, conversation(record), template=self.template, image_token_id=self.image_token_id
             )
         except DataError as error:
-            raise self._error(fault, record, number, str(error)) from error
+            raise self._error(reason, record, number, str(error)) from error
         markers = ids.count(self.image_token_id)
         if markers != len(sources):
             sentence = (
@@ -99,9 +99,9 @@ class Preparation:
         return ids, labels
 
     def load(self, record: Mapping[str, Any], number: int) -> list[Image.Image]:
-        """The record's pictures, as they are."""
+        """The record's images, as they are."""
         images = []
-        for source in pictures(record, self.images):
+        for source in record_images(record, self.images):
             try:
                 images.append(load_image(source))
             except ImageError as error:
@@ -111,9 +111,9 @@ class Preparation:
                 ) from error
         return images
 
-    def _error(self, fault: Fault, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
+    def _error(self, reason: Reason, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
         name = sample_id(record, number)
-        return SampleError(fault, name, f"sample {name} of {self.name} (number {number}): {sentence}")
+        return SampleError(reason, name, f"sample {name} of {self.name} (number {number}): {sentence}")
 
     def _expand(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Ids and labels with every image id repeated to the image's token count."""

@@ -1,4 +1,4 @@
-"""What a record of a data set says, in LLaVA's form or in Hugging Face's: its pictures, its conversation, its length.
+"""What a record of a data set says, in LLaVA's form or in Hugging Face's: its images, its conversation, its length.
 
 LLaVA: `{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}]}`, `image` a path or a list of paths.
 Hugging Face: `{"id", "images", "messages": [{"role": "user" | "assistant", "content"}]}`, `content` a text or a list of
@@ -16,18 +16,18 @@ from PIL import Image
 from llava_stf.errors import DataError
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 
-Fault = Literal["no record", "turn order", "image markers", "missing image", "broken image", "too long"]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+Reason = Literal["no record", "turn order", "image markers", "missing image", "broken image", "too long"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 
 
 class SampleError(DataError):
-    """One sample cannot be trained on: `fault` is the kind of reason, `sample_id` names the sample."""
+    """One sample cannot be trained on: `reason` is the kind of reason, `sample_id` names the sample."""
 
-    def __init__(self, fault: Fault, sample_id: str, sentence: str) -> None:
+    def __init__(self, reason: Reason, sample_id: str, sentence: str) -> None:
         super().__init__(sentence)
-        self.fault: Fault = fault
+        self.reason: Reason = reason
         self.sample_id = sample_id
 
 
@@ -52,11 +52,11 @@ def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
         ) from error
 
 
-def pictures(record: Mapping[str, Any], folder: Path) -> list[Path | bytes | Image.Image]:
+def record_images(record: Mapping[str, Any], folder: Path) -> list[Path | bytes | Image.Image]:
     """The record's images in order; paths start from `folder`. Raises `DataError` for what is no image."""
     found = record.get("images") or record.get("image") or []
     found = found if isinstance(found, list) else [found]
-    return [_picture(item, folder) for item in found]
+    return [_image(item, folder) for item in found]
 
 
 def signed_length(record: Any) -> int:
@@ -82,7 +82,7 @@ def _turn(role: str, content: Any) -> dict[str, str]:
     return {"from": _SPEAKERS.get(role, role), "value": content}
 
 
-def _picture(item: Any, folder: Path) -> Path | bytes | Image.Image:
+def _image(item: Any, folder: Path) -> Path | bytes | Image.Image:
     if isinstance(item, Mapping):  # an undecoded cell of a `datasets` image column
         item = item.get("path") if item.get("bytes") is None else item["bytes"]
     if isinstance(item, str):

@@ -204,8 +204,8 @@ def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], f
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     if missing or unknown:
-        fault, names = ("lacks", missing) if missing else ("has no place for", unknown)
-        raise CheckpointError(f"{file}: the encoder {fault} {len(names)} tensors, the first is {names[0]}.")
+        problem, names = ("lacks", missing) if missing else ("has no place for", unknown)
+        raise CheckpointError(f"{file}: the encoder {problem} {len(names)} tensors, the first is {names[0]}.")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole encoder and a linear layer on its feature, trained on labelled pictures.
+"""Fine-tuning: the whole encoder and a linear layer on its feature, trained on labelled images.
 
 Two protocols, PatchMix's and APS's; what their code does and this does otherwise stands in docs/encoders/methods.md,
 Fine-tuning.
@@ -20,10 +20,10 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, ViTForImageClassification, ViTModel
 
 from llava_stf.encoders.finetune_options import FinetuneOptions
-from llava_stf.encoders.finetune_views import TrainingViews, takes_whole_pictures
+from llava_stf.encoders.finetune_views import TrainingViews, takes_whole_images
 from llava_stf.encoders.labelled import Accuracy, Encoder, Labelled, evaluation_batch, pooled
 from llava_stf.encoders.mixing import mix_batch, smoothed
-from llava_stf.encoders.objectives.base import drop_branch
+from llava_stf.encoders.objectives.base import apply_drop_path
 from llava_stf.encoders.pretrain.schedule import cosine
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.publish import publish, refuse_existing
@@ -56,7 +56,7 @@ def finetune(
     if options.statistics == "imagenet":
         encoder = replace(encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     student = replace(encoder, model=copy.deepcopy(encoder.model))
-    model, whole = student.model, takes_whole_pictures(encoder, options.crop)
+    model, whole = student.model, takes_whole_images(encoder, options.crop)
     stochastic_depth(model, options.drop_path)
     classes = int(max(train.labels.max(), test.labels.max())) + 1
     classifier = nn.Linear(model.config.hidden_size, classes).to(encoder.device)
@@ -126,7 +126,7 @@ def parameter_groups(
 
 
 def stochastic_depth(model: nn.Module, rate: float) -> None:
-    """Make the blocks drop their branches in training, for whole pictures, in place; `rate` in the last block, less in
+    """Make the blocks drop their branches in training, for whole images, in place; `rate` in the last block, less in
     proportion below."""
     blocks = tower_blocks(model)
     for number, block in enumerate(blocks):
@@ -139,8 +139,8 @@ def _drop_output(rate: float, branch: nn.Module, inputs: Any, output: Any) -> An
     if not branch.training:
         return output
     if isinstance(output, tuple):
-        return drop_branch(output[0], rate), *output[1:]
-    return drop_branch(output, rate)
+        return apply_drop_path(output[0], rate), *output[1:]
+    return apply_drop_path(output, rate)
 
 
 @torch.inference_mode()

@@ -25,14 +25,14 @@ class FinetuneOptions:
         weight_decay: AdamW's, of all but biases and one-dimensional parameters.
         warmup_epochs, first_learning_rate, final_learning_rate: from the one up to the peak, a cosine to the other.
         drop_path: stochastic depth, rising from 0 in the first block to this in the last.
-        augment: crops, flips, RandAugment, erasing and mixing; without, pictures as they are tested.
-        crop: "resized" takes 8 % to 100 % of a picture, "padded" shifts it by up to 4 pixels; default: padded for
+        augment: crops, flips, RandAugment, erasing and mixing; without, images as they are tested.
+        crop: "resized" takes 8 % to 100 % of an image, "padded" shifts it by up to 4 pixels; default: padded for
             encoders of at most 32 pixels.
         magnitude: of RandAugment, of 10; 0: not done.
         erasing: probability of random erasing.
         mixup, cutmix, switch: as in `mixing.mix_batch`.
         smoothing: of the labels.
-        statistics: what pictures are normalised with, the encoder's own or ImageNet's.
+        statistics: what images are normalised with, the encoder's own or ImageNet's.
         mixed_precision: dtype to compute in; weights stay float32.
     """
 

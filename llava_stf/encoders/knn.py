@@ -29,7 +29,7 @@ def knn_scores(
     Raises `DataError` if there are fewer than k training rows.
     """
     if k > len(train):
-        raise DataError(f"k must be at most the number of training pictures, {len(train)}, found {k}")
+        raise DataError(f"k must be at most the number of training images, {len(train)}, found {k}")
     classes = int(labels.max()) + 1 if classes is None else classes
     train = F.normalize(train.float(), dim=1)
     scores = []

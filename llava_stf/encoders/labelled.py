@@ -1,4 +1,4 @@
-"""Labelled pictures for measuring an encoder, and the features of all of them.
+"""Labelled images for measuring an encoder, and the features of all of them.
 
 Preprocessing of the papers' tests: the short side resized to int(size * 256 / 224), the middle cut out, normalised with
 the encoder's own statistics (docs/encoders/methods.md, Measuring).
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from llava_stf.encoders.pretrain.augment import normalize
 from llava_stf.encoders.pretrain.data import (
-    ArrayPictures,
-    FilePictures,
-    Pictures,
-    RowPictures,
-    picture_files,
+    ArrayImages,
+    FileImages,
+    Images,
+    RowImages,
+    image_files,
     read_arrays,
     square,
 )
@@ -32,9 +32,9 @@ _TRAIN, _TEST = ("train",), ("test", "val", "validation")
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and their classes, int64 [n]."""
+    """Images and their classes, int64 [n]."""
 
-    pictures: Pictures
+    images: Images
     labels: Tensor
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder to measure, in evaluation mode, and how its pictures are prepared."""
+    """An encoder to measure, in evaluation mode, and how its images are prepared."""
 
     model: Any  # of transformers; its last_hidden_state has the patches last, special tokens in front of them
     size: int
@@ -92,7 +92,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
         raise ModelNotFoundError(f"no encoder with an image processor at {folder}: {error}") from error
     if not all(isinstance(getattr(config, name, None), int) for name in ("image_size", "patch_size")):
         raise CheckpointError(
-            f"{folder} is no Vision Transformer for square pictures of one size (image_size, patch_size), but a "
+            f"{folder} is no Vision Transformer for square images of one size (image_size, patch_size), but a "
             f"{config.model_type}"
         )
     return Encoder(model, config.image_size, mean, std, pooling)
@@ -118,7 +118,7 @@ def open_labelled(data: str, *, image_column: str = "image", label_column: str =
 
 @torch.inference_mode()
 def features(encoder: Encoder, part: Labelled, *, batch_size: int = 256) -> Tensor:
-    """The class token after the final LayerNorm (or what `encoder.pooling` says) of every picture: float32 [n, D], CPU.
+    """The class token after the final LayerNorm (or what `encoder.pooling` says) of every image: float32 [n, D], CPU.
 
     The released kNN script leaves the random classifier in place and so measures a random projection of this
     (docs/encoders/methods.md, Nearest neighbours); here it is the feature itself.
@@ -131,7 +131,7 @@ def features(encoder: Encoder, part: Labelled, *, batch_size: int = 256) -> Tens
 
 
 def pooled(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """The feature of prepared pictures [b, 3, size, size]: float32 [b, D] on the device.
+    """The feature of prepared images [b, 3, size, size]: float32 [b, D] on the device.
 
     Raises `LlavaStfError` if the class token is asked for and there is none.
     """
@@ -145,13 +145,13 @@ def pooled(encoder: Encoder, pixels: Tensor) -> Tensor:
 
 
 def evaluation_batch(encoder: Encoder, part: Labelled, numbers: Tensor, *, border: bool = True) -> Tensor:
-    """The pictures of these numbers as the papers' tests prepare them: float [b, 3, size, size] on the device.
+    """The images of these numbers as the papers' tests prepare them: float [b, 3, size, size] on the device.
 
     Without `border` the short side is resized to the encoder's size itself, so that none is cut off.
     """
     larger = int(encoder.size * 256 / 224) if border else encoder.size
     margin = (larger - encoder.size) // 2
-    pixels = torch.stack([square(part.pictures[int(number)], larger) for number in numbers])
+    pixels = torch.stack([square(part.images[int(number)], larger) for number in numbers])
     pixels = pixels[..., margin : margin + encoder.size, margin : margin + encoder.size]
     return normalize(pixels.to(encoder.device).float() / 255, encoder.mean, encoder.std)
 
@@ -161,10 +161,10 @@ def _from_arrays(path: Path, part: str) -> Labelled:
     labels = read_arrays(path, "labels", (f"{part}_labels",))
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
-            f"{part}_labels of {path} must be one integer per picture, [{len(images)}], found {labels.dtype} "
+            f"{part}_labels of {path} must be one integer per image, [{len(images)}], found {labels.dtype} "
             f"{list(labels.shape)}"
         )
-    return Labelled(ArrayPictures(images), torch.from_numpy(labels.astype(np.int64)))
+    return Labelled(ArrayImages(images), torch.from_numpy(labels.astype(np.int64)))
 
 
 def _from_folder(path: Path, names: tuple[str, ...], classes: list[str]) -> Labelled:
@@ -173,12 +173,12 @@ def _from_folder(path: Path, names: tuple[str, ...], classes: list[str]) -> Labe
         raise DataError(f"{path} has no folder {' or '.join(names)} with a folder per class")
     files, labels = [], []
     for number, name in enumerate(classes):
-        found = picture_files(folder / name)
+        found = image_files(folder / name)
         files += found
         labels += [number] * len(found)
     if not files:
-        raise DataError(f"{folder} holds no pictures in folders {', '.join(classes)}")
-    return Labelled(FilePictures(files), torch.tensor(labels))
+        raise DataError(f"{folder} holds no images in folders {', '.join(classes)}")
+    return Labelled(FileImages(files), torch.tensor(labels))
 
 
 def _from_dataset(data: str, names: tuple[str, ...], image_column: str, label_column: str) -> Labelled:
@@ -189,7 +189,7 @@ def _from_dataset(data: str, names: tuple[str, ...], image_column: str, label_co
     rows = splits[name]
     if label_column not in rows.column_names:
         raise DataError(f"the data set {data} has no column {label_column}, but {', '.join(rows.column_names)}")
-    return Labelled(RowPictures(rows, image_column, data), torch.tensor(rows[label_column]))
+    return Labelled(RowImages(rows, image_column, data), torch.tensor(rows[label_column]))
 
 
 def _splits(data: str) -> Any:

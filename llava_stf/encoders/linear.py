@@ -72,8 +72,8 @@ def linear_probe(
 
 @torch.no_grad()
 def _augmented_features(encoder: Encoder, views: Augmentation, part: Labelled, numbers: Tensor) -> Tensor:
-    """Features of one random view of each picture: float32 [b, D] on the CPU."""
-    side = default_side(part.pictures, encoder.size)
-    pixels = torch.stack([square(part.pictures[int(number)], side) for number in numbers])
+    """Features of one random view of each image: float32 [b, D] on the CPU."""
+    side = default_side(part.images, encoder.size)
+    pixels = torch.stack([square(part.images[int(number)], side) for number in numbers])
     view = views(pixels.to(encoder.device).float() / 255)
     return pooled(encoder, view.pixels).cpu()

@@ -1,6 +1,6 @@
-"""Pictures with mixed labels: mixup (arXiv 1710.09412), CutMix (1905.04899), label smoothing; and random erasing.
+"""Images with mixed labels: mixup (arXiv 1710.09412), CutMix (1905.04899), label smoothing; and random erasing.
 
-Letters: B pictures of a batch, C classes.
+Letters: B images of a batch, C classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
 def mix_batch(
     pixels: Tensor, targets: Tensor, *, mixup: float, cutmix: float, switch: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Every picture with the one at the other end of the batch, one share for all of them: pixels, targets.
+    """Every image with the one at the other end of the batch, one share for all of them: pixels, targets.
 
     Args:
         pixels: [B, 3, H, W].
@@ -43,8 +43,8 @@ def mix_batch(
 
 
 def paste(pixels: Tensor, share: float) -> tuple[Tensor, float]:
-    """A rectangle of 1 - `share` of the area, its middle anywhere, from the picture at the other end of the batch; the
-    part beyond the border is lost. Pixels, and the share of each picture that is left."""
+    """A rectangle of 1 - `share` of the area, its middle anywhere, from the image at the other end of the batch; the
+    part beyond the border is lost. Pixels, and the share of each image that is left."""
     height, width = pixels.shape[-2:]
     edges = []
     for length in (height, width):
@@ -57,7 +57,7 @@ def paste(pixels: Tensor, share: float) -> tuple[Tensor, float]:
 
 
 def erase(pixels: Tensor, probability: float) -> Tensor:
-    """A rectangle of 2 % to a third of the area replaced by normal noise, in each picture with `probability`.
+    """A rectangle of 2 % to a third of the area replaced by normal noise, in each image with `probability`.
 
     `pixels` are normalised, [B, 3, H, W].
     """

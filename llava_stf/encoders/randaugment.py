@@ -1,8 +1,8 @@
-"""RandAugment (arXiv 1909.13719) in batch, each picture with its own draws: what timm calls rand-m9-mstd0.5-inc1.
+"""RandAugment (arXiv 1909.13719) in batch, each image with its own draws: what timm calls rand-m9-mstd0.5-inc1.
 
-Each picture goes through `layers` operations of fifteen, drawn with replacement; each is carried out with probability
-`probability`, at a strength of its own around `magnitude`, and stronger always means further from the picture as it is.
-timm works on 8-bit pictures, rounds after every operation and samples moved pictures bilinearly or bicubically, as a
+Each image goes through `layers` operations of fifteen, drawn with replacement; each is carried out with probability
+`probability`, at a strength of its own around `magnitude`, and stronger always means further from the image as it is.
+timm works on 8-bit images, rounds after every operation and samples moved images bilinearly or bicubically, as a
 coin falls; here all is in floating point and bilinear.
 """
 
@@ -27,12 +27,12 @@ Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class RandAugment:
-    """RandAugment as a function of pictures, from torch's global generators.
+    """RandAugment as a function of images, from torch's global generators.
 
     Args:
         magnitude: mean strength, of 10.
         deviation: of the strength.
-        layers: operations drawn per picture.
+        layers: operations drawn per image.
         probability: of carrying out one that was drawn.
         fill: colour of what moves in from outside, in [0, 1].
 
@@ -53,7 +53,7 @@ class RandAugment:
         self.operations = operations(fill)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Square pictures, float [B, 3, S, S] in [0, 1] -> the same."""
+        """Square images, float [B, 3, S, S] in [0, 1] -> the same."""
         count, device = len(pixels), pixels.device
         for _ in range(self.layers):
             drawn = torch.randint(len(self.operations), (count,), device=device)
@@ -143,7 +143,7 @@ def move(pixels: Tensor, matrices: Tensor, fill: Sequence[float]) -> Tensor:
 
 
 def _matrices(kind: str, change: Tensor) -> Tensor:
-    """Where the pixels of the result lie in the picture: [n, 2, 3], for changes [n] in [-1, 1].
+    """Where the pixels of the result lie in the image: [n, 2, 3], for changes [n] in [-1, 1].
 
     Slopes are counted from the upper left corner, half a side, 1 in these coordinates, from the middle.
     """

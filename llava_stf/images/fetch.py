@@ -1,4 +1,4 @@
-"""Fetch a picture from an http or https URL, with bounds on its size and on the time for all of it.
+"""Fetch an image from an http or https URL, with bounds on its size and on the time for all of it.
 
 A server that fetches what strangers name must not be led to its own network, so `public_only` looks every host up
 first, refuses one with an address that is not on the public internet, and connects to the address that was looked at: a

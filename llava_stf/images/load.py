@@ -1,4 +1,4 @@
-"""Read one picture from wherever the user has it: path, URL, bytes, PIL image or numpy array, always as 8-bit RGB.
+"""Read one image from wherever the user has it: path, URL, bytes, PIL image or numpy array, always as 8-bit RGB.
 
 Colours are those of the authors' `Image.open(path).convert("RGB")` (transparency is dropped, not composited), with two
 repairs: a photograph is turned upright by its EXIF tag, and 16-bit greys are scaled to 8 bits where Pillow clips them.
@@ -24,26 +24,26 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 MAX_DOWNLOAD_BYTES = 32 * 2**20
 MAX_DOWNLOAD_SECONDS = 20
-# "pad" mode draws a picture on a square of its longer side, "square" mode enlarges it until its shorter side fits the
-# vision tower: the one squares the memory of a long picture, the other that of a thin one. Hence a bound for each.
+# "pad" mode draws an image on a square of its longer side, "square" mode enlarges it until its shorter side fits the
+# vision tower: the one squares the memory of a long image, the other that of a thin one. Hence a bound for each.
 MAX_SIDE = 8192
 MAX_ASPECT_RATIO = 200
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "LLAVA_STF_OFFLINE")
 
 
 def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
-    """Reads a picture and returns it upright, 8 bits a channel, in mode "RGB".
+    """Reads an image and returns it upright, 8 bits a channel, in mode "RGB".
 
     Args:
         source: a path; an http or https URL; the bytes of an image file; a PIL image; or a numpy array [H, W],
             [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8 0..255, 16-bit 0..65535 or float 0..1.
-        max_pixels: largest picture that is decoded from a file, an URL or bytes, below `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_pixels: largest image that is decoded from a file, an URL or bytes, below `PIL.Image.MAX_IMAGE_PIXELS`.
 
-    Animations give their first frame. A picture whose longer side exceeds `MAX_SIDE` pixels is first reduced by a
+    Animations give their first frame. An image whose longer side exceeds `MAX_SIDE` pixels is first reduced by a
     whole factor.
 
     Raises:
-        ImageError: the picture cannot be read, has more pixels than allowed, is thinner than 1 to `MAX_ASPECT_RATIO`,
+        ImageError: the image cannot be read, has more pixels than allowed, is thinner than 1 to `MAX_ASPECT_RATIO`,
             or is an URL that may not or cannot be fetched. The message names the source.
     """
     if isinstance(source, np.ndarray):

@@ -219,14 +219,14 @@ class CompiledGeneration:
 
 def compile_generation(model: LlavaForConditionalGeneration) -> CompiledGeneration | None:
     """Compiled generation of this model, or `None` and one sentence in the log where it cannot be had."""
-    reason = _obstacle(model)
+    reason = _reason_for_eager(model)
     if reason is not None:
         logger.warning("Nothing is compiled and everything runs eagerly: %s", reason)
         return None
     return CompiledGeneration(model)
 
 
-def _obstacle(model: LlavaForConditionalGeneration) -> str | None:
+def _reason_for_eager(model: LlavaForConditionalGeneration) -> str | None:
     """Why this model cannot be compiled here; `None` if it can."""
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not quantizer.is_compileable:

@@ -1,4 +1,4 @@
-"""Ask a LLaVA about pictures: one question, a batch in order, a stream of text, or a conversation of several turns.
+"""Ask a LLaVA about images: one question, a batch in order, a stream of text, or a conversation of several turns.
 
     llava = load_model("tiny")
     llava.ask("bus.jpg", "What colour is the bus?")
@@ -41,7 +41,7 @@ Conversation = Sequence[Message] | str
 
 
 class LlavaStf:
-    """A LLaVA and its processor, ready to be asked; unpacks to `(model, processor)`.
+    """The pipeline: a LLaVA and its processor, ready to be asked; unpacks to `(model, processor)`.
 
     Args:
         model: a LLaVA-STF, or a plain LLaVA (the 100 % baseline).
@@ -185,7 +185,7 @@ class LlavaStf:
         Args:
             conversations: messages in Hugging Face's form, or a prompt as the model is to read it; not both kinds of
                 `<image>` place, an image item and a marker in the text, for one image.
-            images: the pictures of each conversation, in the order of their places in it.
+            images: the images of each conversation, in the order of their places in it.
             vision_tokens: tokens per image, see the class.
 
         Returns:
@@ -315,7 +315,7 @@ class _NewTokens(BaseStreamer):
 class Chat:
     """A conversation: every question is asked with all turns and images before it.
 
-    `messages` is the history in Hugging Face's form, `images` the pictures in the order of their markers in it. A turn
+    `messages` is the history in Hugging Face's form, `images` the images in the order of their markers in it. A turn
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 

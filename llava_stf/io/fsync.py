@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 
-def flush(folder: Path) -> None:
+def fsync_tree(folder: Path) -> None:
     """Wait for all files of `folder` and below, and their names."""
     for path in [*folder.rglob("*"), folder]:
-        flush_entry(path)
+        fsync_entry(path)
 
 
-def flush_entry(path: Path) -> None:
+def fsync_entry(path: Path) -> None:
     """Wait for one file's content, or one folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,12 +12,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import flush, flush_entry
+from llava_stf.io.fsync import fsync_entry, fsync_tree
 
 
 @contextmanager
 def publish(dst: Path) -> Iterator[Path]:
-    """Yield a fresh folder; when the block ends well, everything in it is flushed to disk and it becomes `dst`.
+    """Yield a fresh folder; when the block ends well, everything in it is synced to disk and it becomes `dst`.
 
     If the block raises, or the process is killed at any moment, `dst` stays absent. What a killed run left behind is
     removed by the next run into the same `dst`.
@@ -57,9 +57,9 @@ def _write_beside(dst: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        flush(folder)
+        fsync_tree(folder)
         refuse_existing(dst)
         folder.rename(dst)
-        flush_entry(dst.parent)
+        fsync_entry(dst.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,9 +16,9 @@ from transformers import (
 
 from llava_stf.conversion.cache import converted
 from llava_stf.conversion.locate import locate
-from llava_stf.conversion.parts import build_config, check_tensors, public_tensors
 from llava_stf.conversion.processors import read_processor
-from llava_stf.conversion.sources import Kind, Source, recognise
+from llava_stf.conversion.sources import Format, Source, detect_format
+from llava_stf.conversion.state import build_config, check_tensors, public_tensors
 from llava_stf.errors import CheckpointError, FusionError, KernelError, LlavaStfError, ModelNotFoundError
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import compile_generation
@@ -33,7 +33,7 @@ from llava_stf.models.llava_stf.patch import apply_stf
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
-EMBEDDED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
+BUNDLED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
 _LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
@@ -55,7 +55,7 @@ def load_model(
     """Load a model and its processor.
 
     Args:
-        name_or_path: `"tiny"` (the embedded LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
+        name_or_path: `"tiny"` (the bundled LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
             LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
             `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). Or a folder of LoRA weights that finetuning wrote: they
             are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
@@ -92,11 +92,11 @@ def load_model(
     path = _locate(name_or_path, subfolder, revision)
     lora = read_lora_folder(path) if is_lora_folder(path) else None
     if lora is None:
-        source = _recognise(path, vision_tower)
+        source = _loadable(path, vision_tower)
         folder, config = source.folder, _config(source)
     else:
         folder, config = lora.folder, lora.config
-    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    window = _window(config, BUNDLED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
     if isinstance(config, LlavaStfConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
     processor = _read_processor(folder, config)
@@ -150,12 +150,12 @@ def load_trained(
 
 def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
     """The config of a model that `load_model` loads as a whole, without its weights. Raises as `load_model`."""
-    return _config(_recognise(_locate(name_or_path, None, None), vision_tower))
+    return _config(_loadable(_locate(name_or_path, None, None), vision_tower))
 
 
 def is_llava(name_or_path: str | Path) -> bool:
     """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower. Raises as `load_model`."""
-    if str(name_or_path) in EMBEDDED:
+    if str(name_or_path) in BUNDLED:
         return True
     file = locate(name_or_path, weights=False) / "config.json"
     return file.is_file() and read_json(file).get("model_type") in _LLAVAS
@@ -170,9 +170,9 @@ def load_processor(
         lora = read_lora_folder(path)
         folder, config = lora.folder, lora.config
     else:
-        source = _recognise(path, None)
+        source = _loadable(path, None)
         folder, config = source.folder, _config(source)
-    window = _window(config, EMBEDDED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    window = _window(config, BUNDLED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
     processor = _read_processor(folder, config)
     if processor is None:
         raise CheckpointError(f"{folder} has no tokenizer, and nothing can be counted in tokens.")
@@ -182,36 +182,36 @@ def load_processor(
 
 
 def _config(source: Source) -> LlavaConfig:
-    return build_config(source, LlavaStfConfig if source.kind is Kind.STF else LlavaConfig, source.config)
+    return build_config(source, LlavaStfConfig if source.format is Format.STF else LlavaConfig, source.config)
 
 
 def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Path:
-    if name not in EMBEDDED:
+    if name not in BUNDLED:
         return locate(name, subfolder=subfolder, revision=revision)
-    return embedded_folder(str(name))
+    return bundled_folder(str(name))
 
 
-def embedded_folder(name: str) -> Path:
-    """The folder of one of the `EMBEDDED` models. Raises `ModelNotFoundError` if the installation came without it."""
+def bundled_folder(name: str) -> Path:
+    """The folder of one of the `BUNDLED` models. Raises `ModelNotFoundError` if the installation came without it."""
     path = Path(__file__).parents[1] / "assets" / name
     if not path.is_dir():
-        raise ModelNotFoundError(f"The embedded model '{name}' is not part of this installation; install the wheel.")
+        raise ModelNotFoundError(f"The bundled model '{name}' is not part of this installation; install the wheel.")
     return path
 
 
-def _recognise(path: Path, vision_tower: str | Path | None) -> Source:
+def _loadable(path: Path, vision_tower: str | Path | None) -> Source:
     """The checkpoint in a format that transformers loads."""
-    source = recognise(path)
-    if source.kind is Kind.ORIGINAL:
-        return recognise(converted(path, vision_tower))
+    source = detect_format(path)
+    if source.format is Format.ORIGINAL:
+        return detect_format(converted(path, vision_tower))
     if vision_tower is not None:
         raise LlavaStfError(f"{source.folder} has its vision tower inside and takes no other (vision_tower).")
-    if source.kind is Kind.ADAPTER:
+    if source.format is Format.ADAPTER:
         raise CheckpointError(
             f"{source.files[0]} holds a projector only; load its base model with init='{source.files[0]}', or convert "
             "both into one checkpoint."
         )
-    if source.kind is Kind.LLAMA:
+    if source.format is Format.LLAMA:
         raise CheckpointError(f"{source.folder} is a language model without a vision tower; expected a LLaVA.")
     return source
 
@@ -247,11 +247,11 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
         )
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        found = sorted(str(key) for key in report[fault] if not is_unused(str(key)))
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        found = sorted(str(key) for key in report[problem] if not is_unused(str(key)))
         if found:
             raise CheckpointError(
-                f"{source.folder} does not fit its config.json: {len(found)} {fault.replace('_', ' ')}, the first is "
+                f"{source.folder} does not fit its config.json: {len(found)} {problem.replace('_', ' ')}, the first is "
                 f"{found[0]}."
             )
     return model

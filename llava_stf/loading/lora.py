@@ -133,11 +133,11 @@ def load_weights(model: PeftModel, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    faults: list[str] = sorted(expected.keys() ^ saved.keys())
-    faults += [name for name in saved if name in expected and saved[name].shape != expected[name].shape]
-    if faults:
+    mismatched: list[str] = sorted(expected.keys() ^ saved.keys())
+    mismatched += [name for name in saved if name in expected and saved[name].shape != expected[name].shape]
+    if mismatched:
         raise CheckpointError(
-            f"{file} does not fit its base model: {len(faults)} weights are missing, unknown or of another shape, the "
-            f"first is {faults[0]}."
+            f"{file} does not fit its base model: {len(mismatched)} weights are missing, unknown or of another shape, "
+            f"the first is {mismatched[0]}."
         )
     set_peft_model_state_dict(model, saved)

@@ -26,7 +26,7 @@ def tiny_tokenizer() -> LlamaTokenizer:
 def write_tiny_llava(folder: Path, *, stf: bool = True, grid: int = 4, positions: int = 512, seed: int = 0) -> Path:
     """Writes a random LLaVA with 3 blocks of width 16 and an LLM of width 32 to `folder`, and its processor.
 
-    Pictures have `grid` x `grid` patches of 14 px, the LLM has `positions` positions. With `stf` two by two patches are
+    Images have `grid` x `grid` patches of 14 px, the LLM has `positions` positions. With `stf` two by two patches are
     fused into one token, otherwise it is a plain LLaVA.
     """
     import torch

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 
-from llava_stf.errors import FusionError
+from llava_stf.errors import FusionError, nearest
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
 from llava_stf.models.llava_stf.modeling_llava_stf import run_all_blocks, skip_unused_blocks
 from llava_stf.models.vision.towers import special_tokens_of
@@ -18,9 +16,7 @@ from llava_stf.reduction.model import ReducedLlavaForConditionalGeneration, Redu
 def find_method(name: str) -> Method:
     """The method of that name in `METHODS`. Raises `FusionError` with the nearest name where there is none."""
     if name not in METHODS:
-        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
-        guess = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        raise FusionError(f"No reduction method is called '{name}'; there are {', '.join(METHODS)}.{guess}")
+        raise FusionError(f"Unknown method '{name}': {nearest(name, METHODS)}")
     return METHODS[name]
 
 

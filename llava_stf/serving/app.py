@@ -22,11 +22,11 @@ from starlette.responses import JSONResponse, StreamingResponse
 from llava_stf.errors import LlavaStfError
 from llava_stf.inference import LlavaStf
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.serving.auth import AuthMiddleware
+from llava_stf.serving.body_limit import BodyLimiter
 from llava_stf.serving.engine import Engine
 from llava_stf.serving.errors import ClientGoneError, ModelUnknownError
-from llava_stf.serving.guard import Guard
 from llava_stf.serving.images import ImageReader
-from llava_stf.serving.intake import Intake
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.protocol import ChatRequest, CompletionRequest, parse
@@ -59,7 +59,7 @@ def create_app(llava: LlavaStf, options: ServeOptions, *, compare: LlavaStf | No
 
     app = FastAPI(title="llava-stf", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine, app.state.compare = engine, other
-    app.add_middleware(Guard, api_key=options.api_key, metrics=metrics)
+    app.add_middleware(AuthMiddleware, api_key=options.api_key, metrics=metrics)
     routes = Routes(engine, options)
     app.add_api_route("/health", routes.health)
     app.add_api_route("/metrics", routes.metrics)
@@ -78,7 +78,7 @@ class Routes:
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
         self._engine = engine
         self._options = options
-        self._intake = Intake(options.max_body_bytes)
+        self._body_limiter = BodyLimiter(options.max_body_bytes)
         self._images = ImageReader(options)
         self._created = int(time.time())
 
@@ -109,7 +109,7 @@ class Routes:
     async def chat(self, request: Request) -> Response:
         """The next answer of a conversation."""
         self._engine.check_room()
-        async with self._intake.body(request) as body:
+        async with self._body_limiter.body(request) as body:
             asked = await asyncio.to_thread(parse, ChatRequest, body)
             self._check_model(asked.model)
             images = await self._images.read(list(asked.urls()))
@@ -118,7 +118,7 @@ class Routes:
     async def complete(self, request: Request) -> Response:
         """How a text goes on."""
         self._engine.check_room()
-        async with self._intake.body(request) as body:
+        async with self._body_limiter.body(request) as body:
             asked = await asyncio.to_thread(parse, CompletionRequest, body)
             self._check_model(asked.model)
             return await self._reply(request, asked, asked.request(), chat=False)

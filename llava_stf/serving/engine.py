@@ -29,7 +29,7 @@ from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
-from llava_stf.serving.rows import GenerationRequest, Piece, Row, Watch
+from llava_stf.serving.rows import GenerationRequest, Piece, Row, RowStoppingCriteria
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Engine:
         for row in rows:
             self.metrics.prompt_tokens.inc(row.prompt_tokens)
             self.metrics.image_tokens.inc(row.image_tokens)
-        watch = Watch(rows, lambda row, token: row.add(token, self._ends, self.metrics))
+        criteria = RowStoppingCriteria(rows, lambda row, token: row.add(token, self._ends, self.metrics))
         request = rows[0].request
         sampling: dict[str, Any] = {"do_sample": False}
         if request.samples:
@@ -205,7 +205,7 @@ class Engine:
                 self.llava.generate(
                     self._join(rows),
                     max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([watch]),
+                    stopping_criteria=StoppingCriteriaList([criteria]),
                     **sampling,
                 )
         except Exception:  # whatever went wrong in this batch, the next one may do well

@@ -1,8 +1,8 @@
 () => {
-  // Ctrl+V anywhere on the page hands a copied picture to the picture field.
+  // Ctrl+V anywhere on the page hands a copied image to the image field.
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files ?? [])].find((item) => item.type.startsWith("image/"));
-    const field = document.querySelector("#picture input[type=file]");
+    const field = document.querySelector("#image input[type=file]");
     if (!file || !field) return;
     event.preventDefault();
     const files = new DataTransfer();

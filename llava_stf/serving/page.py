@@ -1,4 +1,4 @@
-"""The page to try a model: a picture, a question, the streamed answer, at each of the model's budgets.
+"""The page to try a model: an image, a question, the streamed answer, at each of the model's budgets.
 
 Everything that a browser loads comes from this server; gradio draws the page, `page_guard` keeps it to what it is for.
 """
@@ -19,10 +19,10 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 
 from llava_stf.errors import LlavaStfError, MissingDependencyError
-from llava_stf.loading import EMBEDDED
-from llava_stf.serving.page_asking import Asking, Budget, budgets
+from llava_stf.loading import BUNDLED
 from llava_stf.serving.page_cards import EMPTY, render_error
 from llava_stf.serving.page_guard import PageGuard
+from llava_stf.serving.page_handler import AnswerHandler, Budget, budgets
 from llava_stf.serving.page_login import Login
 from llava_stf.world import draw
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from llava_stf.serving.options import ServeOptions
 
 PATH = "/ui"
-KEEP_SECONDS = 3600  # of an uploaded picture
-# Held-out pictures, by their index, each with a question that it suits.
+KEEP_SECONDS = 3600  # of an uploaded image
+# Held-out images, by their index, each with a question that it suits.
 EXAMPLES = (
     (0, "What does the text say?"),
     (23, "How many shapes are there?"),
@@ -65,7 +65,7 @@ def mount_page(app: FastAPI, engine: Engine, options: ServeOptions, *, compare: 
     Args:
         app: the server; its routes come before the page.
         engine: of the served model.
-        options: limits of pictures, queue and answers, and the key.
+        options: limits of images, queue and answers, and the key.
         compare: of a second model, the 100 % twin for instance, for answers side by side.
     """
     folder = tempfile.TemporaryDirectory(prefix="llava-stf-page-")
@@ -73,8 +73,8 @@ def mount_page(app: FastAPI, engine: Engine, options: ServeOptions, *, compare: 
     files = Path(folder.name)
     os.environ["GRADIO_TEMP_DIR"] = str(files)  # the only way to tell gradio; its default is shared by all users
     engines = [engine] if compare is None else [engine, compare]
-    asking = Asking(budgets(engines), options)
-    page = build_page(asking, options, _write_examples(files / "examples"))
+    handler = AnswerHandler(budgets(engines), options)
+    page = build_page(handler, options, _write_examples(files / "examples"))
     middleware = [Middleware(PageGuard, files=files, max_image_bytes=options.max_image_bytes)]
     if options.api_key is not None:
         middleware.insert(0, Middleware(Login, api_key=options.api_key))
@@ -99,32 +99,32 @@ def mount_page(app: FastAPI, engine: Engine, options: ServeOptions, *, compare: 
     )
 
 
-def build_page(asking: Asking, options: ServeOptions, examples: list[tuple[Path, str]]) -> gr.Blocks:
+def build_page(handler: AnswerHandler, options: ServeOptions, examples: list[tuple[Path, str]]) -> gr.Blocks:
     """The page without a server around it."""
-    chosen = {budget.title: [budget] for budget in asking.budgets}
+    chosen = {budget.title: [budget] for budget in handler.budgets}
     several = len(chosen) > 1
 
     # Values come as the browser sent them, so that `load_image` opens the file and nothing before it.
-    async def answer(picture: Any, question: Any, mode: Any) -> AsyncIterator[tuple[str, gr.Button]]:
-        wanted = chosen.get(str(mode), asking.budgets)
-        async for html in asking.answer(_path(picture), str(question or ""), wanted):
+    async def answer(image: Any, question: Any, mode: Any) -> AsyncIterator[tuple[str, gr.Button]]:
+        wanted = chosen.get(str(mode), handler.budgets)
+        async for html in handler.answer(_path(image), str(question or ""), wanted):
             yield html, gr.Button(visible=True)
 
-    def check(picture: Any) -> tuple[Any, str]:
+    def check(image: Any) -> tuple[Any, str]:
         try:
-            asking.read(_path(picture))
+            handler.read(_path(image))
         except LlavaStfError as error:
             return None, render_error(str(error))
         return gr.skip(), EMPTY
 
     keep = (KEEP_SECONDS, KEEP_SECONDS)
     with gr.Blocks(title="LLaVA-STF", analytics_enabled=False, fill_width=True, delete_cache=keep) as page:
-        gr.HTML(_head(asking.budgets, options), elem_id="head")
+        gr.HTML(_head(handler.budgets, options), elem_id="head")
         with gr.Row(elem_id="main"):
             with gr.Column(min_width=300, scale=4, elem_id="asked"):
-                picture = gr.Image(
-                    label="Picture", sources=["upload", "clipboard"], height=320, elem_id="picture", buttons=[],
-                    alt_text="The picture that is asked about", placeholder="Drop a picture here, paste or choose one",
+                image = gr.Image(
+                    label="Image", sources=["upload", "clipboard"], height=320, elem_id="image", buttons=[],
+                    alt_text="The image that is asked about", placeholder="Drop an image here, paste or choose one",
                 )  # fmt: skip
                 gr.HTML("<h2>Examples</h2>", elem_id="examples-title")
                 with gr.Row(elem_id="examples"):
@@ -149,16 +149,16 @@ def build_page(asking: Asking, options: ServeOptions, examples: list[tuple[Path,
         asked = gr.on(
             [ask.click, question.submit],
             answer,
-            [picture, question, mode],
+            [image, question, mode],
             [answers, stop],
             trigger_mode="once",
             **quiet,
         )
         asked.then(_hide, None, stop, **quiet)  # however it ended
         stop.click(_hide, None, stop, cancels=asked, js=FOCUS_QUESTION, **quiet)
-        picture.upload(check, picture, [picture, answers], **quiet)
+        image.upload(check, image, [image, answers], **quiet)
         for button, (path, text) in zip(shown, examples, strict=True):
-            button.click(partial(_show, path, text), None, [picture, question, answers], js=FOCUS_QUESTION, **quiet)
+            button.click(partial(_show, path, text), None, [image, question, answers], js=FOCUS_QUESTION, **quiet)
     return page.queue(max_size=MAX_CALLS, default_concurrency_limit=None, api_open=False)
 
 
@@ -175,8 +175,8 @@ def _clean_up_with(app: FastAPI, folder: tempfile.TemporaryDirectory[str]) -> No
     app.router.lifespan_context = lifespan
 
 
-def _path(picture: Any) -> str | None:
-    return picture.get("path") if isinstance(picture, dict) else None
+def _path(image: Any) -> str | None:
+    return image.get("path") if isinstance(image, dict) else None
 
 
 def _hide() -> gr.Button:
@@ -191,7 +191,7 @@ def _write_examples(folder: Path) -> list[tuple[Path, str]]:
     folder.mkdir()
     written = []
     for index, question in EXAMPLES:
-        path = folder / f"picture-{index}.png"
+        path = folder / f"image-{index}.png"
         Image.fromarray(draw(index, split="held_out")[1]).save(path)
         written.append((path, question))
     return written
@@ -202,9 +202,9 @@ def _head(choices: list[Budget], options: ServeOptions) -> str:
     name = escape(options.served_name)
     said = f"<b>{name}</b> reads it as {first.vision_tokens:,} vision tokens"
     said += f" instead of {first.patches:,}." if first.vision_tokens < first.patches else "."
-    if options.served_name in EMBEDDED:
-        said += " This small model knows only drawn pictures like the examples."
-    return f"<h1>Ask about a picture</h1><p>{said}</p>"
+    if options.served_name in BUNDLED:
+        said += " This small model knows only drawn images like the examples."
+    return f"<h1>Ask about an image</h1><p>{said}</p>"
 
 
 def _theme() -> gr.themes.Base:

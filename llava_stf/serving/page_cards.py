@@ -1,4 +1,4 @@
-"""The answers as HTML: a card each, with the picture as the model sees it, the words so far, and what they cost."""
+"""The answers as HTML: a card each, with the image as the model sees it, the words so far, and what they cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from llava_stf.analysis.looking import Look
+from llava_stf.analysis.visualise import Visualisation
 
 EMPTY = '<div class="empty">The answer appears here.</div>'
 
@@ -21,8 +21,8 @@ class Card:
 
     Attributes:
         title: of the budget, for instance "25 %".
-        vision_tokens: of the picture.
-        view: SVG of the picture with its windows.
+        vision_tokens: of the image.
+        view: SVG of the image with its windows.
         text: the answer so far.
         running: whether more is to come.
         first_token_seconds: from the request to the first text, queueing included; `None` before it.
@@ -43,11 +43,11 @@ class Card:
     error: str | None = None
 
 
-def draw_view(seen: Look, window: int) -> str:
+def draw_view(seen: Visualisation, window: int) -> str:
     """SVG of what enters the tower, cut into the `window` x `window` patches that become a token each."""
     file = io.BytesIO()
-    Image.fromarray(np.rint(seen.picture * 255).astype(np.uint8)).save(file, "PNG")
-    picture = base64.b64encode(file.getvalue()).decode()
+    Image.fromarray(np.rint(seen.image * 255).astype(np.uint8)).save(file, "PNG")
+    image = base64.b64encode(file.getvalue()).decode()
     places = range(0, seen.grid, window)
     kind, inset = ("windows", 0.04 * window) if window > 1 else ("patches", 0.0)
     side = window - 2 * inset
@@ -59,8 +59,8 @@ def draw_view(seen: Look, window: int) -> str:
     tokens = len(places) ** 2
     return (
         f'<svg class="view" viewBox="0 0 {seen.grid} {seen.grid}" role="img" '
-        f'aria-label="The picture in {tokens} windows of {window} by {window} patches, a token each">'
-        f'<image href="data:image/png;base64,{picture}" width="{seen.grid}" height="{seen.grid}"/>'
+        f'aria-label="The image in {tokens} windows of {window} by {window} patches, a token each">'
+        f'<image href="data:image/png;base64,{image}" width="{seen.grid}" height="{seen.grid}"/>'
         f'<g class="{kind}">{boxes}</g></svg>'
     )
 

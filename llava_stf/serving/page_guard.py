@@ -100,7 +100,7 @@ class PageGuard:
         except (OSError, ValueError):
             inside = False
         if not inside:
-            raise Refused(403, "Only a picture that was uploaded to this page can be shown or asked about.")
+            raise Refused(403, "Only an image that was uploaded to this page can be shown or asked about.")
 
 
 def _check_length(headers: Headers, limit: int) -> None:

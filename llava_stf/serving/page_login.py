@@ -22,7 +22,7 @@ p { margin: 0; opacity: 0.8; }
 input, button { font: inherit; padding: 10px 12px; border-radius: 10px; border: 1px solid #8a93a3; }
 button { font-weight: 600; cursor: pointer; }
 </style></head><body><form method="post" action="login">
-<h1>Ask about a picture</h1><!-- problem -->
+<h1>Ask about an image</h1><!-- problem -->
 <label for="key">API key of this server</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
 <button>Continue</button></form></body></html>

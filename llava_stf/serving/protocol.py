@@ -47,7 +47,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
 }
 _COMPLETION_TOKENS = 16  # OpenAI's default for the older route
-_FIELD = re.compile("(?!(str|int|bool|float)$)[a-z_]+")  # in the path to a fault, where kinds of values stand, too
+_FIELD = re.compile("(?!(str|int|bool|float)$)[a-z_]+")  # in the path to a reason, where kinds of values stand, too
 Body = TypeVar("Body", bound="_Request")
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -181,14 +181,14 @@ class CompletionRequest(_Request):
 
 
 def parse(kind: type[Body], body: bytes) -> Body:
-    """A body as what it should be. Raises `RequestError` with the first fault in a sentence."""
+    """A body as what it should be. Raises `RequestError` with the first reason in a sentence."""
     try:
         asked = kind.model_validate_json(body)
     except ValidationError as error:
-        # Where several kinds of value are allowed there is a fault for each; the deepest is of the kind that was meant.
-        fault = max(error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"]))
-        place = ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
-        sentence = fault["msg"].removeprefix("Value error, ")
+        # Where several kinds of value are allowed each has its reason; the deepest is of the kind that was meant.
+        reason = max(error.errors(include_url=False, include_input=False), key=lambda reason: len(reason["loc"]))
+        place = ".".join(str(part) for part in reason["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
+        sentence = reason["msg"].removeprefix("Value error, ")
         raise RequestError(f"{place}: {sentence}." if place else f"{sentence}.", param=place or None) from error
     asked.check_extra()
     return asked

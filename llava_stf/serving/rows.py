@@ -161,8 +161,8 @@ class Row:
             self.cancelled = True
 
 
-class Watch(StoppingCriteria):
-    """Hands each row its new ids, and ends the rows that are done or that nobody waits for.
+class RowStoppingCriteria(StoppingCriteria):
+    """Hands each row its new ids, and ends the rows that are done or whose client has left.
 
     Args:
         rows: of the batch, in its order.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import llava_stf
-from llava_stf.conversion.sources import Kind, recognise
+from llava_stf.conversion.sources import Format, detect_format
 from llava_stf.errors import LlavaStfError, MissingDependencyError
 
 # Options that vLLM has no counterpart of, how they are written, and what to do instead.
@@ -81,9 +81,9 @@ def exec_vllm(model: str, given: Mapping[str, Any], more: Sequence[str] = ()) ->
 
 def advice_for(folder: Path) -> str | None:
     """What to do if vLLM refuses a plain LLaVA that transformers 5 saved: vLLM 0.32 expects older names."""
-    source = recognise(folder)
+    source = detect_format(folder)
     towers = [name for name in source.index() if "vision_tower." in name]
-    if source.kind is not Kind.LLAVA or any(".vision_model." in name for name in towers):
+    if source.format is not Format.LLAVA or any(".vision_model." in name for name in towers):
         return None
     return (
         "vLLM up to 0.32 does not know the names of this plain LLaVA's vision tower. If it says so: "
@@ -99,7 +99,7 @@ def _folder(model: str) -> Path:
         raise LlavaStfError(
             f"vLLM serves saved folders, found '{model}'; bring it into one first: llava-stf convert '{model}' FOLDER"
         )
-    if recognise(folder).kind not in (Kind.STF, Kind.LLAVA):
+    if detect_format(folder).format not in (Format.STF, Format.LLAVA):
         raise LlavaStfError(
             f"vLLM reads Hugging Face's format, and {folder} is another; first: llava-stf convert '{model}' FOLDER"
         )

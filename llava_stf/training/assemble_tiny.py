@@ -1,4 +1,4 @@
-"""Put the embedded model together before it is trained: a pre-trained tower, a new language model, a new tokenizer.
+"""Put the bundled model together before it is trained: a pre-trained tower, a new language model, a new tokenizer.
 
 The result is an ordinary plain LLaVA folder with random language model and projector, which the finetuning entry point
 takes as `--base`.
@@ -34,14 +34,14 @@ PIECES = 640
 ROWS_MULTIPLE = 64
 
 
-def train_tokenizer(pictures: int = 4000, seed: int = 0) -> PreTrainedTokenizerBase:
-    """A LLaMA tokenizer for the text of the drawn pictures: byte-fallback BPE, `<unk>` 0, `<s>` 1, `</s>` 2.
+def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBase:
+    """A LLaMA tokenizer for the text of the drawn images: byte-fallback BPE, `<unk>` 0, `<s>` 1, `</s>` 2.
 
     `<image>` and `<pad>` come behind the trained pieces, as in the llava-hf checkpoints.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=_sentences(pictures, seed),
+        sentence_iterator=_sentences(images, seed),
         model_writer=model,
         model_type="bpe",
         vocab_size=PIECES,
@@ -64,15 +64,15 @@ def train_tokenizer(pictures: int = 4000, seed: int = 0) -> PreTrainedTokenizerB
     return tokenizer
 
 
-def _sentences(pictures: int, seed: int) -> Iterator[str]:
+def _sentences(images: int, seed: int) -> Iterator[str]:
     """The corpus with the chat's own words around every text, so that they become whole pieces."""
-    for text in corpus(pictures, seed):
+    for text in corpus(images, seed):
         yield from (f"USER: {line} ASSISTANT: {line}" for line in text.splitlines() if line)
-    yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * pictures
+    yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 
 def assemble_tiny(tower: Path, output: Path, *, seed: int = 0) -> None:
-    """Write the untrained embedded LLaVA: the tower in `tower`, a LLaMA of 4 layers of width 192, all 64 patches."""
+    """Write the untrained bundled LLaVA: the tower in `tower`, a LLaMA of 4 layers of width 192, all 64 patches."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
     vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import GenericAlias, NoneType
@@ -16,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import LlavaStfError, nearest
 
 # The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
 # Distillation is not the paper's; it trains the projector alone.
@@ -78,7 +77,9 @@ class FinetuneConfig:
     )
 
     streaming: bool = _option(False, "read a Hugging Face data set row by row, with no copy of it; needs max_steps")
-    group_by_length: bool = _option(True, "but in stage align, steps of one modality and similar lengths: less padding")
+    group_by_length: bool = _option(
+        True, "not in stage align: a step takes samples of similar length, all with or all without images: less padding"
+    )
     max_bad_samples: float = _option(0.01, "share of samples that may be bad, and are replaced by others, at most")
 
     epochs: float = _option(1.0, "passes over the data, if max_steps is not given")
@@ -208,7 +209,7 @@ def parse(argv: Sequence[str]) -> FinetuneConfig:
         parser.add_argument(*sorted(flags), dest=option.name, nargs="?", const="true", default=MISSING, help=text)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], "--"))
+        raise LlavaStfError(unknown_flag(unknown[0], [option.name for option in fields(FinetuneConfig)]))
     given = {name: value for name, value in vars(known).items() if name != "config" and value is not MISSING}
     return from_values({**(read_yaml(known.config) if known.config else {}), **given})
 
@@ -219,7 +220,7 @@ def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
     types = get_type_hints(FinetuneConfig)
     for name in values:
         if name not in known:
-            raise LlavaStfError(_unknown("field", str(name)))
+            raise LlavaStfError(f"Unknown field '{name}': {nearest(str(name), known)}")
     return FinetuneConfig(**{name: convert_value(known[name], types[name], value) for name, value in values.items()})
 
 
@@ -234,10 +235,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _unknown(kind: str, name: str, prefix: str = "") -> str:
-    names = [option.name for option in fields(FinetuneConfig)]
-    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), names, n=1, cutoff=0)
-    return f"unknown {kind} {name}; the nearest known one is {prefix}{near[0]}"
+def unknown_flag(given: str, names: Iterable[str]) -> str:
+    """The sentence about a flag of the command line, `--NAME` or `--NAME=VALUE`, that is none of `names`."""
+    flag = given.partition("=")[0]
+    asked = f"--{flag.lstrip('-').replace('-', '_')}"
+    return f"Unknown flag '{flag}': {nearest(asked, [f'--{name}' for name in names])}"
 
 
 def convert_value(option: Field[Any], wanted: Any, value: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from llava_stf.data.preparation import Preparation
-from llava_stf.data.records import FAULTS, Fault, SampleError
+from llava_stf.data.records import REASONS, Reason, SampleError
 from llava_stf.data.sources import Records
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
@@ -25,7 +25,7 @@ OFFENDERS = 5
 class Verdict(NamedTuple):
     """On one sample: what is wrong with it, if anything; else its length in tokens."""
 
-    fault: Fault | None
+    reason: Reason | None
     sample_id: str
     sentence: str
     length: int
@@ -38,7 +38,7 @@ class Report:
 
     Attributes:
         samples: how many there are.
-        faults: how many of them are bad, by kind; only kinds that occur.
+        reasons: how many of them are bad, by kind; only kinds that occur.
         offenders: the ids and sentences of the first `OFFENDERS` bad ones of each kind, in the order of the data.
         lengths: shortest, median and longest good sample in tokens, image tokens included; None without a good one.
         cut: good samples longer than the longest sequence, whose end training does not see.
@@ -47,8 +47,8 @@ class Report:
     """
 
     samples: int
-    faults: dict[Fault, int]
-    offenders: dict[Fault, list[tuple[str, str]]]
+    reasons: dict[Reason, int]
+    offenders: dict[Reason, list[tuple[str, str]]]
     lengths: tuple[int, float, int] | None
     cut: int
     masked: int
@@ -56,7 +56,7 @@ class Report:
 
     @property
     def bad(self) -> int:
-        return sum(self.faults.values())
+        return sum(self.reasons.values())
 
 
 class _Verdicts(Dataset[Verdict]):
@@ -72,7 +72,7 @@ class _Verdicts(Dataset[Verdict]):
             ids, labels = self.prepare.encode(record, number)
             self.prepare.load(record, number)
         except SampleError as error:
-            return Verdict(error.fault, error.sample_id, str(error), 0, False)
+            return Verdict(error.reason, error.sample_id, str(error), 0, False)
         trained = labels[: self.prepare.max_length]
         return Verdict(None, "", "", len(ids), all(label == IGNORE_INDEX for label in trained))
 
@@ -85,8 +85,8 @@ def check_data(
     The memory it takes is that of the index, four bytes per record for its length, and a few batches of verdicts.
     """
     started = time.perf_counter()
-    faults: Counter[Fault] = Counter()
-    offenders: defaultdict[Fault, list[tuple[str, str]]] = defaultdict(list)
+    reasons: Counter[Reason] = Counter()
+    offenders: defaultdict[Reason, list[tuple[str, str]]] = defaultdict(list)
     lengths = np.zeros(len(records), dtype=np.int32)
     masked = done = 0
     loader = DataLoader(
@@ -97,17 +97,17 @@ def check_data(
             for number, verdict in enumerate(verdicts, done):
                 lengths[number] = verdict.length
                 masked += verdict.masked
-                if verdict.fault is not None:
-                    faults[verdict.fault] += 1
-                    if faults[verdict.fault] <= OFFENDERS:
-                        offenders[verdict.fault].append((verdict.sample_id, verdict.sentence))
+                if verdict.reason is not None:
+                    reasons[verdict.reason] += 1
+                    if reasons[verdict.reason] <= OFFENDERS:
+                        offenders[verdict.reason].append((verdict.sample_id, verdict.sentence))
             done += len(verdicts)
             if progress is not None:
                 progress(done)
     good = lengths[lengths > 0]
     return Report(
         samples=len(records),
-        faults={fault: faults[fault] for fault in FAULTS if faults[fault]},
+        reasons={reason: reasons[reason] for reason in REASONS if reasons[reason]},
         offenders=dict(offenders),
         lengths=(int(good.min()), float(np.median(good)), int(good.max())) if len(good) else None,
         cut=int((good > prepare.max_length).sum()),

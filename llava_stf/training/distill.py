@@ -80,12 +80,12 @@ class DistillTrainer(FinetuneTrainer):
         wide = with_budget(inputs, self.step_budget(), config.grid**2, config.image_token_id)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
         with self.accelerator.autocast(), without_adapters:
-            self._lesson = self.teacher(wide)
+            self._teacher_outputs = self.teacher(wide)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _distance(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
         """Share of this batch in the mean over the `num_items_in_batch` answer tokens of an optimizer step."""
-        target, teacher_tokens = self._lesson
+        target, teacher_tokens = self._teacher_outputs
         found = answer_log_probabilities(outputs.logits[:, :-1][answers(labels)])
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight

@@ -1,4 +1,4 @@
-"""A model's answers as training data: questions about pictures in, the same conversations with its answers out.
+"""A model's answers as training data: questions about images in, the same conversations with its answers out.
 
 Every question is asked with the turns before it and the model's own answers to them, so that what a student learns from
 is what its teacher would have said. The rows are LLaVA's JSON lines, in the order of the questions.
@@ -20,7 +20,7 @@ from PIL import Image
 from llava_stf.data.bad_samples import BadSamples
 from llava_stf.data.label_questions import Questions, human_turns
 from llava_stf.data.preparation import Preparation
-from llava_stf.data.records import Fault, SampleError, sample_id
+from llava_stf.data.records import Reason, SampleError, sample_id
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
 from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IGNORE_INDEX, IMAGE_TOKEN, tokenize_chunks
@@ -29,12 +29,12 @@ from llava_stf.training.label_file import LabelFile
 
 @dataclass
 class _Dialogue:
-    """One record on its way to a row: what to ask, about which pictures, and what was answered so far."""
+    """One record on its way to a row: what to ask, about which images, and what was answered so far."""
 
     number: int
     record: Mapping[str, Any]
     questions: list[str]
-    pictures: list[Image.Image] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
     def is_open(self) -> bool:
@@ -52,8 +52,8 @@ class _Dialogue:
         return messages
 
     def shown(self) -> list[Image.Image]:
-        """The pictures of all turns so far."""
-        return self.pictures[: sum(question.count(IMAGE_TOKEN) for question in self._asked())]
+        """The images of all turns so far."""
+        return self.images[: sum(question.count(IMAGE_TOKEN) for question in self._asked())]
 
     def row(self, answers: Sequence[str]) -> dict[str, Any]:
         """The record in LLaVA's form with these answers in place of its own; other fields of it stay."""
@@ -156,7 +156,7 @@ class Labeller:
         dialogue = _Dialogue(number, record, questions)
         if not self._is_trainable(dialogue.row(["?"] * len(questions)), number):
             raise self._error("turn order", record, number, f"a question holds the text {ANSWER_TAG.strip()}")
-        dialogue.pictures = self.prepare.load(record, number)
+        dialogue.images = self.prepare.load(record, number)
         return dialogue
 
     @torch.inference_mode()
@@ -209,6 +209,6 @@ class Labeller:
         _, labels = self.prepare.encode(row, number)
         return any(label != IGNORE_INDEX for label in labels)
 
-    def _error(self, fault: Fault, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
+    def _error(self, reason: Reason, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
         name = sample_id(record, number)
-        return SampleError(fault, name, f"sample {name} of {self.questions.name} (number {number}): {sentence}")
+        return SampleError(reason, name, f"sample {name} of {self.questions.name} (number {number}): {sentence}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from llava_stf.data.label_questions import Questions, question_key
 from llava_stf.errors import DataError
-from llava_stf.io.fsync import flush_entry
+from llava_stf.io.fsync import fsync_entry
 
 _ROW_START = b'{"id": '
 
@@ -124,7 +124,7 @@ def open_labels(
     try:
         _lock(descriptor, path)
         try:
-            flush_entry(path.absolute().parent)
+            fsync_entry(path.absolute().parent)
             labels = LabelFile(path, descriptor, numbers, teacher)
             labels.read_back(questions)
             yield labels

@@ -1,4 +1,4 @@
-"""Train the embedded model's vision tower on drawn pictures, with a dense target for every patch.
+"""Train the bundled model's vision tower on drawn images, with a dense target for every patch.
 
 It plays the part that CLIP's pre-training plays for LLaVA: afterwards the tower's states say, linearly and patch by
 patch, what is there. The targets are shape, colour, size and the characters in the left and right half of a patch
@@ -37,7 +37,7 @@ CLASSES = {
 
 
 def tower_config() -> CLIPVisionConfig:
-    """The embedded model's tower: CLIP's architecture, 6 blocks of width 128, 112 px in 8x8 patches of 14 px."""
+    """The bundled model's tower: CLIP's architecture, 6 blocks of width 128, 112 px in 8x8 patches of 14 px."""
     return CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -49,8 +49,8 @@ def tower_config() -> CLIPVisionConfig:
     )
 
 
-class DrawnPictures(IterableDataset[dict[str, Tensor]]):
-    """Pictures `start` to `start + count` of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class."""
+class DrawnImages(IterableDataset[dict[str, Tensor]]):
+    """Images `start` to `start + count` of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class."""
 
     def __init__(self, count: int, seed: int, split: str = "train") -> None:
         self.count, self.seed, self.split = count, seed, split
@@ -83,17 +83,17 @@ class DenseReader(nn.Module):
 
 
 def pretrain_tower(
-    output: Path, *, pictures: int, batch_size: int = 32, learning_rate: float = 1e-3, seed: int = 0
+    output: Path, *, images: int, batch_size: int = 32, learning_rate: float = 1e-3, seed: int = 0
 ) -> None:
-    """Train a tower on `pictures` drawn pictures and save it, `CLIPVisionModel` format, in `output`."""
+    """Train a tower on `images` drawn images and save it, `CLIPVisionModel` format, in `output`."""
     torch.manual_seed(seed)
     # On a CPU in bfloat16 the fused attention has a backward pass that takes half of the step.
     reader = DenseReader(CLIPVisionModel._from_config(tower_config(), attn_implementation="eager"))
     skip_unused_blocks(reader.tower, [SELECT_LAYER])
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.01)
-    steps = pictures // batch_size
+    steps = images // batch_size
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 30, steps)
-    loader = DataLoader(DrawnPictures(pictures, seed), batch_size=batch_size, num_workers=1, drop_last=True)
+    loader = DataLoader(DrawnImages(images, seed), batch_size=batch_size, num_workers=1, drop_last=True)
     started = time.monotonic()
     for step, batch in enumerate(loader, 1):
         with torch.autocast("cpu", torch.bfloat16):
@@ -107,7 +107,7 @@ def pretrain_tower(
         schedule.step()
         if step % 100 == 0 or step == steps:
             speed = step * batch_size / (time.monotonic() - started)
-            print(f"step {step}/{steps}  loss {loss.item():.4f}  {speed:.0f} pictures/s", flush=True)
+            print(f"step {step}/{steps}  loss {loss.item():.4f}  {speed:.0f} images/s", flush=True)
         if step % 1000 == 0:
             reader.tower.save_pretrained(output)
             print(accuracy(reader), flush=True)
@@ -116,11 +116,11 @@ def pretrain_tower(
 
 
 @torch.inference_mode()
-def accuracy(reader: DenseReader, pictures: int = 512) -> dict[str, float]:
-    """Share of right patches per target on held-out pictures, among the patches where something is."""
+def accuracy(reader: DenseReader, images: int = 512) -> dict[str, float]:
+    """Share of right patches per target on held-out images, among the patches where something is."""
     right = dict.fromkeys(CLASSES, 0)
     total = dict.fromkeys(CLASSES, 0)
-    for batch in DataLoader(DrawnPictures(pictures, 0, "held_out"), batch_size=64):
+    for batch in DataLoader(DrawnImages(images, 0, "held_out"), batch_size=64):
         logits = reader(batch["pixels"])
         for name in CLASSES:
             there = batch[name] > 0

@@ -75,10 +75,10 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
 def starts_from_language_model(config: FinetuneConfig) -> bool:
     """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
     from llava_stf.conversion.locate import locate
-    from llava_stf.loading import EMBEDDED, is_llava
+    from llava_stf.loading import BUNDLED, is_llava
     from llava_stf.loading.lora import is_lora_folder
 
-    if config.base in EMBEDDED:
+    if config.base in BUNDLED:
         return False
     folder = locate(config.base, weights=False)
     if is_lora_folder(folder):

@@ -1,4 +1,4 @@
-"""`python -m llava_stf.world --out DIR --count N --seed S [--held-out]`: writes a data set of drawn pictures."""
+"""`python -m llava_stf.world --out DIR --count N --seed S [--held-out]`: writes a data set of drawn images."""
 
 import sys
 from pathlib import Path
@@ -15,17 +15,17 @@ from llava_stf.world.families import ALL, BENCHMARKS
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write to; it is created.")],
-    count: Annotated[int, typer.Option(help="Number of pictures.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Another seed, other pictures.")] = 0,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Another seed, other images.")] = 0,
     held_out: Annotated[bool, typer.Option("--held-out", help="The split that is never trained on.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="Also align.json for stage 1.")] = False,
     describe: Annotated[bool, typer.Option("--describe", help="End conversations with the caption.")] = False,
     family: Annotated[list[str], typer.Option(help="Ask this family only (may be repeated).")] = list(ALL),  # noqa: B006
-    max_objects: Annotated[int, typer.Option(help="At most this many shapes in a picture.")] = 4,
-    questions_per_image: Annotated[int, typer.Option(help="At most this many questions a picture.")] = 8,
+    max_objects: Annotated[int, typer.Option(help="At most this many shapes in an image.")] = 4,
+    questions_per_image: Annotated[int, typer.Option(help="At most this many questions an image.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes that draw.")] = 1,
 ) -> None:
-    """Draw pictures with questions in eight families, as LLaVA-format JSON and PNG files."""
+    """Draw images with questions in eight families, as LLaVA-format JSON and PNG files."""
     try:
         priors = write_dataset(
             out, count, seed, families=family, captions=captions, describe=describe, max_objects=max_objects,
@@ -35,7 +35,7 @@ def main(
     except LlavaStfError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
-    table = Table("family", "mirrors", "most frequent answer, %", title=f"{count} pictures in {out}")
+    table = Table("family", "mirrors", "most frequent answer, %", title=f"{count} images in {out}")
     for name, share in priors.items():
         table.add_row(name, BENCHMARKS[name], f"{100 * share:.1f}")
     Console().print(table)

@@ -1,6 +1,6 @@
 """Writes the world to disk in LLaVA's format, and yields its text for a tokenizer.
 
-Picture `index` of a `seed` is the same in every process. Its generator is seeded with [split, seed, index, part]: the
+Image `index` of a `seed` is the same in every process. Its generator is seeded with [split, seed, index, part]: the
 first word is 0 for training and 1 for the held-out split, so the two share no stream whatever their seeds are.
 """
 
@@ -23,12 +23,12 @@ from llava_stf.world.questions import Question
 from llava_stf.world.scene import MOST_OBJECTS, Scene, sample_scene
 
 SPLITS = {"train": 0, "held_out": 1}
-PICTURES_PER_FOLDER = 1000
+IMAGES_PER_FOLDER = 1000
 CAPTION_REQUEST = "Describe the picture."
 
 
 def generator(split: str, seed: int, index: int, part: int) -> np.random.Generator:
-    """The random stream of one picture: `part` 0 draws scene and pixels, 1 the questions.
+    """The random stream of one image: `part` 0 draws scene and pixels, 1 the questions.
 
     Raises DataError for an unknown split or numbers outside 32 bits (which would spill into their neighbours' words).
     """
@@ -40,7 +40,7 @@ def generator(split: str, seed: int, index: int, part: int) -> np.random.Generat
 
 
 def draw(index: int, *, seed: int = 0, split: str = "train", max_objects: int = 4) -> tuple[Scene, np.ndarray]:
-    """One picture: its scene and its pixels, uint8 RGB [112, 112, 3]."""
+    """One image: its scene and its pixels, uint8 RGB [112, 112, 3]."""
     rng = generator(split, seed, index, 0)
     scene = sample_scene(rng, max_objects=max_objects)
     return scene, render(scene, rng)
@@ -49,12 +49,12 @@ def draw(index: int, *, seed: int = 0, split: str = "train", max_objects: int = 
 def questions_of(
     scene: Scene, index: int, *, seed: int = 0, split: str = "train", families: Sequence[str] = ALL, count: int = 8
 ) -> list[Question]:
-    """The questions that the data set asks about its picture `index`."""
+    """The questions that the data set asks about its image `index`."""
     return ask(scene, generator(split, seed, index, 1), families=families, count=count)
 
 
 def corpus(count: int, seed: int) -> Iterator[str]:
-    """Every text of the first `count` training pictures, without drawing them: questions, answers, captions."""
+    """Every text of the first `count` training images, without drawing them: questions, answers, captions."""
     for index in range(count):
         scene = sample_scene(generator("train", seed, index, 0))
         for question in questions_of(scene, index, seed=seed):
@@ -82,19 +82,19 @@ def write_dataset(
     `describe` ends every conversation of instruct.json with a request for the caption, a target for every object.
 
     Returns per family the accuracy of always giving its most frequent answer. Raises DataError for an unknown family or
-    split, or counts that make no picture.
+    split, or counts that make no image.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
         raise DataError(f"Expected families of {', '.join(ALL)}, found {', '.join(unknown) or 'none'}.")
     if count < 1 or questions_per_image < 1 or not 1 <= max_objects <= MOST_OBJECTS:
-        found = f"{count} pictures, {questions_per_image} questions, {max_objects} objects"
-        raise DataError(f"Expected at least one picture and question and 1 to {MOST_OBJECTS} objects, found {found}.")
+        found = f"{count} images, {questions_per_image} questions, {max_objects} objects"
+        raise DataError(f"Expected at least one image and question and 1 to {MOST_OBJECTS} objects, found {found}.")
     generator(split, seed, count - 1, 0)
-    for index in range(0, count, PICTURES_PER_FOLDER):
+    for index in range(0, count, IMAGES_PER_FOLDER):
         (out / _path(index)).parent.mkdir(parents=True, exist_ok=True)
     job = partial(
-        _write_picture, out=out, seed=seed, split=split, families=tuple(families), max_objects=max_objects,
+        _write_image, out=out, seed=seed, split=split, families=tuple(families), max_objects=max_objects,
         count=questions_per_image,
     )  # fmt: skip
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
@@ -115,7 +115,7 @@ def write_dataset(
 
 
 def prior_accuracy(questions: Iterable[Question]) -> dict[str, float]:
-    """Per family, the share of its most frequent answer: what one gets without looking at picture or question."""
+    """Per family, the share of its most frequent answer: what one gets without looking at image or question."""
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for question in questions:
         answers[question.family][question.answer] += 1
@@ -123,10 +123,10 @@ def prior_accuracy(questions: Iterable[Question]) -> dict[str, float]:
 
 
 def _path(index: int) -> str:
-    return f"images/{index // PICTURES_PER_FOLDER:03d}/{index:06d}.png"
+    return f"images/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
 
 
-def _write_picture(
+def _write_image(
     index: int, *, out: Path, seed: int, split: str, families: Sequence[str], max_objects: int, count: int
 ) -> tuple[list[Question], str]:
     scene, pixels = draw(index, seed=seed, split=split, max_objects=max_objects)
@@ -168,4 +168,4 @@ def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
 def _tracked(rows: Iterable[Any], total: int) -> Iterable[Any]:
     from rich.progress import track
 
-    return track(rows, description="Drawing pictures", total=total)
+    return track(rows, description="Drawing images", total=total)

@@ -1,4 +1,4 @@
-"""All eight families by name, the choice of questions for one picture, and its caption."""
+"""All eight families by name, the choice of questions for one image, and its caption."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,7 +30,7 @@ def ask(
 ) -> list[Question]:
     """At most `count` questions in random order, no text twice: families in turn, each as often as the others.
 
-    A degraded picture gets one question of the family "poor", or none where that family is not asked for.
+    A degraded image gets one question of the family "poor", or none where that family is not asked for.
     """
     if scene.degraded:
         only = ask_poor(scene, rng) if "poor" in families else None
@@ -46,7 +46,7 @@ def ask(
 
 
 def caption(scene: Scene) -> str:
-    """Everything in the picture in raster order, in one sentence without a capital."""
+    """Everything in the image in raster order, in one sentence without a capital."""
     if scene.degraded:
         return "a picture too poor to read."
     parts = [

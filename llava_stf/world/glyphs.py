@@ -59,7 +59,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size=size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("the picture world needs a Pillow built with FreeType")
+        raise RuntimeError("synthetic data needs a Pillow built with FreeType")
     return font
 
 

@@ -16,7 +16,7 @@ from llava_stf.world.scene import COLOURS, PLACES, POPULAR, SHAPES, Scene, Thing
 T = TypeVar("T")
 COLOUR_NAMES = tuple(COLOURS)
 UNANSWERABLE = "unanswerable"
-# Of the readable pictures' poor-picture questions; with the degraded pictures (12 %) it makes one half of all of them.
+# Of the readable images' poor-image questions; with the degraded images (12 %) it makes one half of all of them.
 UNANSWERABLE_SHARE = 0.43
 WHERE = tuple("in the centre" if place == "centre" else f"at the {place}" for place in PLACES)
 
@@ -136,7 +136,7 @@ def ask_relation(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def ask_poor(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """An open question, about half of them with nothing in the picture that answers it, as in VizWiz."""
+    """An open question, about half of them with nothing in the image that answers it, as in VizWiz."""
     if scene.degraded or rng.random() < UNANSWERABLE_SHARE:
         shapes = {thing.shape for thing in scene.objects} if not scene.degraded else set()
         colours = {thing.colour for thing in scene.objects} if not scene.degraded else set()
@@ -169,7 +169,7 @@ def ask_text(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.text is None:
         return Question("text", "any", "Is there any text?", "no") if rng.random() < 0.3 else None
     chance = rng.random()
-    if chance < 0.13:  # as many yes as no over all pictures
+    if chance < 0.13:  # as many yes as no over all images
         return Question("text", "any", "Is there any text?", "yes")
     string = scene.text.string
     if scene.text.is_number:
@@ -183,7 +183,7 @@ def ask_presence(scene: Scene, rng: np.random.Generator) -> Question | None:
     """ "Is there a red circle?" as POPE asks; a no of each kind is followed by as many yes.
 
     Negatives: random (any absent pair), popular (an absent pair of POPULAR), adversarial (an absent pair whose colour
-    and shape are both in the picture).
+    and shape are both in the image).
     """
     present = {(thing.colour, thing.shape) for thing in scene.objects}
     absent: dict[str, list[tuple[str, str]]] = {

@@ -1,4 +1,4 @@
-"""What is in a picture: the ground truth from which pixels, questions, captions and dense labels are derived.
+"""What is in an image: the ground truth from which pixels, questions, captions and dense labels are derived.
 
 A scene has one to four shapes on a 3x3 raster of places, sometimes a word or a number on a place of its own, and may be
 degraded (blurred, dark or noisy) so that nothing in it can be read.
@@ -92,7 +92,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything in one picture; `objects` are in raster order; `degradation` is None if it is readable."""
+    """Everything in one image; `objects` are in raster order; `degradation` is None if it is readable."""
 
     objects: tuple[Thing, ...]
     text: Label | None
@@ -107,7 +107,7 @@ class Scene:
 def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
     """Draw a scene with 1 to `max_objects` shapes; DataError unless that is 1 to MOST_OBJECTS."""
     if not 1 <= max_objects <= MOST_OBJECTS:
-        raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in a picture, found {max_objects}.")
+        raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))
     places = rng.permutation(9)
     same_shape = (
@@ -150,7 +150,7 @@ def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) 
 
 
 def _corner(rng: np.random.Generator, place: int, width: int, height: int) -> tuple[int, int]:
-    """Top left corner of a box somewhere in its place, at most 6 px off the middle and always inside the picture."""
+    """Top left corner of a box somewhere in its place, at most 6 px off the middle and always inside the image."""
     corner = []
     for index, extent in ((place % 3, width), (place // 3, height)):
         slack = max(1, min(6, (SIDE // 3 - extent) // 2))
@@ -187,7 +187,7 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
     the patch, if that is at least a fifth of it. "char_left", "char_right" (0 none, 1..36 as in CHARACTERS): the
     character with most of its box in that half of the patch, if at least 0.3 of the box is there. All maps are 0 where
-    the picture is degraded, since nothing can be read in it.
+    the image is degraded, since nothing can be read in it.
     """
     names = ("shape", "colour", "size", "char_left", "char_right")
     labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
@@ -216,7 +216,7 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
 
 
 def _covered(box: Box, rows: int, columns: int) -> np.ndarray:
-    """Px of the box inside each cell of a raster over the picture: float64 [rows, columns]."""
+    """Px of the box inside each cell of a raster over the image: float64 [rows, columns]."""
     x, y = np.arange(columns) * (SIDE / columns), np.arange(rows) * (SIDE / rows)
     across = np.clip(np.minimum(box[2], x + SIDE / columns) - np.maximum(box[0], x), 0, None)
     down = np.clip(np.minimum(box[3], y + SIDE / rows) - np.maximum(box[1], y), 0, None)

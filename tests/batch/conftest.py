@@ -1,4 +1,4 @@
-"""Rows about drawn pictures, jobs over them, and processes that can be killed in the middle of one."""
+"""Rows about drawn images, jobs over them, and processes that can be killed in the middle of one."""
 
 import json
 import os
@@ -18,14 +18,14 @@ QUESTION = "How many shapes are there?"
 
 @pytest.fixture(scope="session")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 drawn pictures in two levels, and what is none."""
+    """A folder of 24 drawn images in two levels, and what is none."""
     folder = tmp_path_factory.mktemp("album")
     (folder / "more").mkdir()
     for index in range(24):
         Image.fromarray(draw(index, split="held_out")[1]).save(
             folder / ("more" if index % 3 == 0 else "") / f"{index:02d}.png"
         )
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 

@@ -57,7 +57,7 @@ def test_rows_with_errors_are_counted_and_no_failure(run: Run, lines: Callable[.
         (["--vllm-option", "enforce_eager=true"], "vllm_options are for the engine vllm, found transformers"),
         (["--engine", "vllm", "--vllm-option", "eager"], "expected an option such as tensor_parallel_size=2"),
         (["--model", "nowhere"], "No model 'nowhere'"),
-        (["--images", "."], "holds the pictures itself"),
+        (["--images", "."], "holds the images itself"),
     ],
     ids=["shard-size", "workers", "vllm", "vllm-option", "model", "images"],
 )

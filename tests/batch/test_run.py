@@ -34,7 +34,7 @@ def llava() -> LlavaStf:
 
 @pytest.fixture(scope="module")
 def job(album: Path, tmp_path_factory: pytest.TempPathFactory) -> BatchJob:
-    """The album's 24 pictures in 12 shards, answered by one run that nobody disturbs."""
+    """The album's 24 images in 12 shards, answered by one run that nobody disturbs."""
     output = tmp_path_factory.mktemp("whole") / "output"
     job = BatchJob(album, output, question=QUESTION, shard_size=2, batch_size=2, dtype="float32", max_new_tokens=8)
     run_batch(job)

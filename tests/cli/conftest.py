@@ -1,4 +1,4 @@
-"""The command line as a function, and a picture file to ask about."""
+"""The command line as a function, and an image file to ask about."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two picture files."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two image files."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     files = [folder / "one.png", folder / "two.jpg"]

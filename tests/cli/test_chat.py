@@ -1,4 +1,4 @@
-"""`llava-stf chat` from a pipe: a question a line, with all turns and pictures before it."""
+"""`llava-stf chat` from a pipe: a question a line, with all turns and images before it."""
 
 import io
 import json
@@ -22,13 +22,11 @@ def say(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any], stf_folder: Pa
     return say_lines
 
 
-def test_turns_and_pictures_build_on_each_other(
-    say: Callable[..., Any], stf_folder: Path, pictures: list[Path]
-) -> None:
-    result = say(f"One?\n\n/image {pictures[1]}\nTwo?\n/quit\nnever asked\n", pictures[0], "--json")
-    chat = load_model(stf_folder).chat(pictures[0])
+def test_turns_and_images_build_on_each_other(say: Callable[..., Any], stf_folder: Path, images: list[Path]) -> None:
+    result = say(f"One?\n\n/image {images[1]}\nTwo?\n/quit\nnever asked\n", images[0], "--json")
+    chat = load_model(stf_folder).chat(images[0])
     first = chat.ask("One?", max_new_tokens=6)
-    chat.add_image(pictures[1])
+    chat.add_image(images[1])
     second = chat.ask("Two?", max_new_tokens=6)
     assert (result.code, result.err) == (0, "")
     assert [json.loads(line) for line in result.out.splitlines()] == [
@@ -37,9 +35,9 @@ def test_turns_and_pictures_build_on_each_other(
     ]
 
 
-def test_answers_are_printed_a_line_each(say: Callable[..., Any], stf_folder: Path, pictures: list[Path]) -> None:
-    result = say("One?\n", *pictures)
-    answer = load_model(stf_folder).chat(pictures).ask("One?", max_new_tokens=6)
+def test_answers_are_printed_a_line_each(say: Callable[..., Any], stf_folder: Path, images: list[Path]) -> None:
+    result = say("One?\n", *images)
+    answer = load_model(stf_folder).chat(images).ask("One?", max_new_tokens=6)
     assert (result.code, result.out.strip()) == (0, answer)
     assert result.out.endswith("\n")
 
@@ -49,9 +47,9 @@ def test_answers_are_printed_a_line_each(say: Callable[..., Any], stf_folder: Pa
     [("/image missing.png", "missing.png"), ("/imgae a.png", "no command /imgae"), ("x" * 600, "positions")],
 )
 def test_a_bad_line_from_a_pipe_ends_the_chat(
-    say: Callable[..., Any], pictures: list[Path], line: str, said: str
+    say: Callable[..., Any], images: list[Path], line: str, said: str
 ) -> None:
-    result = say(f"{line}\nOne?\n", pictures[0])
+    result = say(f"{line}\nOne?\n", images[0])
     assert (result.code, result.out) == (2, "")
     assert said in result.err
     assert result.err.count("\n") == 1

@@ -11,8 +11,8 @@ TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": 
 
 
 @pytest.fixture
-def file(pictures: list[Path], tmp_path: Path) -> Callable[..., Path]:
-    """Writes a data file with a sample per image name; the pictures one.png and two.jpg are in another folder."""
+def file(images: list[Path], tmp_path: Path) -> Callable[..., Path]:
+    """Writes a data file with a sample per image name; the images one.png and two.jpg are in another folder."""
 
     def write(*names: str) -> Path:
         path = tmp_path / "data.json"
@@ -23,9 +23,9 @@ def file(pictures: list[Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_clean_data_is_0_with_its_lengths(
-    run: Callable[..., Any], file: Callable[..., Path], pictures: list[Path]
+    run: Callable[..., Any], file: Callable[..., Path], images: list[Path]
 ) -> None:
-    result = run("data", "check", file("one.png", "two.jpg"), "--images", pictures[0].parent, "--workers", 0)
+    result = run("data", "check", file("one.png", "two.jpg"), "--images", images[0].parent, "--workers", 0)
     assert (result.code, result.err) == (0, "")
     assert "2 samples read" in result.out
     assert "0 are bad" in result.out
@@ -33,9 +33,9 @@ def test_clean_data_is_0_with_its_lengths(
 
 
 def test_problems_are_1_with_counts_and_offenders(
-    run: Callable[..., Any], file: Callable[..., Path], pictures: list[Path]
+    run: Callable[..., Any], file: Callable[..., Path], images: list[Path]
 ) -> None:
-    options = ("--images", pictures[0].parent, "--workers", 0)
+    options = ("--images", images[0].parent, "--workers", 0)
     result = run("data", "check", file("one.png", "gone.png"), *options)
     assert result.code == 1
     assert "missing image: 1" in result.out
@@ -43,9 +43,9 @@ def test_problems_are_1_with_counts_and_offenders(
 
 
 def test_json_counts_the_tokens_of_the_model_named(
-    run: Callable[..., Any], file: Callable[..., Path], pictures: list[Path], plain_folder: Path
+    run: Callable[..., Any], file: Callable[..., Path], images: list[Path], plain_folder: Path
 ) -> None:
-    options = ("--images", pictures[0].parent, "--workers", 0, "--json", "--max-length", 190)
+    options = ("--images", images[0].parent, "--workers", 0, "--json", "--max-length", 190)
     data = file("one.png", "gone.png")
     quarter, whole = (
         json.loads(run("data", "check", data, *options, "--model", plain_folder, *more).out)

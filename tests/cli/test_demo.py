@@ -1,4 +1,4 @@
-"""`llava-stf demo` with the embedded models: the tables, the JSON and the figure tell the same."""
+"""`llava-stf demo` with the bundled models: the tables, the JSON and the figure tell the same."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def test_the_demo_asks_both_models_about_every_family(run: Callable[..., Any], t
     full, fused = record["models"]["tiny-full"], record["models"]["tiny"]
     assert full["vision_tokens"] == 4 * fused["vision_tokens"]
     assert min(full["first_token_seconds"], fused["first_token_seconds"]) > 0
-    questions = [question for picture in record["pictures"] for question in picture["questions"]]
+    questions = [question for shown in record["pictures"] for question in shown["questions"]]
     assert {question["family"] for question in questions} == set(ALL)
     assert all(question["full"] and question["fused"] and question["reference"] for question in questions)
     with Image.open(figure) as image:
@@ -33,11 +33,11 @@ def test_the_tables_show_tokens_and_answers(run: Callable[..., Any], tmp_path: P
         assert words in result.out
 
 
-def test_own_pictures_and_questions(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
-    arguments = ["--image", pictures[0], "--image", pictures[1], "--question", "What is this?"]
+def test_own_images_and_questions(run: Callable[..., Any], images: list[Path], tmp_path: Path) -> None:
+    arguments = ["--image", images[0], "--image", images[1], "--question", "What is this?"]
     result = run("demo", *arguments, "--output", tmp_path / "figure.png", "--json")
     assert result.code == 0
     record = json.loads(result.out)
-    assert [picture["source"] for picture in record["pictures"]] == [str(picture) for picture in pictures]
-    assert [q["question"] for picture in record["pictures"] for q in picture["questions"]] == ["What is this?"] * 2
-    assert "knows only pictures drawn" in result.err
+    assert [image["source"] for image in record["pictures"]] == [str(image) for image in images]
+    assert [q["question"] for image in record["pictures"] for q in image["questions"]] == ["What is this?"] * 2
+    assert "knows only images drawn" in result.err

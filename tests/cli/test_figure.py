@@ -1,4 +1,4 @@
-"""The demo's figure is written for any pictures and answers."""
+"""The demo's figure is written for any images and answers."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ def colours(path: Path) -> set[tuple[int, ...]]:
 
 
 def test_right_and_wrong_answers_differ_in_colour(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (112, 112))
+    image = Image.new("RGB", (112, 112))
     green, red = (0x15, 0x80, 0x3D), (0xB9, 0x1C, 0x1C)
     for name, answer, expected in (("right", "Red.", {green}), ("wrong", "blue", {red})):
         path = tmp_path / f"{name}.png"
         asked = [Asked("open", "What colour is it?", "red", answer, answer)]
-        save_figure(path, [Shown("", picture, asked)], (Cost(64, 0.02), Cost(16, 0.01)), grid=8, window=2)
+        save_figure(path, [Shown("", image, asked)], (Cost(64, 0.02), Cost(16, 0.01)), grid=8, window=2)
         assert colours(path) & {green, red} == expected
 
 

@@ -20,7 +20,7 @@ QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "Is there a
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 25 drawn pictures that the embedded models have not seen."""
+    """A folder of 25 drawn images that the bundled models have not seen."""
     folder = tmp_path_factory.mktemp("album")
     for index in range(25):
         Image.fromarray(draw(index, split="held_out")[1]).save(folder / f"{index:02d}.png")
@@ -76,7 +76,7 @@ def test_output_is_training_data_as_it_is(run: Callable[..., Any], album: Path, 
     assert int(first["conversations"][1]["value"]) in range(1, 10)
 
 
-def test_left_out_pictures_are_named_and_counted(
+def test_left_out_images_are_named_and_counted(
     run: Callable[..., Any], caplog: pytest.LogCaptureFixture, album: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "album"
@@ -109,7 +109,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "sentence"),
     [
         (("nowhere", "out.jsonl"), "cannot read the data file nowhere"),
-        (("nothing", "out.jsonl"), "the folder nothing holds no picture"),
+        (("nothing", "out.jsonl"), "the folder nothing holds no image"),
         (("pictures", "out.jsonl", "--prompt", " "), "a prompt needs words"),
         (("pictures", "out.jsonl", "--prompts", "nowhere.txt"), "cannot read the prompts in nowhere.txt"),
         (("pictures", "out.jsonl", "--prompt", "A?", "--prompts", "nowhere.txt"), "not from both"),
@@ -124,11 +124,11 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_user_errors_are_2_in_one_sentence_before_a_model_is_loaded(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., Any], images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...], sentence: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    Path("pictures").symlink_to(pictures[0].parent)
+    Path("pictures").symlink_to(images[0].parent)
     Path("nothing").mkdir()
     content = json.dumps([{"image": "one.png", "conversations": [{"from": "human", "value": "<image>\nA?"}]}])
     Path("questions.json").write_text(content)

@@ -53,16 +53,16 @@ def test_starting_imports_nothing_heavy() -> None:
         (["ask", "missing.png", "What?"], "No image file at missing.png"),
         (["chat", "missing.png"], "No image file at missing.png"),
         (["ask", "ftp://host/a.png", "What?"], "only http and https"),
-        (["ask", "{picture}", "What?", "--model", "missing/folder/model"], "missing/folder/model"),
-        (["ask", "{picture}", "What?", "--model", "owner/no-such-model"], "owner/no-such-model"),
-        (["ask", "{picture}", "", "--model", "{model}"], "question is empty"),
-        (["ask", "{picture}", "<image> <image>?", "--model", "{model}"], "2 <image> markers for 1 images"),
-        (["ask", "{picture}", "x" * 600, "--model", "{model}"], "positions"),
-        (["ask", "{picture}", "What?", "--model", "{model}", "--vision-tokens", "16"], "vision tokens"),
-        (["ask", "{picture}", "What?", "--model", "{model}", "--vision-tokens", "few"], "a count or 'all'"),
-        (["ask", "{picture}", "What?", "--model", "{model}", "--device", "abacus"], "abacus"),
-        (["ask", "{picture}", "What?", "--dtype", "int3"], "int3"),
-        (["ask", "{picture}", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["ask", "{image}", "What?", "--model", "missing/folder/model"], "missing/folder/model"),
+        (["ask", "{image}", "What?", "--model", "owner/no-such-model"], "owner/no-such-model"),
+        (["ask", "{image}", "", "--model", "{model}"], "question is empty"),
+        (["ask", "{image}", "<image> <image>?", "--model", "{model}"], "2 <image> markers for 1 images"),
+        (["ask", "{image}", "x" * 600, "--model", "{model}"], "positions"),
+        (["ask", "{image}", "What?", "--model", "{model}", "--vision-tokens", "16"], "vision tokens"),
+        (["ask", "{image}", "What?", "--model", "{model}", "--vision-tokens", "few"], "a count or 'all'"),
+        (["ask", "{image}", "What?", "--model", "{model}", "--device", "abacus"], "abacus"),
+        (["ask", "{image}", "What?", "--dtype", "int3"], "int3"),
+        (["ask", "{image}", "What?", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["convert", "missing", "{tmp}/dst"], "missing"),
         (["convert", "{model}", "{model}"], "{model}"),
         (["convert", "{model}", "{tmp}/dst", "--fusion-layers", "a,b"], "whole numbers"),
@@ -72,9 +72,9 @@ def test_starting_imports_nothing_heavy() -> None:
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_a_users_error_is_one_sentence_and_exit_code_2(
-    run: Callable[..., Any], stf_folder: Path, pictures: list[Path], tmp_path: Path, arguments: list[str], said: str
+    run: Callable[..., Any], stf_folder: Path, images: list[Path], tmp_path: Path, arguments: list[str], said: str
 ) -> None:
-    places = {"model": stf_folder, "picture": pictures[0], "tmp": tmp_path}
+    places = {"model": stf_folder, "image": images[0], "tmp": tmp_path}
     result = run(*(argument.format(**places) for argument in arguments))
     assert result.code == 2
     assert result.out == ""
@@ -110,11 +110,11 @@ def test_a_shell_sees_the_exit_code(tmp_path: Path) -> None:
     assert result.stderr == "No image file at missing.png; check the path.\n"
 
 
-def test_a_damaged_tiff_leaves_one_sentence_also_from_libtiff(pictures: list[Path], tmp_path: Path) -> None:
+def test_a_damaged_tiff_leaves_one_sentence_also_from_libtiff(images: list[Path], tmp_path: Path) -> None:
     from PIL import Image
 
     file = tmp_path / "cut.tif"
-    Image.open(pictures[0]).save(file, compression="tiff_lzw")
+    Image.open(images[0]).save(file, compression="tiff_lzw")
     data = bytearray(file.read_bytes())
     data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
     file.write_bytes(data)
@@ -123,9 +123,9 @@ def test_a_damaged_tiff_leaves_one_sentence_also_from_libtiff(pictures: list[Pat
     assert result.stderr.count("\n") == 1
 
 
-def test_interrupting_ends_with_130(stf_folder: Path, pictures: list[Path]) -> None:
+def test_interrupting_ends_with_130(stf_folder: Path, images: list[Path]) -> None:
     with subprocess.Popen(
-        [*COMMAND, "chat", pictures[0], "--model", stf_folder],
+        [*COMMAND, "chat", images[0], "--model", stf_folder],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:  # fmt: skip

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn.functional import linear
 
 from llava_stf import load_model
-from llava_stf.analysis.looking import block_contributions, look, look_selected
+from llava_stf.analysis.visualise import block_contributions, visualise, visualise_selection
 from llava_stf.cli.show import show
 from llava_stf.errors import FusionError, ImageError, LlavaStfError
 from llava_stf.models.llava_stf.modeling_llava_stf import select_states
@@ -19,7 +19,7 @@ SIDE = 112
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return Image.fromarray(draw(7, split="held_out")[1])
 
 
@@ -39,27 +39,27 @@ def run(*arguments: str) -> None:
     app([*arguments], standalone_mode=False)
 
 
-def pixels_of(llava, picture: Image.Image) -> torch.Tensor:
-    return llava.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+def pixels_of(llava, image: Image.Image) -> torch.Tensor:
+    return llava.processor.image_processor(image, return_tensors="pt")["pixel_values"]
 
 
-def test_the_picture_shown_is_the_one_that_enters_the_tower(fused) -> None:
+def test_the_image_shown_is_the_one_that_enters_the_tower(fused) -> None:
     wide = Image.new("RGB", (2 * SIDE, SIDE), (255, 0, 0))
-    seen = look(fused, wide).picture
+    seen = visualise(fused, wide).image
     assert seen.shape == (SIDE, SIDE, 3)
     canvas, red = np.array([122, 116, 104]) / 255, np.array([1.0, 0.0, 0.0])
-    assert np.abs(seen[2, SIDE // 2] - canvas).max() < 0.01  # the padding above the picture
+    assert np.abs(seen[2, SIDE // 2] - canvas).max() < 0.01  # the padding above the image
     assert np.abs(seen[SIDE // 2, SIDE // 2] - red).max() < 0.01
 
 
-def test_windows_are_those_that_leave_the_model_its_tokens(fused, plain, picture) -> None:
-    seen = look(fused, picture)
+def test_windows_are_those_that_leave_the_model_its_tokens(fused, plain, image) -> None:
+    seen = visualise(fused, image)
     assert (seen.grid // seen.window) ** 2 == fused.vision_tokens == 16
-    assert look(plain, picture).window == 1
+    assert visualise(plain, image).window == 1
 
 
-def test_contributions_are_the_norms_of_each_blocks_part_of_the_first_layer(fused, picture) -> None:
-    pixels = pixels_of(fused, picture)
+def test_contributions_are_the_norms_of_each_blocks_part_of_the_first_layer(fused, image) -> None:
+    pixels = pixels_of(fused, image)
     found = block_contributions(fused.model, pixels)
     states = select_states(fused.model.model.vision_tower, pixels, fused.model.config.fusion_states)
     layer = fused.model.model.multi_modal_projector.block_fusion.linear_1
@@ -74,24 +74,24 @@ def test_contributions_are_the_norms_of_each_blocks_part_of_the_first_layer(fuse
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_contributions_of_a_warm_start_are_of_the_one_block_it_passes_through(picture) -> None:
+def test_contributions_of_a_warm_start_are_of_the_one_block_it_passes_through(image) -> None:
     llava = load_model("tiny-full", vision_tokens=16, device="cpu", dtype="float32")
-    shares = look(llava, picture, contributions=True)
+    shares = visualise(llava, image, contributions=True)
     assert shares.states == (5, 3)
     assert np.allclose(shares.contributions[0], 1)
     assert np.allclose(shares.contributions[1], 0)
 
 
-def test_contributions_need_mbtf(plain, picture) -> None:
+def test_contributions_need_mbtf(plain, image) -> None:
     with pytest.raises(FusionError, match="Expected a LLaVA-STF"):
-        look(plain, picture, contributions=True)
+        visualise(plain, image, contributions=True)
 
 
 @pytest.mark.parametrize("method", ["random", "divprune"])
-def test_patches_shown_are_those_whose_tokens_the_llm_gets(plain, picture, method: str) -> None:
-    pixels = pixels_of(plain, picture)
+def test_patches_shown_are_those_whose_tokens_the_llm_gets(plain, image, method: str) -> None:
+    pixels = pixels_of(plain, image)
     every = plain.model.get_image_features(pixels).pooler_output[0]
-    kept = look_selected(plain, picture, method, vision_tokens=9, seed=3).kept
+    kept = visualise_selection(plain, image, method, vision_tokens=9, seed=3).kept
     apply_reduction(plain.model, None, method, vision_tokens=9, seed=3)
     left = plain.model.get_image_features(pixels).pooler_output[0]
     remove_reduction(plain.model)
@@ -99,17 +99,17 @@ def test_patches_shown_are_those_whose_tokens_the_llm_gets(plain, picture, metho
     torch.testing.assert_close(left, every[kept], atol=1e-5, rtol=1e-5)
 
 
-def test_looking_leaves_the_model_as_it_was(plain, picture) -> None:
-    before = plain.ask(picture, "How many shapes are there?", max_new_tokens=8)
-    look_selected(plain, picture, "divprune", vision_tokens=16)
+def test_visualising_leaves_the_model_as_it_was(plain, image) -> None:
+    before = plain.ask(image, "How many shapes are there?", max_new_tokens=8)
+    visualise_selection(plain, image, "divprune", vision_tokens=16)
     with pytest.raises(FusionError, match="nothing to draw"):
-        look_selected(plain, picture, "tome", vision_tokens=16)
+        visualise_selection(plain, image, "tome", vision_tokens=16)
     assert type(plain.model).__name__ == "LlavaForConditionalGeneration"
-    assert plain.ask(picture, "How many shapes are there?", max_new_tokens=8) == before
+    assert plain.ask(image, "How many shapes are there?", max_new_tokens=8) == before
 
 
-def test_command_draws_windows_and_maps(tmp_path, picture, capsys) -> None:
-    picture.save(tmp_path / "p.png")
+def test_command_draws_windows_and_maps(tmp_path, image, capsys) -> None:
+    image.save(tmp_path / "p.png")
     run(str(tmp_path / "p.png"), "--output", str(tmp_path / "windows.png"), "--device", "cpu")
     run(str(tmp_path / "p.png"), "--weights", "--output", str(tmp_path / "maps.png"), "--device", "cpu")
     windows, maps = (Image.open(tmp_path / f"{name}.png") for name in ("windows", "maps"))
@@ -118,14 +118,14 @@ def test_command_draws_windows_and_maps(tmp_path, picture, capsys) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["maps.png", "p.png", "windows.png"]
 
 
-def test_command_draws_what_a_method_keeps(tmp_path, picture, capsys) -> None:
-    picture.save(tmp_path / "p.png")
+def test_command_draws_what_a_method_keeps(tmp_path, image, capsys) -> None:
+    image.save(tmp_path / "p.png")
     arguments = ("--method", "divprune", "--vision-tokens", "9", "--output", str(tmp_path / "kept.png"))
     run(str(tmp_path / "p.png"), *arguments, "--device", "cpu")
     drawn = np.asarray(Image.open(tmp_path / "kept.png").convert("RGB")).astype(int)
     assert "keeps 9 of 64 patches" in capsys.readouterr().out
     left, right = np.split(drawn, [drawn.shape[1] // 2], axis=1)
-    assert right.mean() > left.mean() + 20  # most of the right picture is faded out
+    assert right.mean() > left.mean() + 20  # most of the right image is faded out
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_command_draws_what_a_method_keeps(tmp_path, picture, capsys) -> None:
         (("{p}", "--method", "divprune", "--vision-tokens", "65"), FusionError, "65"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, picture, arguments, kind, sentence) -> None:
-    picture.save(tmp_path / "p.png")
+def test_what_cannot_be_drawn_is_refused_in_a_sentence(tmp_path, image, arguments, kind, sentence) -> None:
+    image.save(tmp_path / "p.png")
     with pytest.raises(kind, match=sentence):
         run(*(argument.format(p=tmp_path / "p.png") for argument in arguments), "--device", "cpu")
 
 
-def test_a_fused_model_is_no_ground_for_a_method(picture) -> None:
+def test_a_fused_model_is_no_ground_for_a_method(image) -> None:
     llava = load_model("tiny", device="cpu")
     with pytest.raises(FusionError, match="plain"):
-        look_selected(llava, picture, "divprune", vision_tokens=16)
+        visualise_selection(llava, image, "divprune", vision_tokens=16)

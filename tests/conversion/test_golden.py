@@ -45,9 +45,9 @@ def test_features_logits_and_greedy_ids(name, converted, golden_stf):
 
 def test_pixels_are_bit_equal(converted, golden_stf):
     case = load_file(golden_stf / "preprocess.safetensors")
-    pictures = [case[f"image{i}.uint8_hwc"].numpy() for i in range(2)]
+    images = [case[f"image{i}.uint8_hwc"].numpy() for i in range(2)]
     processor = LlavaImageProcessorPil.from_pretrained(converted)
-    assert np.array_equal(processor(pictures, return_tensors="np").pixel_values, case["pixel_values.pad"].numpy())
+    assert np.array_equal(processor(images, return_tensors="np").pixel_values, case["pixel_values.pad"].numpy())
 
 
 def test_square_mode_is_bit_equal(golden_stf, tmp_path):

@@ -97,7 +97,7 @@ def test_rows_of_llavas_own_form_with_paths_do_too(tmp_path, hf_data, data_folde
     equal(prepare(open_records(str(path))[4], 4), prepare(records[4], 4))
 
 
-def test_a_broken_picture_in_a_row_is_a_bad_sample_and_no_crash(tmp_path, hf_data, llava_processor, data_folder):
+def test_a_broken_image_in_a_row_is_a_bad_sample_and_no_crash(tmp_path, hf_data, llava_processor, data_folder):
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(whole, "JPEG")
     messages = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "Noise."}]

@@ -80,7 +80,7 @@ def test_geometry_probabilities_and_draws_are_the_authors(sampling):
         assert draw_legacy(probabilities, case["n_select"], random)[0].tolist() == case["idx2_drawn"]
 
 
-def test_the_whole_sampling_of_a_picture_is_the_authors(sampling):
+def test_the_whole_sampling_of_a_image_is_the_authors(sampling):
     for pair in sampling["pairs"]:
         boxes1, boxes2 = torch.tensor([pair["box1_yxhw"]]), torch.tensor([pair["box2_yxhw"]])
         random = np.random.RandomState(pair["numpy_seed"])
@@ -158,7 +158,7 @@ def test_learning_rate_is_the_authors(cases):
         assert factor == pytest.approx(case["factor"], rel=1e-8)
 
 
-def test_views_of_pictures_become_losses_with_gradient():
+def test_views_of_images_become_losses_with_gradient():
     pytest.importorskip("kornia", reason="augmentations need kornia")
     torch.manual_seed(0)
     objective = tiny(subsets=3)
@@ -206,7 +206,7 @@ def test_impossible_sampling_is_refused(generator):
     with pytest.raises(LlavaStfError, match="4 disjoint subsets of 128 patches"):
         sample_subsets(whole, whole, 16, ratio=0.5, generator=generator)
     # All of view 1's patches are chosen, so nothing of view 2 is free.
-    with pytest.raises(LlavaStfError, match="leave only 0 of one picture free"):
+    with pytest.raises(LlavaStfError, match="leave only 0 of one image free"):
         sample_subsets(whole, whole, 16, ratio=1.0, subsets=1, generator=generator)
 
 

@@ -77,7 +77,7 @@ def test_written_folder_loads_as_it_was_read_with_the_preprocessor_of_the_method
         assert part in said
 
 
-def test_cifar_pictures_of_aps_have_cifar_statistics(tmp_path):
+def test_cifar_images_of_aps_have_cifar_statistics(tmp_path):
     torch.manual_seed(0)
     config = vit_config("aps", "tiny", image_size=32, patch_size=2)
     config.num_hidden_layers = 1

@@ -52,7 +52,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory):
-    """Pictures of 8 pixels whose class is the colour that is bright: red, green or blue."""
+    """Images of 8 pixels whose class is the colour that is bright: red, green or blue."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 24), ("test", 9)):
@@ -150,14 +150,14 @@ def test_the_recipes_are_the_papers():
     assert (aps.learning_rate, aps.batch_size, aps.layer_decay, aps.drop_path, aps.mixup) == (5e-4, 128, 1, 0, 0)
 
 
-def test_labels_are_smoothed_and_mixed_as_the_pictures_are():
+def test_labels_are_smoothed_and_mixed_as_the_images_are():
     targets = smoothed(torch.tensor([0, 2, 3]), 4, 0.1)
     assert targets[0].tolist() == pytest.approx([0.925, 0.025, 0.025, 0.025])
     pixels = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, 3, 16, 16)
     torch.manual_seed(0)
     for options in ({"mixup": 0.8, "cutmix": 0}, {"mixup": 0, "cutmix": 1.0}):
         mixed, found = mix_batch(pixels, targets, **options)
-        share = 1 - mixed[0].mean().item()  # the last picture is 1, the first 0
+        share = 1 - mixed[0].mean().item()  # the last image is 1, the first 0
         torch.testing.assert_close(found[0], share * targets[0] + (1 - share) * targets[2])
         assert torch.equal(mixed[1], pixels[1])
         torch.testing.assert_close(found.sum(1), torch.ones(3))
@@ -168,14 +168,14 @@ def test_labels_are_smoothed_and_mixed_as_the_pictures_are():
     assert torch.equal(labels, targets)
 
 
-def test_the_share_of_a_cut_is_what_is_left_inside_the_picture():
+def test_the_share_of_a_cut_is_what_is_left_inside_the_image():
     torch.manual_seed(0)
     left = [paste(torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 8, 8), 0.5) for _ in range(50)]
     assert all(1 - pixels[0].mean().item() == pytest.approx(share) for pixels, share in left)
     assert min(share for _, share in left) < max(share for _, share in left)
 
 
-def test_erasing_replaces_a_rectangle_of_some_pictures():
+def test_erasing_replaces_a_rectangle_of_some_images():
     torch.manual_seed(0)
     pixels = torch.full((200, 3, 32, 32), 9.0)  # no normal noise reaches it
     changed = (erase(pixels, 0.25) != pixels).all(1)
@@ -187,12 +187,12 @@ def test_erasing_replaces_a_rectangle_of_some_pictures():
     assert torch.equal(first, rows[:, None] & columns)
 
 
-def test_shifted_pictures_keep_their_pixels():
+def test_shifted_images_keep_their_pixels():
     torch.manual_seed(0)
-    picture = torch.rand(1, 3, 6, 6) + 0.1
-    padded = torch.nn.functional.pad(picture, (2,) * 4)
+    image = torch.rand(1, 3, 6, 6) + 0.1
+    padded = torch.nn.functional.pad(image, (2,) * 4)
     windows = padded.unfold(2, 6, 1).unfold(3, 6, 1).permute(0, 2, 3, 1, 4, 5).reshape(25, 3, 6, 6)
-    cuts = shifted(picture.expand(300, 3, 6, 6), 2)
+    cuts = shifted(image.expand(300, 3, 6, 6), 2)
     found = {next(number for number, window in enumerate(windows) if torch.equal(window, cut)) for cut in cuts}
     assert found == set(range(25))
 
@@ -204,7 +204,7 @@ def test_branches_are_dropped_in_training_alone():
     states = model.embeddings(pixels)
     kept = model.eval().layers[1](states)
     dropped = model.train().layers[1](states)
-    assert (dropped == states).flatten(1).all(1).sum() > 56  # 0.2 % of 64 pictures are kept
+    assert (dropped == states).flatten(1).all(1).sum() > 56  # 0.2 % of 64 images are kept
     assert not (kept == states).flatten(1).all(1).any()
     torch.testing.assert_close(model.layers[0](states), model.eval().layers[0](states))
 
@@ -223,7 +223,7 @@ def test_the_command_prints_accuracy_and_writes_the_encoder(folders, npz, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--option", "mixpu=1"], "mixpu; the nearest known one is mixup"),
+        (["--option", "mixpu=1"], "did you mean 'mixup'?"),
         (["--option", "mixup"], "an option is NAME=VALUE, found 'mixup'"),
         (["--option", "mixup=often"], "option mixup must be float, found 'often'"),
         (["--epochs", "5"], "warmup_epochs must be at least 0 and below epochs, found 10 of 5"),

@@ -43,7 +43,7 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory):
-    """Pictures of 8 pixels of two classes, dark and bright."""
+    """Images of 8 pixels of two classes, dark and bright."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 40), ("test", 20)):
@@ -71,13 +71,13 @@ def test_knn_is_the_authors(golden_ssl):
         assert found[case["k"]] == pytest.approx(case["top1"], abs=1e-4)
 
 
-def test_knn_of_more_neighbours_than_pictures_is_refused():
+def test_knn_of_more_neighbours_than_images_is_refused():
     rows, labels = torch.randn(5, 3), torch.zeros(5, dtype=torch.long)
-    with pytest.raises(DataError, match="at most the number of training pictures, 5, found 6"):
+    with pytest.raises(DataError, match="at most the number of training images, 5, found 6"):
         knn_accuracy(rows, labels, rows, labels, neighbours=[6])
 
 
-def test_the_feature_is_the_normed_class_token_of_the_prepared_picture(encoder, npz):
+def test_the_feature_is_the_normed_class_token_of_the_prepared_image(encoder, npz):
     train, _ = open_labelled(str(npz))
     rows = features(encoder, train, batch_size=7)
     batch = evaluation_batch(encoder, train, torch.arange(3))
@@ -126,7 +126,7 @@ def test_folders_of_classes_read_as_the_array(npz, tmp_path):
     assert (len(train), len(test)) == (40, 20)
     assert train.labels.tolist() == [0] * 20 + [1] * 20
     expected, _ = open_labelled(str(npz))
-    assert np.array_equal(np.array(train.pictures[1]), np.array(expected.pictures[2]))
+    assert np.array_equal(np.array(train.images[1]), np.array(expected.images[2]))
 
 
 def test_a_data_set_of_hugging_face_reads_as_the_array(npz, tmp_path):
@@ -142,7 +142,7 @@ def test_a_data_set_of_hugging_face_reads_as_the_array(npz, tmp_path):
         datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
         train, _ = open_labelled(str(tmp_path / "set"))
         assert train.labels.tolist() == arrays["train_labels"].tolist()
-        assert np.array_equal(np.array(train.pictures[2]), arrays["train_images"][2])
+        assert np.array_equal(np.array(train.images[2]), arrays["train_images"][2])
     with pytest.raises(DataError, match="no column photo, but image, label"):
         open_labelled(str(tmp_path / "set"), image_column="photo")
 
@@ -170,12 +170,12 @@ def test_the_command_prints_accuracies(encoder, npz, options, capsys):
     assert all(accuracy == 100 for accuracy in record[protocol].values())
 
 
-def test_a_labelled_picture_that_cannot_be_read_is_named(encoder, npz, tmp_path):
-    """Figures on other pictures than asked for would not be comparable, so none is passed over."""
+def test_a_labelled_image_that_cannot_be_read_is_named(encoder, npz, tmp_path):
+    """Figures on other images than asked for would not be comparable, so none is passed over."""
     for part in ("train", "test"):
         (tmp_path / part / "a").mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / part / "a" / "good.png")
-    (tmp_path / "test" / "a" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "test" / "a" / "broken.png").write_bytes(b"no image")
     _, test = open_labelled(str(tmp_path))
     with pytest.raises(ImageError, match=r"test/a/broken\.png is"):
         features(encoder, test)
@@ -191,7 +191,7 @@ def test_a_network_that_is_no_vit_is_refused(tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path)
     image_processor(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"no Vision Transformer for square pictures .* but a resnet"):
+    with pytest.raises(CheckpointError, match=r"no Vision Transformer for square images .* but a resnet"):
         load_encoder(tmp_path)
 
 

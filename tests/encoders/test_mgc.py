@@ -10,7 +10,7 @@ from transformers import ViTConfig, ViTModel
 
 from llava_stf.encoders.checkpoints import from_vit, to_vit
 from llava_stf.encoders.objectives.aps import positive_cosine
-from llava_stf.encoders.objectives.base import encode, rising_momentum
+from llava_stf.encoders.objectives.base import ema_momentum, encode
 from llava_stf.encoders.objectives.correspondence import (
     COARSE,
     FINE,
@@ -124,7 +124,7 @@ def test_kept_pairs_are_the_authors(places, name):
     assert compared >= 18
 
 
-def test_a_batch_gives_what_its_pictures_give_alone(places):
+def test_a_batch_gives_what_its_images_give_alone(places):
     cases = [boxes_of(case) for case in places["cases"]]
     together = correspondence(*(torch.cat(parts) for parts in zip(*cases, strict=True)), MIDDLE)
     for number, case in enumerate(cases):
@@ -236,7 +236,7 @@ def test_schedules_are_the_authors(cases):
     found = [cosine(step, base=1e-3, final=1e-6, steps=steps, warmup_steps=warmup) for step in range(steps)]
     assert found == pytest.approx(rate["values"], rel=1e-9)
     steps = len(momentum["values"])
-    assert [rising_momentum(0.996, step / steps) for step in range(steps)] == pytest.approx(momentum["values"])
+    assert [ema_momentum(0.996, step / steps) for step in range(steps)] == pytest.approx(momentum["values"])
 
 
 def test_one_iteration_of_training_is_the_authors(golden, cases):
@@ -251,7 +251,7 @@ def test_one_iteration_of_training_is_the_authors(golden, cases):
         objective.get_submodule(ours).load_state_dict(part)
 
     optimizer = torch.optim.SGD(objective.parameter_groups(0.05), lr=0.02)
-    objective.follow(case["ema_momentum"])
+    objective.ema_update(case["ema_momentum"])
     losses = objective(
         view1=tensors["view1"],
         view2=tensors["view2"],
@@ -305,12 +305,12 @@ def test_second_crops_overlap_the_first():
     assert (box_iou(first, second) > 0.2)[1:].all()
     assert (second[:, :2] >= 0).all()
     assert (second[:, :2] + second[:, 2:] <= 64).all()
-    # A first crop smaller than any second one may be: no overlap is enough, so it is the whole picture.
+    # A first crop smaller than any second one may be: no overlap is enough, so it is the whole image.
     tiny_first = torch.tensor([[0.0, 0, 4, 4]])
     assert overlapping_boxes(tiny_first, torch.Size([64, 64]), (0.9, 1.0), 0.2).tolist() == [[0, 0, 64, 64]]
 
 
-def test_views_of_pictures_become_a_loss_with_gradient():
+def test_views_of_images_become_a_loss_with_gradient():
     pytest.importorskip("kornia", reason="augmentations need kornia")
     torch.manual_seed(0)
     for options in (MGCOptions, MGCOptions.corrected):

@@ -37,8 +37,8 @@ def four_views(batch: int) -> list[View]:
     return [View(torch.randn(batch, 3, 16, 16), boxes, flips) for _ in range(4)]
 
 
-def test_stitched_pictures_hold_their_neighbours_in_raster_order():
-    """Pictures of one value each: picture i's cells are i, i + 1, i + 2, i + 3 modulo the batch."""
+def test_stitched_images_hold_their_neighbours_in_raster_order():
+    """Images of one value each: image i's cells are i, i + 1, i + 2, i + 3 modulo the batch."""
     images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 8, 8)
     stitched = stitch(images, members(5, 2))
     for number in range(5):
@@ -62,7 +62,7 @@ def test_cells_are_the_members_made_smaller():
 
 @pytest.mark.parametrize(("batch", "side"), [(7, 1), (9, 2), (20, 3)])
 def test_targets_of_neighbours_are_patchmixs(batch, side):
-    """The same shares as M = r * r mixed pictures have, which PatchMix's reference data holds."""
+    """The same shares as M = r * r mixed images have, which PatchMix's reference data holds."""
     chosen = members(batch, side)
     torch.testing.assert_close(stitched_to_single_targets(chosen), mix_targets(batch, side**2))
     torch.testing.assert_close(stitched_to_stitched_targets(chosen, chosen), mix_to_mix_targets(batch, side**2))
@@ -139,7 +139,7 @@ def test_sides_are_drawn_from_those_given():
     assert torch.equal(whole["single2"], views[3].pixels)
 
 
-def test_views_of_pictures_become_a_loss():
+def test_views_of_images_become_a_loss():
     pytest.importorskip("kornia", reason="augmentations need kornia")
     objective = tiny()
     (inputs,) = objective.inputs(objective.views(torch.rand(6, 3, 20, 24)))
@@ -167,11 +167,11 @@ def test_training_lowers_the_loss_and_moves_no_key_by_gradient():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(LlavaStfError, match=r"sides must divide the picture of 16 pixels, found \[3\]"):
+    with pytest.raises(LlavaStfError, match=r"sides must divide the image of 16 pixels, found \[3\]"):
         tiny(sides=(1, 3))
     with pytest.raises(LlavaStfError, match="at least 1"):
         MOSOptions(sides=(0, 2))
     with pytest.raises(LlavaStfError, match="'area' or 'bicubic'"):
         MOSOptions(resize="nearest")
-    with pytest.raises(LlavaStfError, match="3 x 3 cells do not divide pictures of 16 x 16"):
+    with pytest.raises(LlavaStfError, match="3 x 3 cells do not divide images of 16 x 16"):
         stitch(torch.zeros(9, 3, 16, 16), members(9, 3))

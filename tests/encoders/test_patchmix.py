@@ -26,8 +26,8 @@ def test_a_mixed_image_has_an_equal_share_of_each_and_every_patch_at_its_place(i
     images = images.expand(5, 3, 6, 6)
     mixed = mix(images, 2, images_per_mix, torch.randperm(9))
     assert torch.equal(mixed % 100, images % 100)
-    for number, picture in enumerate(mixed[:, 0] // 100):
-        sources = (picture[::2, ::2].flatten() - number) % 5
+    for number, image in enumerate(mixed[:, 0] // 100):
+        sources = (image[::2, ::2].flatten() - number) % 5
         counts = torch.bincount(sources.long(), minlength=images_per_mix).tolist()
         assert counts == [9 // images_per_mix + rest, *[9 // images_per_mix] * (images_per_mix - 1)]
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
 from llava_stf.encoders.checkpoints import to_vit
-from llava_stf.encoders.objectives.base import Progress, rising_momentum
+from llava_stf.encoders.objectives.base import Progress, ema_momentum
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets
 from llava_stf.encoders.objectives.patchmix import (
     PatchMix,
@@ -144,4 +144,4 @@ def test_schedules_are_the_authors(cases):
         ]
         assert values == pytest.approx(case["values"], rel=1e-9, abs=1e-12)
     for case in cases["momentum_schedule"]:
-        assert rising_momentum(case["base"], case["epoch"] / case["epochs"]) == pytest.approx(case["value"], abs=1e-12)
+        assert ema_momentum(case["base"], case["epoch"] / case["epochs"]) == pytest.approx(case["value"], abs=1e-12)

@@ -1,4 +1,4 @@
-"""Augmentations and data order: crops are the boxes, everything repeats by seed, every picture comes once an epoch."""
+"""Augmentations and data order: crops are the boxes, everything repeats by seed, every image comes once an epoch."""
 
 import pytest
 import torch
@@ -10,18 +10,16 @@ PLAIN = {"jitter_p": 0.0, "gray_p": 0.0, "flip_p": 0.0, "mean": (0, 0, 0), "std"
 
 
 def test_a_crop_equals_slicing_and_resizing():
-    pictures = torch.rand(2, 3, 12, 16)
+    images = torch.rand(2, 3, 12, 16)
     boxes = torch.tensor([[2.0, 4.0, 6.0, 8.0], [0.0, 0.0, 12.0, 16.0]])
-    for picture, box, found in zip(pictures, boxes, crop(pictures, boxes, 24, "bilinear"), strict=True):
+    for image, box, found in zip(images, boxes, crop(images, boxes, 24, "bilinear"), strict=True):
         y, x, h, w = box.int().tolist()
-        resized = torch.nn.functional.interpolate(
-            picture[None, :, y : y + h, x : x + w], size=(24, 24), mode="bilinear"
-        )
-        # At the border of a box the sampler reads the picture beyond it, `interpolate` repeats the last pixel.
+        resized = torch.nn.functional.interpolate(image[None, :, y : y + h, x : x + w], size=(24, 24), mode="bilinear")
+        # At the border of a box the sampler reads the image beyond it, `interpolate` repeats the last pixel.
         torch.testing.assert_close(found[:, 3:-3, 3:-3], resized[0, :, 3:-3, 3:-3])
 
 
-def test_boxes_lie_in_the_picture_and_have_the_asked_share():
+def test_boxes_lie_in_the_image_and_have_the_asked_share():
     torch.manual_seed(0)
     boxes = random_boxes(500, (40, 60), (0.2, 0.5))
     y, x, h, w = boxes.unbind(1)
@@ -31,30 +29,30 @@ def test_boxes_lie_in_the_picture_and_have_the_asked_share():
     assert y.max() > 10 > 1 > y.min()
 
 
-def test_a_picture_too_thin_for_every_try_gives_its_middle():
+def test_a_image_too_thin_for_every_try_gives_its_middle():
     boxes = random_boxes(4, (8, 200), (1.0, 1.0))
     assert boxes.tolist() == [[0, 94, 8, 11]] * 4  # 11 = round(8 * 4 / 3)
 
 
 def test_a_flip_is_reported_and_follows_the_crop():
-    pictures = torch.rand(32, 3, 8, 8)
+    images = torch.rand(32, 3, 8, 8)
     boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).expand(32, 4)
-    view = Augmentation(Recipe(8, (1.0, 1.0), **(PLAIN | {"flip_p": 0.5})))(pictures, boxes)
+    view = Augmentation(Recipe(8, (1.0, 1.0), **(PLAIN | {"flip_p": 0.5})))(images, boxes)
     assert 0 < view.flipped.sum() < 32
-    expected = torch.where(view.flipped[:, None, None, None], pictures.flip(-1), pictures)
+    expected = torch.where(view.flipped[:, None, None, None], images.flip(-1), images)
     torch.testing.assert_close(view.pixels, expected, atol=1e-5, rtol=0)
 
 
 def test_colours_change_and_repeat_by_seed():
-    pictures = torch.rand(16, 3, 8, 8)
+    images = torch.rand(16, 3, 8, 8)
     augmentation = Augmentation(Recipe(8, (0.3, 1.0), blur_p=0.5, solarize_p=0.5))
     torch.manual_seed(3)
-    first = augmentation(pictures)
+    first = augmentation(images)
     torch.manual_seed(3)
-    again = augmentation(pictures)
+    again = augmentation(images)
     assert torch.equal(first.pixels, again.pixels)
-    assert not torch.equal(first.pixels, augmentation(pictures).pixels)
-    gray = Augmentation(Recipe(8, (1.0, 1.0), **(PLAIN | {"gray_p": 1.0})))(pictures).pixels
+    assert not torch.equal(first.pixels, augmentation(images).pixels)
+    gray = Augmentation(Recipe(8, (1.0, 1.0), **(PLAIN | {"gray_p": 1.0})))(images).pixels
     torch.testing.assert_close(gray[:, 0], gray[:, 2])
 
 

@@ -15,14 +15,14 @@ from llava_stf.encoders.pretrain.config import from_values
 from llava_stf.encoders.pretrain.loop import pretrain
 from llava_stf.errors import DataError, LlavaStfError
 
-BATCH, PICTURES = 8, 20
+BATCH, IMAGES = 8, 20
 
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory):
-    """20 random pictures of 8 pixels."""
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    images = np.random.default_rng(0).integers(0, 256, (PICTURES, 8, 8, 3), dtype=np.uint8)
+    """20 random images of 8 pixels."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 3), dtype=np.uint8)
     np.savez(path, train_images=images)
     return path
 
@@ -69,8 +69,8 @@ def test_the_result_is_an_ordinary_vit_folder(configure, method, caplog):
     assert "samples/s" in caplog.text
     encoder = AutoModel.from_pretrained(output, add_pooling_layer=False)
     processor = CLIPImageProcessorPil.from_pretrained(output)
-    picture = Image.fromarray(np.zeros((10, 12, 3), np.uint8))
-    pixels = processor(picture, return_tensors="pt").pixel_values
+    image = Image.fromarray(np.zeros((10, 12, 3), np.uint8))
+    pixels = processor(image, return_tensors="pt").pixel_values
     assert encoder(pixel_values=pixels).last_hidden_state.shape == (1, 5, 192)
 
 
@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_with_the_same_weights(configure, tmp_path):
     assert (weights(whole)["layernorm.weight"] - 1).abs().max() > 1e-4
 
 
-def test_accumulated_steps_learn_and_count_their_pictures(configure, caplog):
+def test_accumulated_steps_learn_and_count_their_images(configure, caplog):
     with caplog.at_level(logging.INFO):
         pretrain(configure(per_device_batch_size=4, gradient_accumulation=2))
     assert "step 4/4" in caplog.text
@@ -106,8 +106,8 @@ def test_another_config_is_not_resumed(configure, tmp_path):
     assert pretrain(configure(overwrite=True, weight_decay=0.1)) == tmp_path / "run"
 
 
-def test_too_few_pictures_for_a_batch_are_refused(configure):
-    with pytest.raises(DataError, match=r"a step takes 32 pictures.* has 20"):
+def test_too_few_images_for_a_batch_are_refused(configure):
+    with pytest.raises(DataError, match=r"a step takes 32 images.* has 20"):
         pretrain(configure(per_device_batch_size=32))
 
 
@@ -115,7 +115,7 @@ def test_too_few_pictures_for_a_batch_are_refused(configure):
     ("changes", "message"),
     [
         ({"per_device_batch_size": 1}, "per_device_batch_size must be at least 2"),
-        ({"per_device_batch_size": 2}, "mixes of 2 pictures need batches of at least 3, found 2"),
+        ({"per_device_batch_size": 2}, "mixes of 2 images need batches of at least 3, found 2"),
         ({"patch_size": 3}, "patch_size must divide image_size, found 3 and 8"),
         ({"options": {"crop_scale": [0.5, 0.1]}}, "crop_scale must rise from above 0 to at most 1"),
         ({"options": {"crop_scale": 5}}, r"crop_scale must be tuple\[float, float\], found 5"),
@@ -125,7 +125,7 @@ def test_too_few_pictures_for_a_batch_are_refused(configure):
         ({"options": {"hidden": 0}}, "hidden must be at least 1"),
         ({"method": "mgc", "options": {"cell_patches": [1, 2, 3]}}, "must divide the encoder's grid of 2 x 2"),
         ({"method": "aps", "options": {"subsets": 9}}, "9 disjoint subsets"),
-        ({"method": "mos", "options": {"sides": [3]}}, "sides must divide the picture of 8 pixels"),
+        ({"method": "mos", "options": {"sides": [3]}}, "sides must divide the image of 8 pixels"),
     ],
 )
 def test_values_that_cannot_be_are_refused_in_one_sentence(configure, tmp_path, changes, message):
@@ -141,12 +141,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(configure, tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_corrupt_pictures_are_named_counted_and_passed_over_up_to_the_limit(configure, tmp_path, caplog):
+def test_corrupt_images_are_named_counted_and_passed_over_up_to_the_limit(configure, tmp_path, caplog):
     folder = tmp_path / "pictures"
     (folder / "deeper").mkdir(parents=True)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.new("RGB", (12, 10), (number, 0, 0)).save(folder / "deeper" / f"{number}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     run = {"data": str(folder), "source_size": 8}
     with pytest.raises(DataError, match=r"^[^ ]*broken\.jpg is .*1 of \d+ samples seen are bad"):
         pretrain(configure(**run, epochs=6))
@@ -159,9 +159,9 @@ def test_corrupt_pictures_are_named_counted_and_passed_over_up_to_the_limit(conf
 def test_the_command_reports_errors_in_one_sentence(npz, capsys, tmp_path):
     run = ["--method", "patchmix", "--data", str(npz), "--output", str(tmp_path / "run")]
     assert main([*run, "--epohs", "3"]) == 2
-    assert "unknown flag --epohs; the nearest known one is epochs" in capsys.readouterr().err
+    assert "Unknown flag '--epohs': did you mean '--epochs'?" in capsys.readouterr().err
     assert main([*run, "--image_size", "8", "--patch_size", "4", "--option", "temprature=1"]) == 2
-    assert "temprature; the nearest known one is temperature" in capsys.readouterr().err
+    assert "did you mean 'temperature'?" in capsys.readouterr().err
     assert main(["--method", "patchmax", *run[2:]]) == 2
     assert "method must be patchmix or aps" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""RandAugment: each operation against PIL's own function, which timm calls, and draws for each picture."""
+"""RandAugment: each operation against PIL's own function, which timm calls, and draws for each image."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ def operations():
     return operations((0.25, 0.5, 0.75))
 
 
-def affine(picture, matrix):
-    return picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+def affine(image, matrix):
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
 
 # Strength 0.9 as timm has it, sign -1; PIL's own functions are the reference.
@@ -23,18 +23,18 @@ PIL = {
     "auto_contrast": ImageOps.autocontrast,
     "equalize": ImageOps.equalize,
     "invert": ImageOps.invert,
-    "posterize": lambda picture: ImageOps.posterize(picture, 1),
-    "solarize": lambda picture: ImageOps.solarize(picture, 26),
-    "solarize_add": lambda picture: picture.point([min(255, i + 99) if i < 128 else i for i in range(256)] * 3),
-    "color": lambda picture: ImageEnhance.Color(picture).enhance(0.19),
-    "contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.19),
-    "brightness": lambda picture: ImageEnhance.Brightness(picture).enhance(0.19),
-    "sharpness": lambda picture: ImageEnhance.Sharpness(picture).enhance(0.19),
-    "rotate": lambda picture: picture.rotate(-27, Image.Resampling.BILINEAR),
-    "shear_x": lambda picture: affine(picture, (1, -0.27, 0, 0, 1, 0)),
-    "shear_y": lambda picture: affine(picture, (1, 0, 0, -0.27, 1, 0)),
-    "translate_x": lambda picture: affine(picture, (1, 0, -0.405 * 24, 0, 1, 0)),
-    "translate_y": lambda picture: affine(picture, (1, 0, 0, 0, 1, -0.405 * 24)),
+    "posterize": lambda image: ImageOps.posterize(image, 1),
+    "solarize": lambda image: ImageOps.solarize(image, 26),
+    "solarize_add": lambda image: image.point([min(255, i + 99) if i < 128 else i for i in range(256)] * 3),
+    "color": lambda image: ImageEnhance.Color(image).enhance(0.19),
+    "contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.19),
+    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(0.19),
+    "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(0.19),
+    "rotate": lambda image: image.rotate(-27, Image.Resampling.BILINEAR),
+    "shear_x": lambda image: affine(image, (1, -0.27, 0, 0, 1, 0)),
+    "shear_y": lambda image: affine(image, (1, 0, 0, -0.27, 1, 0)),
+    "translate_x": lambda image: affine(image, (1, 0, -0.405 * 24, 0, 1, 0)),
+    "translate_y": lambda image: affine(image, (1, 0, 0, 0, 1, -0.405 * 24)),
 }
 
 
@@ -42,10 +42,10 @@ PIL = {
 def test_an_operation_is_pils(operations, name):
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(20, 236, (4, 4, 3), dtype=np.uint8))
-    picture = small.resize((24, 24), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    image = small.resize((24, 24), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     found = operations[name](pixels, torch.tensor([0.9]), torch.tensor([-1])).clamp(0, 1)[0]
-    expected = torch.from_numpy(np.array(PIL[name](picture))).permute(2, 0, 1) / 255
+    expected = torch.from_numpy(np.array(PIL[name](image))).permute(2, 0, 1) / 255
     inside = (expected > 0).all(0) if name[:5] in ("rotat", "shear", "trans") else torch.ones(24, 24, dtype=bool)
     core = -torch.nn.functional.max_pool2d(-inside[None].float(), 5, 1, 2)[0] > 0  # PIL does not blend at the border
     assert core.float().mean() > 0.2
@@ -59,7 +59,7 @@ def test_what_moves_in_has_the_fill_colour(operations):
     assert moved[0, :, 5, 0].tolist() == pytest.approx([1, 1, 1])
 
 
-def test_randaugment_draws_for_each_picture_and_repeats_by_seed(operations):
+def test_randaugment_draws_for_each_image_and_repeats_by_seed(operations):
     from llava_stf.encoders.randaugment import RandAugment
 
     augment = RandAugment()

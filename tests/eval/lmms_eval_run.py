@@ -2,7 +2,7 @@
 
     python lmms_eval_run.py DATA OUT ANSWERS/PROTOCOL/BENCHMARK ...
 
-ANSWERS is "right" (the reference), "wrong", or the name of an embedded model. Writes OUT/results.json: by argument the
+ANSWERS is "right" (the reference), "wrong", or the name of a bundled model. Writes OUT/results.json: by argument the
 headline, the scores of the samples, and the first prompt with its generation settings.
 """
 

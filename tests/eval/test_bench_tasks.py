@@ -35,23 +35,23 @@ def rewrite(file: Path, change) -> None:
     parquet.write_table(change(parquet.read_table(file)), file)
 
 
-def with_broken_pictures(table):
+def with_broken_images(table):
     import pyarrow
 
     place = table.schema.get_field_index("image")
-    broken = pyarrow.array([{"bytes": b"no picture", "path": None}] * len(table), table.schema.field("image").type)
+    broken = pyarrow.array([{"bytes": b"no image", "path": None}] * len(table), table.schema.field("image").type)
     return table.set_column(place, table.schema.field("image"), broken)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Drawn POPE, and an MME whose schema is right and whose pictures are broken."""
+    """Drawn POPE, and an MME whose schema is right and whose images are broken."""
     from llava_stf_eval.drawn_benchmarks import write_benchmarks
 
     folder = tmp_path_factory.mktemp("data")
-    write_benchmarks(folder, pictures=4, benchmarks=["pope", "mme"])
+    write_benchmarks(folder, images=4, benchmarks=["pope", "mme"])
     for file in parquet_files(folder, "mme"):
-        rewrite(file, with_broken_pictures)
+        rewrite(file, with_broken_images)
     return folder
 
 

@@ -70,9 +70,9 @@ def test_mmbench_question_is_right_with_all_its_rotations(tmp_path):
 def test_mme_sums_pairs_over_categories_of_perception(tmp_path):
     def answers(scores):
         return [
-            sample(f"{category}/{picture}#{turn}", scores.get((category, picture, turn), 1.0),
-                   image_id=f"{category}/{picture}", category=category)
-            for category in ("count", "color", "code_reasoning") for picture in "ab" for turn in (0, 1)
+            sample(f"{category}/{image}#{turn}", scores.get((category, image, turn), 1.0),
+                   image_id=f"{category}/{image}", category=category)
+            for category in ("count", "color", "code_reasoning") for image in "ab" for turn in (0, 1)
         ]  # fmt: skip
 
     found = difference(tmp_path, "mme", answers({}), answers({("count", "a", 0): 0.0, ("code_reasoning", "a", 0): 0.0}))

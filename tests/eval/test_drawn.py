@@ -1,4 +1,4 @@
-"""Scoring on drawn pictures."""
+"""Scoring on drawn images."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ from llava_stf_eval import drawn
 
 
 class Oracle(LlavaStf):
-    """Answers every question of the held-out pictures rightly, but for one family."""
+    """Answers every question of the held-out images rightly, but for one family."""
 
-    def __init__(self, llava, pictures, wrong):
+    def __init__(self, llava, images, wrong):
         super().__init__(*llava)
-        pairs = drawn.held_out(pictures, seed=0)
+        pairs = drawn.held_out(images, seed=0)
         self.answers = [question.answer if question.family != wrong else "?" for _, question in pairs]
 
     def ask_batch(self, pairs, **options):
@@ -34,11 +34,11 @@ def test_held_out_repeats_itself_and_depends_on_the_seed():
     one, again, other = (drawn.held_out(5, seed) for seed in (0, 0, 1))
     assert [question for _, question in one] == [question for _, question in again]
     assert [question for _, question in one] != [question for _, question in other]
-    assert all(picture.tobytes() == same.tobytes() for (picture, _), (same, _) in zip(one, again, strict=True))
+    assert all(image.tobytes() == same.tobytes() for (image, _), (same, _) in zip(one, again, strict=True))
 
 
 def test_shares_are_per_family(stf_folder):
-    result = drawn.evaluate("oracle", Oracle(load_model(stf_folder), 40, "choice"), pictures=40, batch_size=7)
+    result = drawn.evaluate("oracle", Oracle(load_model(stf_folder), 40, "choice"), images=40, batch_size=7)
     assert result.families.pop("choice") == 0
     assert set(result.families.values()) == {1.0}
     assert 0.7 < result.accuracy < 1

@@ -1,4 +1,4 @@
-"""The embedded world in the nine schemas: real task code scores it, and faults in a local copy are named."""
+"""The synthetic world in the nine schemas: real task code scores it, and faults in a local copy are named."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from llava_stf_eval.data_schemas import check_data, datasets_cache
 from llava_stf_eval.data_tables import TABLES
 from llava_stf_eval.drawn_benchmarks import write_benchmarks
 
-PICTURES = 20
+IMAGES = 20
 SERVED = [f"{name}:test" for name, benchmark in BENCHMARKS.items() if benchmark.server]
 RIGHT = [f"right/{protocol}/{name}" for protocol in PROTOCOLS for name in BENCHMARKS]
 SUBMITTED = [f"right/llava/{name}" for name in SERVED]
 WRONG = [f"wrong/llava/{name}" for name in ("scienceqa", "pope", "mmbench", "mme")]
 # Chance on the drawn questions is about 8, 30, 50 and 300; below are lower ends of the model's 95 % intervals.
-EMBEDDED = {"tiny/llava/vqav2": 35, "tiny/llava/textvqa": 55, "tiny/llava/pope": 65, "tiny/llava/mme": 330}
+BUNDLED = {"tiny/llava/vqav2": 35, "tiny/llava/textvqa": 55, "tiny/llava/pope": 65, "tiny/llava/mme": 330}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    counts = write_benchmarks(folder, pictures=PICTURES)
+    counts = write_benchmarks(folder, images=IMAGES)
     assert set(counts) == set(BENCHMARKS)
     return folder
 
@@ -44,7 +44,7 @@ def run(data, tmp_path_factory):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }  # fmt: skip
     script = Path(__file__).with_name("lmms_eval_run.py")
-    command = [sys.executable, str(script), str(data), str(out), *RIGHT, *SUBMITTED, *WRONG, *EMBEDDED]
+    command = [sys.executable, str(script), str(data), str(out), *RIGHT, *SUBMITTED, *WRONG, *BUNDLED]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return json.loads((out / "results.json").read_text()), out / "submissions"
@@ -64,9 +64,9 @@ def test_wrong_answers_get_nothing(run, name):
     assert set(run[0][name]["scores"]) == {0.0}
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
-def test_the_embedded_model_knows_what_is_drawn(run, name):
-    assert run[0][name]["headline"] > EMBEDDED[name]
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_bundled_model_knows_what_is_drawn(run, name):
+    assert run[0][name]["headline"] > BUNDLED[name]
 
 
 SHORT = "Answer the question using a single word or phrase."
@@ -128,7 +128,7 @@ def _rewrite(folder, benchmark, change, config=None):
     import pyarrow as pa
     from pyarrow import parquet
 
-    write_benchmarks(folder, pictures=8, benchmarks=[benchmark])
+    write_benchmarks(folder, images=8, benchmarks=[benchmark])
     table = TABLES[benchmark][0]
     split = table.splits[BENCHMARKS[benchmark].splits[0]]
     (file,) = (folder / BENCHMARKS[benchmark].dataset / table.config).glob(f"{split}-*")
@@ -186,7 +186,7 @@ def test_missing_folder_configuration_split_and_files(tmp_path, data):
     (tmp_path / "lmms-lab" / "POPE").symlink_to(data / BENCHMARKS["pope"].dataset)
     with pytest.raises(DataError, match="found lmms-lab/POPE: rename or link it"):
         check_data(tmp_path, "pope", LLAVA)
-    write_benchmarks(tmp_path, pictures=8, benchmarks=["mmbench", "gqa"])
+    write_benchmarks(tmp_path, images=8, benchmarks=["mmbench", "gqa"])
     with pytest.raises(DataError, match="expected a configuration 'cn', found 'en'"):
         check_data(tmp_path, "mmbench_cn", LLAVA)
     (tmp_path / BENCHMARKS["vqav2"].dataset).mkdir()
@@ -202,9 +202,9 @@ def test_missing_folder_configuration_split_and_files(tmp_path, data):
         check_data(tmp_path, "gqa", LLAVA)
 
 
-def test_pictures_are_the_seeds_own_and_two_copies_share_no_cache(tmp_path):
+def test_images_are_the_seeds_own_and_two_copies_share_no_cache(tmp_path):
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        write_benchmarks(tmp_path / folder, pictures=4, seed=seed, benchmarks=["vqav2"])
+        write_benchmarks(tmp_path / folder, images=4, seed=seed, benchmarks=["vqav2"])
     readmes = [(tmp_path / name / BENCHMARKS["vqav2"].dataset / "README.md").read_text() for name in "abc"]
     assert readmes[0] == readmes[1] != readmes[2]
     caches = [datasets_cache(tmp_path / name, "vqav2") for name in "abc"]
@@ -213,9 +213,9 @@ def test_pictures_are_the_seeds_own_and_two_copies_share_no_cache(tmp_path):
 
 
 def test_a_data_set_is_never_overwritten(tmp_path):
-    write_benchmarks(tmp_path, pictures=2, benchmarks=["vqav2"])
+    write_benchmarks(tmp_path, images=2, benchmarks=["vqav2"])
     with pytest.raises(DataError, match="is there already"):
-        write_benchmarks(tmp_path, pictures=2, benchmarks=["vizwiz", "vqav2"])
+        write_benchmarks(tmp_path, images=2, benchmarks=["vizwiz", "vqav2"])
     assert not (tmp_path / BENCHMARKS["vizwiz"].dataset).exists()
     with pytest.raises(LlavaStfError, match="did you mean 'vizwiz'"):
-        write_benchmarks(tmp_path, pictures=2, benchmarks=["vizwizz"])
+        write_benchmarks(tmp_path, images=2, benchmarks=["vizwizz"])

@@ -13,13 +13,13 @@ from llava_stf_eval.encoder_tables import (
     read_encoders,
     read_towers,
     tower_table,
-    write_embedded,
+    write_bundled,
     write_untrained,
 )
 
 
 def test_the_untrained_encoder_is_the_one_that_its_seed_draws(tmp_path):
-    data = tmp_path / "pictures.npz"
+    data = tmp_path / "images.npz"
     np.savez(data, train_images=np.zeros((4, 32, 32, 3), np.uint8))
     shape = ["--size", "tiny", "--depth", "1", "--image-size", "32", "--patch-size", "8"]
     options = [*shape, "--data", str(data), "--warmup-epochs", "0"]
@@ -32,8 +32,8 @@ def test_the_untrained_encoder_is_the_one_that_its_seed_draws(tmp_path):
     assert CLIPImageProcessorPil.from_pretrained(tmp_path / "one").crop_size["height"] == 32
 
 
-def test_the_embedded_tower_is_an_encoder_of_its_own(tmp_path):
-    write_embedded(tmp_path / "tower")
+def test_the_bundled_tower_is_an_encoder_of_its_own(tmp_path):
+    write_bundled(tmp_path / "tower")
     tower, preprocessor = load_tower(tmp_path / "tower", {"dtype": torch.float32})
     assert tower.config.image_size == preprocessor["crop_size"]["height"] == 112
 
@@ -61,8 +61,8 @@ def test_towers_are_compared_with_one_state_and_with_many(tmp_path):
     lines = tower_table(read_towers(tmp_path)).splitlines()
     assert lines[0] == "| tower | states | all | count | text |"
     assert lines[2:] == [
-        "| the embedded model's own | one | 50.0 | 50.0 | 25.0 |",
-        "| the embedded model's own | many | 62.5 | 62.5 | 25.0 |",
+        "| the bundled model's own | one | 50.0 | 50.0 | 25.0 |",
+        "| the bundled model's own | many | 62.5 | 62.5 | 25.0 |",
     ]
 
 

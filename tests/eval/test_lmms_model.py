@@ -27,16 +27,16 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [Image.fromarray(draw(index, split="held_out")[1]) for index in range(2)]
 
 
 def requests_of(model, documents, settings=SETTINGS, task="drawn"):
-    """Requests for documents (pictures, question, own settings or none), as lmms-eval makes them."""
+    """Requests for documents (images, question, own settings or none), as lmms-eval makes them."""
     from lmms_eval.api.instance import Instance
 
     def doc_to_messages(document):
-        content = [{"type": "image", "url": picture} for picture in document[0]]
+        content = [{"type": "image", "url": image} for image in document[0]]
         return [{"role": "user", "content": [*content, {"type": "text", "text": document[1]}]}]
 
     model.task_dict[task] = {"test": documents}
@@ -81,30 +81,30 @@ def test_lmms_eval_finds_the_class_by_the_manifest():
     assert registry.get_model_class("llava_stf") is LlavaStfLmms
 
 
-def test_answers_come_in_request_order_and_are_those_of_asking_one_by_one(model, llava, pictures):
+def test_answers_come_in_request_order_and_are_those_of_asking_one_by_one(model, llava, images):
     longer = {**SETTINGS, "max_new_tokens": 3}
     documents = [
-        ([pictures[0]], QUESTIONS[0]),
+        ([images[0]], QUESTIONS[0]),
         ([], "What is two and two?"),
-        ([pictures[1]], QUESTIONS[1], longer),
-        (pictures, QUESTIONS[2]),
-        ([pictures[1]], QUESTIONS[3]),
-        ([pictures[0]], QUESTIONS[4], longer),
-        ([pictures[1]], QUESTIONS[0]),
+        ([images[1]], QUESTIONS[1], longer),
+        (images, QUESTIONS[2]),
+        ([images[1]], QUESTIONS[3]),
+        ([images[0]], QUESTIONS[4], longer),
+        ([images[1]], QUESTIONS[0]),
     ]
     expected = []
-    for images, question, *own in documents:
+    for asked, question, *own in documents:
         limit = (own[0] if own else SETTINGS)["max_new_tokens"]
-        expected.append(llava.chat(images).ask(question, max_new_tokens=limit))
+        expected.append(llava.chat(asked).ask(question, max_new_tokens=limit))
     found = model.generate_until(requests_of(model, documents))
     assert [result.text for result in found] == expected
     assert len(set(expected)) > 2  # else the order would not show
 
 
-def test_token_counts_are_of_the_prompt_and_the_answer(llava, pictures):
+def test_token_counts_are_of_the_prompt_and_the_answer(llava, images):
     full = build("pretrained=tiny-full,dtype=float32")
     less = build("pretrained=tiny-full,dtype=float32,method=stf,vision_tokens=16")
-    documents = [([pictures[0]], QUESTIONS[0]), (pictures, QUESTIONS[1]), ([], QUESTIONS[2])]
+    documents = [([images[0]], QUESTIONS[0]), (images, QUESTIONS[1]), ([], QUESTIONS[2])]
     whole, quarter = (m.generate_until(requests_of(m, documents)) for m in (full, less))
     saved = [a.token_counts.input_tokens - b.token_counts.input_tokens for a, b in zip(whole, quarter, strict=True)]
     assert saved == [64 - 16, 2 * (64 - 16), 0]
@@ -113,12 +113,12 @@ def test_token_counts_are_of_the_prompt_and_the_answer(llava, pictures):
         assert result.token_counts.output_tokens == len(ids) + 1  # the end token
 
 
-def test_new_tokens_end_at_the_limit_and_text_before_a_stop_string(model, pictures):
+def test_new_tokens_end_at_the_limit_and_text_before_a_stop_string(model, images):
     documents = [
-        ([pictures[0]], QUESTIONS[0]),
-        ([pictures[0]], QUESTIONS[0], {**SETTINGS, "max_new_tokens": 1}),
-        ([pictures[0]], QUESTIONS[0], {**SETTINGS, "until": ["never", "e"]}),
-        ([pictures[0]], QUESTIONS[0], {**SETTINGS, "until": "s"}),
+        ([images[0]], QUESTIONS[0]),
+        ([images[0]], QUESTIONS[0], {**SETTINGS, "max_new_tokens": 1}),
+        ([images[0]], QUESTIONS[0], {**SETTINGS, "until": ["never", "e"]}),
+        ([images[0]], QUESTIONS[0], {**SETTINGS, "until": "s"}),
     ]
     whole, one, *cut = model.generate_until(requests_of(model, documents))
     assert whole.text == "yes"
@@ -126,21 +126,21 @@ def test_new_tokens_end_at_the_limit_and_text_before_a_stop_string(model, pictur
     assert [result.text for result in cut] == ["y", "ye"]
 
 
-def test_settings_without_meaning_are_said_once(model, pictures, caplog):
-    documents = [([pictures[0]], question, {**SETTINGS, "image_sizes": 3}) for question in QUESTIONS]
+def test_settings_without_meaning_are_said_once(model, images, caplog):
+    documents = [([images[0]], question, {**SETTINGS, "image_sizes": 3}) for question in QUESTIONS]
     with caplog.at_level(logging.WARNING):
         model.generate_until(requests_of(model, documents))
     assert caplog.text.count("image_sizes mean nothing") == 1
 
 
-def test_embedded_models_are_asked_without_instructions_unless_told(model, llava, pictures):
+def test_bundled_models_are_asked_without_instructions_unless_told(model, llava, images):
     question = f"{QUESTIONS[0]}\nAnswer the question using a single word or phrase."
     assert without_instructions(question) == QUESTIONS[0]
     told = build("pretrained=tiny,dtype=float32,instructions=true")
-    (bare,) = model.generate_until(requests_of(model, [([pictures[0]], question)]))
-    (whole,) = told.generate_until(requests_of(told, [([pictures[0]], question)]))
-    assert bare.text == llava.ask(pictures[0], QUESTIONS[0])
-    assert whole.text == llava.ask(pictures[0], question)
+    (bare,) = model.generate_until(requests_of(model, [([images[0]], question)]))
+    (whole,) = told.generate_until(requests_of(told, [([images[0]], question)]))
+    assert bare.text == llava.ask(images[0], QUESTIONS[0])
+    assert whole.text == llava.ask(images[0], question)
     assert whole.token_counts.input_tokens > bare.token_counts.input_tokens
 
 
@@ -153,9 +153,9 @@ def test_embedded_models_are_asked_without_instructions_unless_told(model, llava
     ],
     ids=["cuda", "python", "cpu"],
 )
-def test_a_batch_without_memory_is_halved_and_said(error, pictures, monkeypatch, caplog):
+def test_a_batch_without_memory_is_halved_and_said(error, images, monkeypatch, caplog):
     model = build(batch_size=8)
-    documents = [([pictures[index % 2]], question) for index, question in enumerate(QUESTIONS)]
+    documents = [([images[index % 2]], question) for index, question in enumerate(QUESTIONS)]
     expected = [result.text for result in model.generate_until(requests_of(model, documents))]
     rows, generate = [], model.llava.generate
 
@@ -174,18 +174,18 @@ def test_a_batch_without_memory_is_halved_and_said(error, pictures, monkeypatch,
     assert "2 at a time" in caplog.text
 
 
-def test_errors_are_raised_and_never_an_empty_answer(model, pictures, monkeypatch):
+def test_errors_are_raised_and_never_an_empty_answer(model, images, monkeypatch):
     with pytest.raises(PromptError, match="positions"):
-        model.generate_until(requests_of(model, [([pictures[0]], "word " * 2000)]))
+        model.generate_until(requests_of(model, [([images[0]], "word " * 2000)]))
     with pytest.raises(PromptError, match=r"Document 0 of drawn.*empty"):
-        model.generate_until(requests_of(model, [([pictures[0]], " ")]))
+        model.generate_until(requests_of(model, [([images[0]], " ")]))
 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model.llava, "generate", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        model.generate_until(requests_of(model, [([pictures[0]], QUESTIONS[0])]))
+        model.generate_until(requests_of(model, [([images[0]], QUESTIONS[0])]))
 
 
 def test_other_kinds_of_tasks_are_refused_in_a_sentence(model):
@@ -195,8 +195,8 @@ def test_other_kinds_of_tasks_are_refused_in_a_sentence(model):
         model.loglikelihood([])
 
 
-def test_clean_keeps_the_model_for_the_next_task(model, pictures):
-    documents = [([pictures[0]], QUESTIONS[0])]
+def test_clean_keeps_the_model_for_the_next_task(model, images):
+    documents = [([images[0]], QUESTIONS[0])]
     before = model.generate_until(requests_of(model, documents))
     model.clean()
     assert model.generate_until(requests_of(model, documents, task="next")) == before
@@ -206,8 +206,8 @@ class Killed(Exception):
     pass
 
 
-def test_a_stopped_run_asks_only_the_rest_and_gives_the_same_answers(tmp_path, pictures):
-    documents = [([pictures[index % 2]], f"{q} ") for index, q in enumerate(QUESTIONS * 2)]
+def test_a_stopped_run_asks_only_the_rest_and_gives_the_same_answers(tmp_path, images):
+    documents = [([images[index % 2]], f"{q} ") for index, q in enumerate(QUESTIONS * 2)]
     whole = build("pretrained=tiny")
     expected = whole.generate_until(requests_of(whole, documents))
 
@@ -227,19 +227,19 @@ def test_a_stopped_run_asks_only_the_rest_and_gives_the_same_answers(tmp_path, p
     assert len([json.loads(line) for line in journal.read_text().splitlines()]) == 4
 
 
-def test_answers_to_other_questions_are_not_taken_for_these(tmp_path, pictures):
+def test_answers_to_other_questions_are_not_taken_for_these(tmp_path, images):
     journal = tmp_path / "answers.jsonl"
     first = build(journal=journal)
-    first.generate_until(requests_of(first, [([pictures[0]], QUESTIONS[0])]))
+    first.generate_until(requests_of(first, [([images[0]], QUESTIONS[0])]))
     again, fresh = build(journal=journal), build()
-    documents = [([pictures[0]], QUESTIONS[1])]
+    documents = [([images[0]], QUESTIONS[1])]
     assert again.generate_until(requests_of(again, documents)) == fresh.generate_until(requests_of(fresh, documents))
 
 
-def test_every_reduction_option_is_a_key_of_model_args(pictures):
+def test_every_reduction_option_is_a_key_of_model_args(images):
     model = build("pretrained=tiny-full,method=random,vision_tokens=9,seed=3,dtype=float32")
     full = build("pretrained=tiny-full,vision_tokens=all,dtype=float32")
-    documents = [([pictures[0]], QUESTIONS[0])]
+    documents = [([images[0]], QUESTIONS[0])]
     (few,), (all_,) = (m.generate_until(requests_of(m, documents)) for m in (model, full))
     assert all_.token_counts.input_tokens - few.token_counts.input_tokens == 64 - 9
     assert model.llava.model.model.reduction.seed == 3

@@ -20,8 +20,8 @@ from llava_stf_eval.published import find_published, published_counts, published
 from llava_stf_eval.report import __main__ as command
 from llava_stf_eval.report import load_run, load_runs, print_scores, write_report
 from llava_stf_eval.report import write as report_write
+from llava_stf_eval.report.images import embed_images
 from llava_stf_eval.report.page import fair_share
-from llava_stf_eval.report.pictures import embed_pictures
 from llava_stf_eval.report.scores import footnotes, score_rows
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -33,7 +33,7 @@ NOTHING = dict.fromkeys(("score", "seconds", "samples_per_second", "input_tokens
 
 
 def write_run(folder, scores, *, wrong=3, answer=HOSTILE, **other):
-    """A run with these scores, of each benchmark one right and `wrong` wrong answers with pictures."""
+    """A run with these scores, of each benchmark one right and `wrong` wrong answers with images."""
     (folder / "samples").mkdir(parents=True)
     (folder / "images").mkdir()
     for at, name in enumerate(scores):
@@ -184,11 +184,11 @@ def test_scores_stand_beside_the_published_ones_of_the_method(tmp_path):
     assert "TextVQA" not in notes
 
 
-def test_embedded_models_get_published_figures_at_their_share_of_tokens_but_no_difference(tmp_path):
+def test_bundled_models_get_published_figures_at_their_share_of_tokens_but_no_difference(tmp_path):
     run = load_run(write_run(tmp_path / "run", {"pope": 83.0}, model="tiny", vision_tokens=16))
     (row,) = score_rows(run)
     assert row.cells[:3] == ("83.0", "86.0", "–")  # 16 of 64 tokens as 144 of 576
-    assert "drawn pictures" in "\n".join(footnotes(run))
+    assert "drawn images" in "\n".join(footnotes(run))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_report_of_one_run(tmp_path):
     page = Reader((folder / "report.html").read_text())
     assert all(benchmark.title in page.text for benchmark in BENCHMARKS.values())
     assert len(page.data()["items"]) == 3 * len(BENCHMARKS)
-    assert len(page.data()["pictures"]) == 3 * len(BENCHMARKS)
+    assert len(page.data()["images"]) == 3 * len(BENCHMARKS)
 
 
 def test_page_stands_alone_and_is_escaped(tmp_path):
@@ -299,7 +299,7 @@ def test_report_of_a_run_without_a_score(tmp_path):
     assert "GQA failed: no memory" in (folder / "report.html").read_text()
 
 
-def test_items_and_pictures_keep_to_their_budgets(tmp_path, monkeypatch):
+def test_items_and_images_keep_to_their_budgets(tmp_path, monkeypatch):
     monkeypatch.setattr(report_write, "MAX_ITEMS", 6)
     folder = write_run(tmp_path / "run", {"gqa": 60.0, "pope": 80.0, "mme": 1000.0}, wrong=4)
     write_report(folder)
@@ -307,23 +307,23 @@ def test_items_and_pictures_keep_to_their_budgets(tmp_path, monkeypatch):
     assert [item["benchmark"] for item in page.data()["items"]] == ["GQA", "GQA", "POPE", "POPE", "MME", "MME"]
     assert "the first 6 of 12" in page.text
     paths = sorted((folder / "images").iterdir())
-    every = embed_pictures(paths)
+    every = embed_images(paths)
     room = sum(len(address) for address in list(every.values())[:4])
-    assert list(embed_pictures([paths[0], *paths], budget=room)) == paths[:4]
+    assert list(embed_images([paths[0], *paths], budget=room)) == paths[:4]
 
 
-def test_pictures_that_cannot_be_read_or_lie_elsewhere_are_not_embedded(tmp_path):
+def test_images_that_cannot_be_read_or_lie_elsewhere_are_not_embedded(tmp_path):
     folder = write_run(tmp_path / "run", {"gqa": 60.0})
     Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
-    (folder / "images" / "gqa-1.png").write_bytes(b"no picture")
+    (folder / "images" / "gqa-1.png").write_bytes(b"no image")
     lines = (folder / "samples" / "gqa.jsonl").read_text().replace("images/gqa-2.png", "../private.png")
     (folder / "samples" / "gqa.jsonl").write_text(lines)
     write_report(folder)
     data = Reader((folder / "report.html").read_text()).data()
-    shown = [(item["picture"], item["missing"]) for item in data["items"]]
-    assert shown[:2] == [(None, "not embedded: gqa-1.png"), (None, "no picture")]
-    picture = Image.open(io.BytesIO(base64.b64decode(data["pictures"][shown[2][0]].partition(",")[2])))
-    assert picture.size == (40, 30)
+    shown = [(item["image"], item["missing"]) for item in data["items"]]
+    assert shown[:2] == [(None, "not embedded: gqa-1.png"), (None, "no image")]
+    image = Image.open(io.BytesIO(base64.b64decode(data["images"][shown[2][0]].partition(",")[2])))
+    assert image.size == (40, 30)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_shapes_of_llava_have_the_published_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in model.model.vision_tower.parameters()) == 303_507_456
 
 
-def test_random_weights_give_finite_logits_that_depend_on_picture_and_text(tiny) -> None:
+def test_random_weights_give_finite_logits_that_depend_on_image_and_text(tiny) -> None:
     inputs = prompt(64)
     with torch.no_grad():
         logits = tiny(**inputs).logits[:, -1]
@@ -262,7 +262,7 @@ def test_a_gain_is_said_without_excuse() -> None:
         (
             {"prefill": 90, "preprocessing": 4000},
             {"prefill": 30, "preprocessing": 4000},
-            "preprocessing of the picture",
+            "preprocessing of the image",
         ),
     ],
 )

@@ -58,7 +58,7 @@ def test_every_checkpoint_is_asked_at_every_budget(tmp_path):
     for step in (20, 100):
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
         processor.save_pretrained(tmp_path / f"checkpoint-{step}")
-    evaluate_run(tmp_path, pictures=2)
+    evaluate_run(tmp_path, images=2)
     rows = json.loads((tmp_path / "accuracy.json").read_text())
     assert [(row["step"], row["vision_tokens"]) for row in rows] == [(20, 16), (20, 4), (100, 16), (100, 4)]
     assert rows[0]["accuracy"] == rows[2]["accuracy"] > 0

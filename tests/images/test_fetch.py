@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b"a picture")
+        self.wfile.write(b"an image")
 
     def log_message(self, *arguments: object) -> None: ...
 
@@ -106,7 +106,7 @@ def test_a_host_with_one_private_address_is_refused(server: int, names: dict[str
 
 @pytest.mark.usefixtures("local_is_public")
 def test_a_public_host_is_fetched_by_its_own_name(server: int, names: dict[str, list[str]]) -> None:
-    assert get(f"http://good.example:{server}/a?b=c") == b"a picture"
+    assert get(f"http://good.example:{server}/a?b=c") == b"an image"
     assert _Handler.seen == [("/a?b=c", f"good.example:{server}")]
 
 
@@ -124,7 +124,7 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_asked(
         return resolve(host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    assert get(f"http://good.example:{server}/a") == b"a picture"
+    assert get(f"http://good.example:{server}/a") == b"an image"
     assert next(answers) == ["10.0.0.1"]
 
 
@@ -147,7 +147,7 @@ def test_redirects_are_looked_at_too(target: str, said: str, server: int, names:
 
 @pytest.mark.usefixtures("local_is_public")
 def test_redirects_are_followed_but_not_for_ever(server: int, names: dict[str, list[str]]) -> None:
-    assert get(f"http://good.example:{server}/to//to//b") == b"a picture"
+    assert get(f"http://good.example:{server}/to//to//b") == b"an image"
     loop = f"http://good.example:{server}/to/" + "/to/" * 20
     with pytest.raises(ImageError, match="more than 5 times"):
         get(loop)
@@ -162,7 +162,7 @@ def test_what_is_too_large_is_left(server: int, names: dict[str, list[str]]) -> 
 @pytest.mark.usefixtures("local_is_public")
 def test_a_proxy_is_not_asked(server: int, names: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    assert get(f"http://good.example:{server}/a") == b"a picture"
+    assert get(f"http://good.example:{server}/a") == b"an image"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every kind of picture a user may hold is read as upright 8-bit RGB, or refused in one sentence that names it."""
+"""Every kind of image a user may hold is read as upright 8-bit RGB, or refused in one sentence that names it."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """A gradient, 7 wide and 5 high, that no flip or channel swap leaves as it is."""
     return Image.fromarray(np.arange(7 * 5 * 3, dtype=np.uint8).reshape(5, 7, 3) * 2)
 
@@ -35,30 +35,30 @@ def same(one: Image.Image, other: Image.Image) -> bool:
     return one.mode == other.mode == "RGB" and np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def test_path_text_path_bytes_pil_and_array_give_the_same_picture(picture: Image.Image, tmp_path: Path) -> None:
-    file = tmp_path / "a picture.png"
-    picture.save(file)
-    for source in (file, str(file), file.read_bytes(), picture, np.asarray(picture)):
-        assert same(load_image(source), picture)
+def test_path_text_path_bytes_pil_and_array_give_the_same_image(image: Image.Image, tmp_path: Path) -> None:
+    file = tmp_path / "an image.png"
+    image.save(file)
+    for source in (file, str(file), file.read_bytes(), image, np.asarray(image)):
+        assert same(load_image(source), image)
 
 
-def test_a_lazily_opened_pil_image_is_read_and_stays_usable(picture: Image.Image, tmp_path: Path) -> None:
-    picture.save(tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as image:
-        assert same(load_image(image), picture)
-        assert image.convert("RGB").size == picture.size
+def test_a_lazily_opened_pil_image_is_read_and_stays_usable(image: Image.Image, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        assert same(load_image(opened), image)
+        assert opened.convert("RGB").size == image.size
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "JPEG2000", "PPM", "TGA", "TIFF", "WEBP"])
-def test_common_formats_equal_pillow(kind: str, picture: Image.Image) -> None:
-    data = encode(picture, kind)
+def test_common_formats_equal_pillow(kind: str, image: Image.Image) -> None:
+    data = encode(image, kind)
     assert same(load_image(data), Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
-def test_every_8_bit_mode_equals_convert_rgb(mode: str, picture: Image.Image) -> None:
-    image = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
-    assert same(load_image(image), image.convert("RGB"))
+def test_every_8_bit_mode_equals_convert_rgb(mode: str, image: Image.Image) -> None:
+    converted = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+    assert same(load_image(converted), converted.convert("RGB"))
 
 
 def test_transparency_is_dropped_as_the_authors_do(recwarn: pytest.WarningsRecorder) -> None:
@@ -144,7 +144,7 @@ def test_arrays(array: np.ndarray, pixel: tuple[int, int, int]) -> None:
     ],
     ids=["empty", "channels-first", "flat", "float-255", "negative", "nan", "over-16-bit", "text"],
 )
-def test_arrays_that_are_no_picture(array: np.ndarray, said: str) -> None:
+def test_arrays_that_are_no_image(array: np.ndarray, said: str) -> None:
     with pytest.raises(ImageError, match=said):
         load_image(array)
 
@@ -159,10 +159,10 @@ def test_a_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
         load_image(file)
 
 
-def test_files_that_are_no_picture_are_named(tmp_path: Path) -> None:
+def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
     empty, text, script = tmp_path / "empty.png", tmp_path / "notes.txt", tmp_path / "drawing.eps"
     empty.write_bytes(b"")
-    text.write_text("not a picture")
+    text.write_text("not an image")
     script.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
     for file in (empty, text, script):
         with pytest.raises(ImageError, match=f"{file} is empty or not an image"):
@@ -205,7 +205,7 @@ def test_a_real_bomb_costs_no_memory(tmp_path: Path) -> None:
     assert time.monotonic() - start < 1
 
 
-def test_thin_pictures_are_refused_and_long_ones_reduced() -> None:
+def test_thin_images_are_refused_and_long_ones_reduced() -> None:
     with pytest.raises(ImageError, match=r"1x5000 pixels.*200 times"):
         load_image(Image.new("L", (1, 5000)))
     assert load_image(Image.new("L", (5, 1000))).size == (5, 1000)
@@ -248,10 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def server(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for variable in images.OFFLINE_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(_Handler, "data", encode(picture))
+    monkeypatch.setattr(_Handler, "data", encode(image))
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as running:
         running.daemon_threads = True
         threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -259,23 +259,23 @@ def server(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
         running.shutdown()
 
 
-def test_a_url_is_fetched_also_through_a_redirect(server: str, picture: Image.Image) -> None:
-    assert same(load_image(f"{server}/a.png"), picture)
-    assert same(load_image(f"{server}/redirect"), picture)
+def test_a_url_is_fetched_also_through_a_redirect(server: str, image: Image.Image) -> None:
+    assert same(load_image(f"{server}/a.png"), image)
+    assert same(load_image(f"{server}/redirect"), image)
 
 
-def test_a_url_is_fetched_inside_a_running_event_loop(server: str, picture: Image.Image) -> None:
+def test_a_url_is_fetched_inside_a_running_event_loop(server: str, image: Image.Image) -> None:
     async def read() -> Image.Image:
         return load_image(f"{server}/a.png")
 
-    assert same(asyncio.run(read()), picture)
+    assert same(asyncio.run(read()), image)
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [("/missing.png", "404"), ("/redirect-to-file", "cannot be fetched")],
 )
-def test_a_url_that_gives_no_picture_is_named(server: str, path: str, said: str) -> None:
+def test_a_url_that_gives_no_image_is_named(server: str, path: str, said: str) -> None:
     with pytest.raises(ImageError, match=f"{server}{path}.*{said}"):
         load_image(server + path)
 

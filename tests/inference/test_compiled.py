@@ -26,7 +26,7 @@ Graphs = list[int]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (56, 56, 3), dtype=np.uint8) for _ in range(4)]
 
@@ -70,70 +70,70 @@ def ids_of(llava: LlavaStf, pairs: Sequence[tuple[Any, str]], max_new_tokens: in
     return streamer.steps
 
 
-def test_another_request_of_a_bucket_compiles_nothing(folder: Path, pictures: list[np.ndarray]) -> None:
+def test_another_request_of_a_bucket_compiles_nothing(folder: Path, images: list[np.ndarray]) -> None:
     llava, graphs = traced(*untouched(folder))
-    llava.ask(pictures[0], QUESTION, max_new_tokens=8)
+    llava.ask(images[0], QUESTION, max_new_tokens=8)
     first = len(graphs)
     assert first >= 3, "tower with projector, prefill and decoding"
-    llava.ask(pictures[1], QUESTION, max_new_tokens=8)
-    llava.ask(pictures[0], QUESTION + "???", max_new_tokens=8)
-    llava.ask(pictures[0], QUESTION, max_new_tokens=30)
-    "".join(llava.stream(pictures[2], QUESTION, max_new_tokens=8))
-    llava.chat(pictures[3]).ask(QUESTION, max_new_tokens=8)
+    llava.ask(images[1], QUESTION, max_new_tokens=8)
+    llava.ask(images[0], QUESTION + "???", max_new_tokens=8)
+    llava.ask(images[0], QUESTION, max_new_tokens=30)
+    "".join(llava.stream(images[2], QUESTION, max_new_tokens=8))
+    llava.chat(images[3]).ask(QUESTION, max_new_tokens=8)
     assert len(graphs) == first
 
 
-def test_another_bucket_compiles_its_prefill_alone(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+def test_another_bucket_compiles_its_prefill_alone(stf_folder: Path, images: list[np.ndarray]) -> None:
     llava, graphs = traced(*untouched(stf_folder))
-    llava.ask(pictures[0], QUESTION, max_new_tokens=40)
+    llava.ask(images[0], QUESTION, max_new_tokens=40)
     first = len(graphs)
-    llava.ask(pictures[0], QUESTION * 4, max_new_tokens=40)
+    llava.ask(images[0], QUESTION * 4, max_new_tokens=40)
     assert len(graphs) == first + 1
 
 
-def test_ids_are_the_eager_models(folder: Path, pictures: list[np.ndarray]) -> None:
+def test_ids_are_the_eager_models(folder: Path, images: list[np.ndarray]) -> None:
     eager = untouched(folder)
     llava, _ = traced(*eager)
-    full = QUESTION + "?" * (-prompt_length(eager, pictures[0]) % 32)  # no padding but that of the bucket above
+    full = QUESTION + "?" * (-prompt_length(eager, images[0]) % 32)  # no padding but that of the bucket above
     requests: dict[str, list[tuple[Any, str]]] = {
-        "one": [(pictures[0], QUESTION)],
-        "prompt as long as a bucket": [(pictures[0], full)],
-        "several images": [(pictures[:2], QUESTION)],
-        "rows of different lengths and image counts": [(pictures[3], QUESTION), (pictures[:2], "<image> or <image>?")],
+        "one": [(images[0], QUESTION)],
+        "prompt as long as a bucket": [(images[0], full)],
+        "several images": [(images[:2], QUESTION)],
+        "rows of different lengths and image counts": [(images[3], QUESTION), (images[:2], "<image> or <image>?")],
     }
     for name, pairs in requests.items():
         assert ids_of(llava, pairs) == ids_of(eager, pairs), name
 
 
-def prompt_length(llava: LlavaStf, picture: np.ndarray) -> int:
-    """Tokens of the prompt that asks `QUESTION` about one picture."""
+def prompt_length(llava: LlavaStf, image: np.ndarray) -> int:
+    """Tokens of the prompt that asks `QUESTION` about one image."""
     lengths: list[int] = []
 
     def note(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         lengths.append(ids.shape[1] - 1)
         return torch.ones(ids.shape[0], dtype=torch.bool)
 
-    llava.ask(picture, QUESTION, stopping_criteria=[note])
+    llava.ask(image, QUESTION, stopping_criteria=[note])
     return lengths[0]
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-full"])
-def test_answers_of_the_embedded_models_are_the_eager_ones(name: str) -> None:
+def test_answers_of_the_bundled_models_are_the_eager_ones(name: str) -> None:
     eager = load_model(name, device="cpu", dtype="float32")
     llava, _ = traced(*eager)
-    picture = draw(3, split="held_out")[1]
+    image = draw(3, split="held_out")[1]
     questions = "How many shapes are there?", "What shape is at the top?"
-    conversations = llava.chat(picture), eager.chat(picture)
+    conversations = llava.chat(image), eager.chat(image)
     for question in questions:
         assert len({chat.ask(question) for chat in conversations}) == 1
     without_image = llava.chat(), eager.chat()
     assert len({chat.ask(questions[0]) for chat in without_image}) == 1
 
 
-def test_a_smaller_last_batch_keeps_order_and_shape(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+def test_a_smaller_last_batch_keeps_order_and_shape(stf_folder: Path, images: list[np.ndarray]) -> None:
     eager = untouched(stf_folder)
     llava, graphs = traced(*eager)
-    pairs = [(picture, QUESTION) for picture in pictures[:3]]
+    pairs = [(image, QUESTION) for image in images[:3]]
     llava.ask_batch(pairs[:2], batch_size=2, max_new_tokens=8)
     first = len(graphs)
     answers = llava.ask_batch(pairs, batch_size=2, max_new_tokens=8)
@@ -142,58 +142,58 @@ def test_a_smaller_last_batch_keeps_order_and_shape(stf_folder: Path, pictures: 
 
 
 def test_a_cache_is_left_clean_when_others_push_it_out(
-    stf_folder: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    stf_folder: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llava_stf.inference.compiled.MAX_CACHES", 1)
     eager = untouched(stf_folder)
     llava, _ = traced(*eager)
     for length in (8, 290, 8):
-        assert ids_of(llava, [(pictures[0], QUESTION)], length) == ids_of(eager, [(pictures[0], QUESTION)], length)
+        assert ids_of(llava, [(images[0], QUESTION)], length) == ids_of(eager, [(images[0], QUESTION)], length)
 
 
 def test_beam_search_runs_eagerly_and_says_so_once(
-    stf_folder: Path, pictures: list[np.ndarray], caplog: pytest.LogCaptureFixture
+    stf_folder: Path, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
     eager = untouched(stf_folder)
     llava, graphs = traced(*eager)
     with caplog.at_level(logging.WARNING, logger="llava_stf"):
-        answers = [llava.ask(pictures[0], QUESTION, max_new_tokens=8, num_beams=2) for _ in range(2)]
-    assert answers == 2 * [eager.ask(pictures[0], QUESTION, max_new_tokens=8, num_beams=2)]
+        answers = [llava.ask(images[0], QUESTION, max_new_tokens=8, num_beams=2) for _ in range(2)]
+    assert answers == 2 * [eager.ask(images[0], QUESTION, max_new_tokens=8, num_beams=2)]
     said = "Generation with num_beams is not compiled and runs eagerly."
     assert [record.message for record in caplog.records] == [said]
     assert graphs == []
 
 
-def test_errors_of_a_request_reach_its_caller(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+def test_errors_of_a_request_reach_its_caller(stf_folder: Path, images: list[np.ndarray]) -> None:
     llava, _ = traced(*untouched(stf_folder))
     with pytest.raises(ValueError, match="nonsense"):
-        llava.ask(pictures[0], QUESTION, nonsense=1)
+        llava.ask(images[0], QUESTION, nonsense=1)
     with pytest.raises(ValueError, match="nonsense"):
-        list(llava.stream(pictures[0], QUESTION, nonsense=1))
+        list(llava.stream(images[0], QUESTION, nonsense=1))
 
 
-def test_the_model_itself_stays_ordinary(plain_folder: Path, tmp_path: Path, pictures: list[np.ndarray]) -> None:
+def test_the_model_itself_stays_ordinary(plain_folder: Path, tmp_path: Path, images: list[np.ndarray]) -> None:
     eager = load_model(plain_folder, device="cpu")
     llava, graphs = traced(*load_model(plain_folder, device="cpu"))
     model, processor = llava
     before = list(model.state_dict())
-    answer = llava.ask(pictures[0], QUESTION, max_new_tokens=8)
+    answer = llava.ask(images[0], QUESTION, max_new_tokens=8)
     assert list(model.state_dict()) == before
     assert type(model) is type(eager.model)
 
     compiled_graphs = len(graphs)
-    inputs = processor(images=pictures[0], text="<image>\n", return_tensors="pt")
+    inputs = processor(images=images[0], text="<image>\n", return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert torch.equal(ids, eager.model.generate(**inputs, max_new_tokens=8, do_sample=False))
     assert len(graphs) == compiled_graphs
 
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    assert load_model(tmp_path, device="cpu").ask(pictures[0], QUESTION, max_new_tokens=8) == answer
+    assert load_model(tmp_path, device="cpu").ask(images[0], QUESTION, max_new_tokens=8) == answer
 
     remove_stf(model, processor)
     plain = LlavaStf(model, processor)
-    assert ids_of(llava, [(pictures[0], QUESTION)]) == ids_of(plain, [(pictures[0], QUESTION)])
+    assert ids_of(llava, [(images[0], QUESTION)]) == ids_of(plain, [(images[0], QUESTION)])
 
 
 def test_a_model_over_several_devices_is_not_compiled(stf_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -221,28 +221,28 @@ def test_without_a_compiler_everything_runs_eagerly(stf_folder: Path, tmp_path: 
     assert "C++ compiler" in run.stderr
 
 
-def compile_and_repeat(folder: Path, pictures: list[np.ndarray], device: str) -> None:
+def compile_and_repeat(folder: Path, images: list[np.ndarray], device: str) -> None:
     """Real compilation, as users get it: equal ids, and no graph after the first request, streamed ones included."""
     eager = load_model(folder, device=device)
     llava = load_model(folder, device=device, compile=True)
-    expected = [ids_of(eager, [(picture, QUESTION)]) for picture in pictures]
-    answers = [ids_of(llava, [(pictures[0], QUESTION)])]
+    expected = [ids_of(eager, [(image, QUESTION)]) for image in images]
+    answers = [ids_of(llava, [(images[0], QUESTION)])]
     graphs = counters["stats"]["unique_graphs"]
-    answers += [ids_of(llava, [(picture, QUESTION)]) for picture in pictures[1:]]
+    answers += [ids_of(llava, [(image, QUESTION)]) for image in images[1:]]
     assert answers == expected
-    said = "".join(llava.stream(pictures[0], QUESTION, max_new_tokens=8))
-    assert said.strip() == eager.ask(pictures[0], QUESTION, max_new_tokens=8)
+    said = "".join(llava.stream(images[0], QUESTION, max_new_tokens=8))
+    assert said.strip() == eager.ask(images[0], QUESTION, max_new_tokens=8)
     assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_compiled_for_the_cpu(stf_folder: Path, pictures: list[np.ndarray]) -> None:
-    compile_and_repeat(stf_folder, pictures, "cpu")
+def test_compiled_for_the_cpu(stf_folder: Path, images: list[np.ndarray]) -> None:
+    compile_and_repeat(stf_folder, images, "cpu")
 
 
 @pytest.mark.gpu
-def test_compiled_into_cuda_graphs(folder: Path, pictures: list[np.ndarray]) -> None:
+def test_compiled_into_cuda_graphs(folder: Path, images: list[np.ndarray]) -> None:
     skipped = counters["inductor"]["cudagraph_skips"]
-    compile_and_repeat(folder, pictures, "cuda")
+    compile_and_repeat(folder, images, "cuda")
     assert counters["inductor"]["cudagraph_skips"] == skipped
 
 

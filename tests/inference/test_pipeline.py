@@ -25,16 +25,16 @@ def llava(request: pytest.FixtureRequest) -> LlavaStf:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (40 + 9 * i, 50, 3), dtype=np.uint8) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
-def pairs(pictures: list[np.ndarray]) -> list[tuple[object, str]]:
+def pairs(images: list[np.ndarray]) -> list[tuple[object, str]]:
     """Six prompts of six lengths, two of them with two images."""
-    single = [(picture, "What is it? " * (i + 1)) for i, picture in enumerate(pictures[:4])]
-    return [*single, (pictures[:2], "The same?"), (pictures[4:], "First <image>, second <image>: the same?")]
+    single = [(image, "What is it? " * (i + 1)) for i, image in enumerate(images[:4])]
+    return [*single, (images[:2], "The same?"), (images[4:], "First <image>, second <image>: the same?")]
 
 
 def test_it_unpacks_to_model_and_processor(llava: LlavaStf) -> None:
@@ -42,15 +42,15 @@ def test_it_unpacks_to_model_and_processor(llava: LlavaStf) -> None:
     assert (model, processor) == (llava.model, llava.processor)
 
 
-def test_vision_tokens_are_what_the_prompt_holds(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_vision_tokens_are_what_the_prompt_holds(llava: LlavaStf, images: list[np.ndarray]) -> None:
     model, processor = llava
-    ids = processor(images=pictures[0], text="<image>")["input_ids"]
+    ids = processor(images=images[0], text="<image>")["input_ids"]
     assert llava.vision_tokens == np.sum(np.array(ids) == model.config.image_token_id)
 
 
-def test_ask_is_greedy_generation_from_the_authors_prompt(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_ask_is_greedy_generation_from_the_authors_prompt(llava: LlavaStf, images: list[np.ndarray]) -> None:
     model, processor = llava
-    image = Image.fromarray(pictures[0])
+    image = Image.fromarray(images[0])
     prompt = f"{SYSTEM_PROMPT} USER: <image>\nWhat is it? ASSISTANT:"
     inputs = processor(images=image, text=prompt, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
@@ -77,13 +77,13 @@ def test_the_stream_joins_to_the_answer(llava: LlavaStf, pairs: list[tuple[objec
         assert "".join(pieces).strip() == llava.ask(images, question, max_new_tokens=12)
 
 
-def test_generate_options_are_passed_on(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_generate_options_are_passed_on(llava: LlavaStf, images: list[np.ndarray]) -> None:
     torch.manual_seed(0)
-    answers = {llava.ask(pictures[0], "What?", max_new_tokens=8, do_sample=True, temperature=5.0) for _ in range(3)}
+    answers = {llava.ask(images[0], "What?", max_new_tokens=8, do_sample=True, temperature=5.0) for _ in range(3)}
     assert len(answers) == 3
 
 
-def test_closing_the_stream_ends_the_generation(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_closing_the_stream_ends_the_generation(llava: LlavaStf, images: list[np.ndarray]) -> None:
     steps: list[int] = []
 
     def slow(ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_closing_the_stream_ends_the_generation(llava: LlavaStf, pictures: list[
         return torch.zeros(len(ids), dtype=torch.bool)
 
     threads = threading.active_count()
-    stream = llava.stream(pictures[0], "What?", max_new_tokens=150, min_new_tokens=150, stopping_criteria=[slow])
+    stream = llava.stream(images[0], "What?", max_new_tokens=150, min_new_tokens=150, stopping_criteria=[slow])
     next(stream)
     heard = len(steps)
     stream.close()
@@ -100,56 +100,54 @@ def test_closing_the_stream_ends_the_generation(llava: LlavaStf, pictures: list[
     assert threading.active_count() == threads
 
 
-def test_an_error_while_streaming_reaches_the_caller(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_an_error_while_streaming_reaches_the_caller(llava: LlavaStf, images: list[np.ndarray]) -> None:
     def fails(ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
         raise RuntimeError("out of everything")
 
     with pytest.raises(RuntimeError, match="out of everything"):
-        list(llava.stream(pictures[0], "What?", max_new_tokens=8, stopping_criteria=[fails]))
+        list(llava.stream(images[0], "What?", max_new_tokens=8, stopping_criteria=[fails]))
 
 
-def test_a_chat_asks_with_all_turns_and_images_before(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_a_chat_asks_with_all_turns_and_images_before(llava: LlavaStf, images: list[np.ndarray]) -> None:
     model, processor = llava
-    chat = llava.chat(pictures[0])
+    chat = llava.chat(images[0])
     first = chat.ask("One?", max_new_tokens=5)
     second = "".join(chat.stream("Two?", max_new_tokens=5)).strip()
-    chat.add_image(pictures[1])
+    chat.add_image(images[1])
     third = chat.ask("Three?", max_new_tokens=5)
     prompt = (
         f"{SYSTEM_PROMPT} USER: <image>\nOne? ASSISTANT: {first}</s>USER: Two? ASSISTANT: {second}</s>"
         "USER: <image>\nThree? ASSISTANT:"
     )
     assert processor.apply_chat_template(chat.messages[:-1], add_generation_prompt=True) == prompt
-    images = [Image.fromarray(picture) for picture in pictures[:2]]
-    inputs = processor(images=images, text=prompt, return_tensors="pt")
+    opened = [Image.fromarray(image) for image in images[:2]]
+    inputs = processor(images=opened, text=prompt, return_tensors="pt")
     ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert third == processor.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_a_chat_without_an_image_is_about_text(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_a_chat_without_an_image_is_about_text(llava: LlavaStf, images: list[np.ndarray]) -> None:
     chat = llava.chat()
     chat.ask("Hello?", max_new_tokens=3)
-    chat.add_image(pictures[0])
+    chat.add_image(images[0])
     chat.ask("And this?", max_new_tokens=3)
     assert [message["role"] for message in chat.messages] == ["user", "assistant", "user", "assistant"]
     assert len(chat.images) == 1
 
 
-def test_a_failed_turn_leaves_no_trace_and_keeps_its_image(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
-    chat = llava.chat(pictures[0])
+def test_a_failed_turn_leaves_no_trace_and_keeps_its_image(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    chat = llava.chat(images[0])
     for question in ("", "x" * POSITIONS, "<image> <image>?"):
         with pytest.raises(PromptError):
             chat.ask(question)
     with pytest.raises(ImageError):
         chat.add_image("missing.png")
     assert (chat.messages, chat.images) == ([], [])
-    assert chat.ask("What?", max_new_tokens=4) == llava.ask(pictures[0], "What?", max_new_tokens=4)
+    assert chat.ask("What?", max_new_tokens=4) == llava.ask(images[0], "What?", max_new_tokens=4)
 
 
-def test_a_stream_closed_early_is_remembered_as_far_as_it_was_heard(
-    llava: LlavaStf, pictures: list[np.ndarray]
-) -> None:
-    chat = llava.chat(pictures[0])
+def test_a_stream_closed_early_is_remembered_as_far_as_it_was_heard(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    chat = llava.chat(images[0])
     stream = chat.stream("What?", max_new_tokens=100, min_new_tokens=100)
     heard = next(stream)
     stream.close()
@@ -157,10 +155,10 @@ def test_a_stream_closed_early_is_remembered_as_far_as_it_was_heard(
 
 
 @pytest.mark.parametrize("question", ["", "  \n", "<image>"])
-def test_an_empty_question_is_refused(llava: LlavaStf, pictures: list[np.ndarray], question: str) -> None:
+def test_an_empty_question_is_refused(llava: LlavaStf, images: list[np.ndarray], question: str) -> None:
     for ask in (llava.ask, llava.stream):
         with pytest.raises(PromptError, match="question is empty"):
-            ask(pictures[0], question)
+            ask(images[0], question)
 
 
 def test_an_empty_image_list_is_refused(llava: LlavaStf) -> None:
@@ -169,22 +167,22 @@ def test_an_empty_image_list_is_refused(llava: LlavaStf) -> None:
             ask([], "What?")
 
 
-def test_markers_that_do_not_match_the_images_are_refused(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_markers_that_do_not_match_the_images_are_refused(llava: LlavaStf, images: list[np.ndarray]) -> None:
     with pytest.raises(PromptError, match="1 <image> markers for 2 images"):
-        llava.ask(pictures[:2], "Is <image> it?")
+        llava.ask(images[:2], "Is <image> it?")
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_numbers(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_with_numbers(llava: LlavaStf, images: list[np.ndarray]) -> None:
     with pytest.raises(PromptError, match=rf"The prompt has \d+ tokens, {2 * llava.vision_tokens} of them.*511"):
-        llava.ask(pictures[:2], "x" * POSITIONS)
+        llava.ask(images[:2], "x" * POSITIONS)
     with pytest.raises(PromptError, match="has positions for 511"):
-        llava.ask_batch([(pictures[0], "What?"), (pictures[0], "x" * POSITIONS)])
+        llava.ask_batch([(images[0], "What?"), (images[0], "x" * POSITIONS)])
 
 
-def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
-    frame = llava.encode([[_turn("")]], [[Image.fromarray(pictures[0])]])["input_ids"].shape[1]
+def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    frame = llava.encode([[_turn("")]], [[Image.fromarray(images[0])]])["input_ids"].shape[1]
     room = 5
-    pairs = [(pictures[0], "What?"), (pictures[1], "x" * (POSITIONS - frame - room))]
+    pairs = [(images[0], "What?"), (images[1], "x" * (POSITIONS - frame - room))]
     options = {"max_new_tokens": 40, "bad_words_ids": [[llava.processor.tokenizer.eos_token_id]]}
     single = [llava.ask(images, question, **options) for images, question in pairs]
     assert 1 <= len(single[1]) <= room < len(single[0])
@@ -192,43 +190,43 @@ def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, pi
 
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"batch_size": 0}], ids=["max_new_tokens", "batch_size"])
-def test_counts_below_one_are_refused(llava: LlavaStf, pictures: list[np.ndarray], options: dict[str, int]) -> None:
+def test_counts_below_one_are_refused(llava: LlavaStf, images: list[np.ndarray], options: dict[str, int]) -> None:
     with pytest.raises(PromptError, match=f"{next(iter(options))} must be at least 1"):
-        llava.ask_batch([(pictures[0], "What?")], **options)
+        llava.ask_batch([(images[0], "What?")], **options)
 
 
-def test_without_a_tokenizer_nothing_can_be_asked(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_without_a_tokenizer_nothing_can_be_asked(llava: LlavaStf, images: list[np.ndarray]) -> None:
     with pytest.raises(CheckpointError, match="without a tokenizer"):
-        LlavaStf(llava.model, None).ask(pictures[0], "What?")
+        LlavaStf(llava.model, None).ask(images[0], "What?")
 
 
-def test_a_path_is_an_image_too(llava: LlavaStf, pictures: list[np.ndarray], tmp_path: Path) -> None:
+def test_a_path_is_an_image_too(llava: LlavaStf, images: list[np.ndarray], tmp_path: Path) -> None:
     file = tmp_path / "a.png"
-    Image.fromarray(pictures[0]).save(file)
-    expected = llava.ask(pictures[0], "What?", max_new_tokens=4)
+    Image.fromarray(images[0]).save(file)
+    expected = llava.ask(images[0], "What?", max_new_tokens=4)
     assert llava.ask(str(file), "What?", max_new_tokens=4) == expected
     assert llava.ask(file.read_bytes(), "What?", max_new_tokens=4) == expected
 
 
-def test_placeholders_are_never_answered(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_placeholders_are_never_answered(llava: LlavaStf, images: list[np.ndarray]) -> None:
     """Even where the placeholder's row of the head would win every time."""
     head = llava.model.get_output_embeddings().weight
     before = head.detach().clone()
     with torch.no_grad():
         head[llava.model.config.image_token_id :] = 100 * head[:1].sign()
         head[:3] = 0
-    ids = llava.generate(llava.encode([[_turn("What?")]], [[Image.fromarray(pictures[0])]]), max_new_tokens=8)[0, -8:]
+    ids = llava.generate(llava.encode([[_turn("What?")]], [[Image.fromarray(images[0])]]), max_new_tokens=8)[0, -8:]
     with torch.no_grad():
         head.copy_(before)
     assert int(ids.max()) < llava.model.config.image_token_id
 
 
-def test_a_batch_of_conversations_gets_the_next_answers(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
-    chat = llava.chat(pictures[0])
+def test_a_batch_of_conversations_gets_the_next_answers(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    chat = llava.chat(images[0])
     first = chat.ask("One?", max_new_tokens=5)
     history = list(chat.messages)
     second = chat.ask("Two?", max_new_tokens=5)
-    loaded = [Image.fromarray(picture) for picture in pictures]
+    loaded = [Image.fromarray(image) for image in images]
     conversations = [
         [_turn("One?")],
         [*history, {"role": "user", "content": "Two?"}],
@@ -250,7 +248,7 @@ def _turn(question: str) -> dict[str, object]:
     return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
 
 
-def test_time_to_first_token_is_the_median_of_the_runs(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_time_to_first_token_is_the_median_of_the_runs(llava: LlavaStf, images: list[np.ndarray]) -> None:
     start = time.perf_counter()
-    seconds = measure_first_token(llava, pictures[0], "What?", runs=3)
+    seconds = measure_first_token(llava, images[0], "What?", runs=3)
     assert 0 < 3 * seconds < 3 * (time.perf_counter() - start)

@@ -19,7 +19,7 @@ from llava_stf.errors import (
     ModelNotFoundError,
 )
 
-PICTURE = Image.radial_gradient("L").convert("RGB")
+IMAGE = Image.radial_gradient("L").convert("RGB")
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"
 
 
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def inputs():
     def make(model, processor):
-        return processor(images=PICTURE, text=PROMPT, return_tensors="pt").to(model.device, model.dtype)
+        return processor(images=IMAGE, text=PROMPT, return_tensors="pt").to(model.device, model.dtype)
 
     return make
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_without_tokenizer_loads_but_cannot_be_asked(stf_folder, tm
     llava = load_model(folder)
     assert llava.processor is None
     with pytest.raises(CheckpointError, match="without a tokenizer"):
-        llava.ask(PICTURE, "What?")
+        llava.ask(IMAGE, "What?")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing.here"])

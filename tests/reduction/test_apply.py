@@ -201,8 +201,8 @@ def test_every_method_gives_144_of_576(name):
 @pytest.mark.parametrize(
     ("name", "vision_tokens", "message"),
     [
-        ("divprun", 144, "No reduction method is called 'divprun'.*Did you mean 'divprune'"),
-        ("stf", 144, "there are pool, random"),
+        ("divprun", 144, "Unknown method 'divprun'.*did you mean 'divprune'"),
+        ("stf", 144, "expected one of pool, random"),
         ("random", 577, "1 to the image's 576 patches, found 577"),
         ("random", 0, "found 0"),
         ("pool", 100, "No window of the 24x24 patches gives 100"),

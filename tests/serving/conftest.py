@@ -1,4 +1,4 @@
-"""A server on a free port with the embedded model, shared by the tests, and what they send to it."""
+"""A server on a free port with the bundled model, shared by the tests, and what they send to it."""
 
 import base64
 import io
@@ -109,21 +109,21 @@ def server(llava: LlavaStf) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     return [draw(index, split="held_out")[1] for index in range(4)]
 
 
-def data_url(picture: np.ndarray | Image.Image | bytes) -> str:
-    if not isinstance(picture, bytes):
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+def data_url(image: np.ndarray | Image.Image | bytes) -> str:
+    if not isinstance(image, bytes):
+        opened = image if isinstance(image, Image.Image) else Image.fromarray(image)
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        picture = buffer.getvalue()
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        opened.save(buffer, "PNG")
+        image = buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def turn(question: str, *pictures: np.ndarray | Image.Image | bytes | str) -> dict[str, object]:
+def turn(question: str, *images: np.ndarray | Image.Image | bytes | str) -> dict[str, object]:
     """A message of the user in OpenAI's form; a string is an URL."""
-    urls = [picture if isinstance(picture, str) else data_url(picture) for picture in pictures]
+    urls = [image if isinstance(image, str) else data_url(image) for image in images]
     parts: list[dict[str, object]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}

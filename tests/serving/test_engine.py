@@ -37,15 +37,15 @@ def gated(gated_llava: GatedLlava) -> Iterator[Server]:
 
 
 def test_32_clients_at_once_get_the_answers_of_single_questions(
-    server: Server, llava: LlavaStf, pictures: list[np.ndarray]
+    server: Server, llava: LlavaStf, images: list[np.ndarray]
 ) -> None:
     questions = ["How many shapes are there?", "What shape is at the top?", "Is there a red circle?", "Describe it."]
-    pairs = [(pictures[index % 4], questions[index // 4 % 4]) for index in range(32)]
+    pairs = [(images[index % 4], questions[index // 4 % 4]) for index in range(32)]
     batches = server.metric("llava_stf_batch_size_count")
 
     def ask(index: int) -> str:
-        picture, question = pairs[index]
-        client, messages = server.openai(), [turn(question, picture)]
+        image, question = pairs[index]
+        client, messages = server.openai(), [turn(question, image)]
         if index % 2:
             stream = client.chat.completions.create(model="tiny", messages=messages, stream=True)
             return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
@@ -53,7 +53,7 @@ def test_32_clients_at_once_get_the_answers_of_single_questions(
 
     with ThreadPoolExecutor(32) as clients:
         answers = list(clients.map(ask, range(32)))
-    expected = {pair: llava.ask(pictures[pair[0]], questions[pair[1]]) for pair in np.ndindex(4, 4)}
+    expected = {pair: llava.ask(images[pair[0]], questions[pair[1]]) for pair in np.ndindex(4, 4)}
     assert answers == [expected[index % 4, index // 4 % 4] for index in range(32)]
     assert server.metric("llava_stf_batch_size_count") - batches < 32
 
@@ -193,9 +193,7 @@ def test_closing_finishes_the_running_batch_and_fails_what_waits(gated_llava: Ga
     assert gated_llava.steps == [1, 1, 1]
 
 
-def test_images_are_given_as_files_or_pictures_and_errors_name_them(
-    llava: LlavaStf, pictures: list[np.ndarray]
-) -> None:
+def test_images_are_given_as_files_or_images_and_errors_name_them(llava: LlavaStf, images: list[np.ndarray]) -> None:
     from llava_stf.images import load_image
 
     engine = Engine(llava, ServeOptions())
@@ -205,9 +203,9 @@ def test_images_are_given_as_files_or_pictures_and_errors_name_them(
         return "".join([piece.text async for piece in engine.stream(request)])
 
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe it."}]}
-    request = GenerationRequest([message], [load_image(pictures[0])])
+    request = GenerationRequest([message], [load_image(images[0])])
     try:
-        assert asyncio.run(answer(request)) == llava.ask(pictures[0], "Describe it.")
+        assert asyncio.run(answer(request)) == llava.ask(images[0], "Describe it.")
         with pytest.raises(Exception, match="Image 0 of the request"):
             asyncio.run(answer(GenerationRequest([message], [b"no image"])))
         with pytest.raises(PromptError, match="markers"):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from llava_stf.inference import LlavaStf
-from llava_stf.serving import intake
+from llava_stf.serving import body_limit
 from llava_stf.serving.app import create_app
 from llava_stf.serving.options import ServeOptions
 
@@ -25,10 +25,10 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(autouse=True)
-def _the_server_lives(server: Server, llava: LlavaStf, pictures: list[np.ndarray]) -> Iterator[None]:
+def _the_server_lives(server: Server, llava: LlavaStf, images: list[np.ndarray]) -> Iterator[None]:
     yield
-    reply = server.chat(messages=[turn(QUESTION, pictures[0])])
-    assert reply.json()["choices"][0]["message"]["content"] == llava.ask(pictures[0], QUESTION)
+    reply = server.chat(messages=[turn(QUESTION, images[0])])
+    assert reply.json()["choices"][0]["message"]["content"] == llava.ask(images[0], QUESTION)
 
 
 def error_of(reply: httpx.Response) -> str:
@@ -147,7 +147,7 @@ def test_another_models_name_is_not_found(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "said"),
+    ("image", "said"),
     [
         (b"", "not an image"),
         (b"GIF89a", "not an image"),
@@ -160,26 +160,26 @@ def test_another_models_name_is_not_found(server: Server) -> None:
     ids=["empty", "cut", "svg", "eps", "header", "64 megapixels", "256 megapixels"],
 )
 def test_a_broken_image_is_named_by_its_index(
-    server: Server, pictures: list[np.ndarray], picture: bytes, said: str
+    server: Server, images: list[np.ndarray], image: bytes, said: str
 ) -> None:
-    reply = server.chat(messages=[turn("What differs?", pictures[0], picture)])
+    reply = server.chat(messages=[turn("What differs?", images[0], image)])
     assert reply.status_code == 400
     assert error_of(reply).startswith("Image 1 of the request: ")
     assert said in error_of(reply)
 
 
-def test_pictures_of_all_shapes_are_answered(server: Server, llava: LlavaStf) -> None:
+def test_images_of_all_shapes_are_answered(server: Server, llava: LlavaStf) -> None:
     rng = np.random.default_rng(0)
     for size in ((1, 1), (1, 150), (700, 9)):
-        picture = Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
-        reply = server.chat(messages=[turn(QUESTION, picture)], max_tokens=8)
-        assert reply.json()["choices"][0]["message"]["content"] == llava.ask(picture, QUESTION, max_new_tokens=8)
+        image = Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+        reply = server.chat(messages=[turn(QUESTION, image)], max_tokens=8)
+        assert reply.json()["choices"][0]["message"]["content"] == llava.ask(image, QUESTION, max_new_tokens=8)
     assert "200 times" in error_of(server.chat(messages=[turn(QUESTION, Image.new("L", (1, 900)))]))
 
 
-def test_a_truncated_photograph_is_refused(server: Server, pictures: list[np.ndarray]) -> None:
+def test_a_truncated_photograph_is_refused(server: Server, images: list[np.ndarray]) -> None:
     file = io.BytesIO()
-    Image.fromarray(pictures[0]).save(file, "JPEG")
+    Image.fromarray(images[0]).save(file, "JPEG")
     reply = server.chat(messages=[turn(QUESTION, file.getvalue()[:-400])])
     assert reply.status_code == 400
     assert "Image 0 of the request" in error_of(reply)
@@ -209,8 +209,8 @@ def test_addresses_that_are_not_read(server: Server, url: str, said: str) -> Non
     assert error_of(reply).startswith("Image 0 of the request: ")
 
 
-def test_images_are_limited_in_number_and_bytes(server: Server, pictures: list[np.ndarray]) -> None:
-    reply = server.chat(messages=[turn(QUESTION, *pictures, *pictures, pictures[0])])
+def test_images_are_limited_in_number_and_bytes(server: Server, images: list[np.ndarray]) -> None:
+    reply = server.chat(messages=[turn(QUESTION, *images, *images, images[0])])
     assert "may hold 8 images, found 9" in error_of(reply)
     reply = server.chat(messages=[turn(QUESTION, bytes(2**20 + 1))])
     assert reply.status_code == 400
@@ -236,7 +236,7 @@ def test_a_long_body_is_refused_before_it_is_read(server: Server) -> None:
 
 
 def test_a_slow_body_is_given_up(llava: LlavaStf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(body_limit, "MAX_SECONDS", 0.5)
     with serving(create_app(llava, ServeOptions())) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
@@ -247,11 +247,11 @@ def test_a_slow_body_is_given_up(llava: LlavaStf, monkeypatch: pytest.MonkeyPatc
     assert b" 408 " in answer.partition(b"\r\n")[0]
 
 
-def test_urls_that_are_allowed_still_lead_nowhere_private(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_urls_that_are_allowed_still_lead_nowhere_private(llava: LlavaStf, images: list[np.ndarray]) -> None:
     with serving(create_app(llava, ServeOptions(allow_urls=True))) as server:
         for host in ("127.0.0.1", "localhost", "[::1]", "169.254.169.254", "10.0.0.1", "2130706433"):
             port = server.url.rpartition(":")[2]
-            reply = server.chat(messages=[turn(QUESTION, pictures[0], f"http://{host}:{port}/health")])
+            reply = server.chat(messages=[turn(QUESTION, images[0], f"http://{host}:{port}/health")])
             assert reply.status_code == 400
             assert "Image 1 of the request" in error_of(reply)
         assert server.metric("llava_stf_requests_total", route="/health", status="200") == 0

@@ -15,29 +15,27 @@ from llava_stf.serving.options import ServeOptions
 from .conftest import QUESTION, Server, serving, turn, wait_for
 
 
-def test_a_chat_gets_the_models_answer_and_its_usage(
-    server: Server, llava: LlavaStf, pictures: list[np.ndarray]
-) -> None:
-    for picture in pictures:
-        reply = server.openai().chat.completions.create(model="tiny", messages=[turn(QUESTION, picture)])
-        assert reply.choices[0].message.content == llava.ask(picture, QUESTION)
+def test_a_chat_gets_the_models_answer_and_its_usage(server: Server, llava: LlavaStf, images: list[np.ndarray]) -> None:
+    for image in images:
+        reply = server.openai().chat.completions.create(model="tiny", messages=[turn(QUESTION, image)])
+        assert reply.choices[0].message.content == llava.ask(image, QUESTION)
         assert reply.choices[0].finish_reason == "stop"
-        inputs = llava.encode([[{"role": "user", "content": f"<image>\n{QUESTION}"}]], [[_pil(picture)]])
+        inputs = llava.encode([[{"role": "user", "content": f"<image>\n{QUESTION}"}]], [[_pil(image)]])
         assert reply.usage.prompt_tokens == inputs["input_ids"].shape[1]
         assert reply.usage.prompt_tokens_details.image_tokens == llava.vision_tokens
         assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
 
 
 def test_a_stream_joins_to_the_answer_and_ends_with_its_usage(
-    server: Server, llava: LlavaStf, pictures: list[np.ndarray]
+    server: Server, llava: LlavaStf, images: list[np.ndarray]
 ) -> None:
     question = "Describe the picture."
     stream = server.openai().chat.completions.create(
-        model="tiny", messages=[turn(question, pictures[0])], stream=True, stream_options={"include_usage": True}
+        model="tiny", messages=[turn(question, images[0])], stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     said = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-    assert "".join(said) == llava.ask(pictures[0], question, max_new_tokens=512)
+    assert "".join(said) == llava.ask(images[0], question, max_new_tokens=512)
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["stop"]
     assert chunks[-1].choices == []
@@ -45,50 +43,50 @@ def test_a_stream_joins_to_the_answer_and_ends_with_its_usage(
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-def test_a_stream_without_usage_has_none(server: Server, pictures: list[np.ndarray]) -> None:
-    stream = server.openai().chat.completions.create(model="tiny", messages=[turn(QUESTION, pictures[0])], stream=True)
+def test_a_stream_without_usage_has_none(server: Server, images: list[np.ndarray]) -> None:
+    stream = server.openai().chat.completions.create(model="tiny", messages=[turn(QUESTION, images[0])], stream=True)
     assert all(chunk.choices and chunk.usage is None for chunk in stream)
 
 
-def test_a_conversation_goes_on(server: Server, llava: LlavaStf, pictures: list[np.ndarray]) -> None:
-    chat = llava.chat(pictures[0])
+def test_a_conversation_goes_on(server: Server, llava: LlavaStf, images: list[np.ndarray]) -> None:
+    chat = llava.chat(images[0])
     first = chat.ask(QUESTION)
-    messages = [turn(QUESTION, pictures[0]), {"role": "assistant", "content": first}, turn("Is there a red circle?")]
+    messages = [turn(QUESTION, images[0]), {"role": "assistant", "content": first}, turn("Is there a red circle?")]
     reply = server.chat(messages=messages).json()
     assert reply["choices"][0]["message"]["content"] == chat.ask("Is there a red circle?")
 
 
 def test_several_images_and_markers_stand_where_the_client_put_them(
-    server: Server, llava: LlavaStf, pictures: list[np.ndarray]
+    server: Server, llava: LlavaStf, images: list[np.ndarray]
 ) -> None:
     for question in ("The same?", "First <image>, second <image>: the same?"):
-        reply = server.chat(messages=[turn(question, *pictures[:2])], max_tokens=20).json()
-        assert reply["choices"][0]["message"]["content"] == llava.ask(pictures[:2], question, max_new_tokens=20)
+        reply = server.chat(messages=[turn(question, *images[:2])], max_tokens=20).json()
+        assert reply["choices"][0]["message"]["content"] == llava.ask(images[:2], question, max_new_tokens=20)
         assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 2 * llava.vision_tokens
 
 
-def test_an_answer_ends_at_max_tokens(server: Server, llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_an_answer_ends_at_max_tokens(server: Server, llava: LlavaStf, images: list[np.ndarray]) -> None:
     for field in ("max_tokens", "max_completion_tokens"):
-        reply = server.chat(messages=[turn("Describe the picture.", pictures[0])], **{field: 1}).json()
+        reply = server.chat(messages=[turn("Describe the picture.", images[0])], **{field: 1}).json()
         assert reply["choices"][0]["finish_reason"] == "length"
         assert reply["usage"]["completion_tokens"] == 1
-        expected = llava.ask(pictures[0], "Describe the picture.", max_new_tokens=1)
+        expected = llava.ask(images[0], "Describe the picture.", max_new_tokens=1)
         assert reply["choices"][0]["message"]["content"] == expected
 
 
-def test_a_stop_string_ends_the_answer(server: Server, llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_a_stop_string_ends_the_answer(server: Server, llava: LlavaStf, images: list[np.ndarray]) -> None:
     question = "Describe the picture."
-    answer = llava.ask(pictures[0], question)
+    answer = llava.ask(images[0], question)
     stop = answer[len(answer) // 2 :][:3]
     for stops in (stop, [stop, "never said"]):
-        reply = server.chat(messages=[turn(question, pictures[0])], stop=stops).json()
+        reply = server.chat(messages=[turn(question, images[0])], stop=stops).json()
         assert reply["choices"][0]["message"]["content"] == answer[: answer.index(stop)].strip()
         assert reply["choices"][0]["finish_reason"] == "stop"
 
 
-def test_a_seed_repeats_its_draws_and_others_differ(server: Server, pictures: list[np.ndarray]) -> None:
+def test_a_seed_repeats_its_draws_and_others_differ(server: Server, images: list[np.ndarray]) -> None:
     def draw(seed: int) -> str:
-        fields = {"messages": [turn("Describe the picture.", pictures[0])], "temperature": 2, "max_tokens": 30}
+        fields = {"messages": [turn("Describe the picture.", images[0])], "temperature": 2, "max_tokens": 30}
         return server.chat(seed=seed, **fields).json()["choices"][0]["message"]["content"]
 
     with ThreadPoolExecutor(4) as clients:
@@ -111,11 +109,11 @@ def test_the_model_is_listed_with_its_limits(server: Server, llava: LlavaStf) ->
     assert model.vision_tokens == [llava.vision_tokens]
 
 
-def test_health_and_metrics(server: Server, pictures: list[np.ndarray]) -> None:
+def test_health_and_metrics(server: Server, images: list[np.ndarray]) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     names = ("completion_tokens_total", "prompt_tokens_total", "image_tokens_total", "request_seconds_count")
     before = [server.metric(f"llava_stf_{name}") for name in names]
-    usage = server.chat(messages=[turn(QUESTION, pictures[0])]).json()["usage"]
+    usage = server.chat(messages=[turn(QUESTION, images[0])]).json()["usage"]
     grown = [server.metric(f"llava_stf_{name}") - value for name, value in zip(names, before, strict=True)]
     image_tokens = usage["prompt_tokens_details"]["image_tokens"]
     assert grown == [usage["completion_tokens"], usage["prompt_tokens"], image_tokens, 1]
@@ -125,19 +123,19 @@ def test_health_and_metrics(server: Server, pictures: list[np.ndarray]) -> None:
     assert "llava_stf_queue_depth 0.0" in text
 
 
-def test_fields_that_change_nothing_are_passed_over(server: Server, pictures: list[np.ndarray]) -> None:
+def test_fields_that_change_nothing_are_passed_over(server: Server, images: list[np.ndarray]) -> None:
     harmless = {"user": "me", "n": 1, "presence_penalty": 0, "tools": [], "logit_bias": None, "metadata": {"a": [1]}}
-    assert server.chat(messages=[turn(QUESTION, pictures[0])], **harmless).status_code == 200
+    assert server.chat(messages=[turn(QUESTION, images[0])], **harmless).status_code == 200
 
 
-def test_a_request_chooses_among_the_models_counts(plain_folder: str, pictures: list[np.ndarray]) -> None:
+def test_a_request_chooses_among_the_models_counts(plain_folder: str, images: list[np.ndarray]) -> None:
     llava = load_model(plain_folder, vision_tokens=[4, 1])
-    messages = [turn("What?", pictures[0])]
+    messages = [turn("What?", images[0])]
     with serving(create_app(llava, ServeOptions(max_new_tokens=4))) as server:
         for fields in ({"vision_tokens": 1}, {"mm_processor_kwargs": {"vision_tokens": 1}}):
             reply = server.chat(messages=messages, **fields).json()
             assert reply["usage"]["prompt_tokens_details"]["image_tokens"] == 1
-            expected = llava.ask(pictures[0], "What?", vision_tokens=1, max_new_tokens=4)
+            expected = llava.ask(images[0], "What?", vision_tokens=1, max_new_tokens=4)
             assert reply["choices"][0]["message"]["content"] == expected
         assert server.chat(messages=messages).json()["usage"]["prompt_tokens_details"]["image_tokens"] == 4
         refused = server.chat(messages=messages, vision_tokens=16)
@@ -145,7 +143,7 @@ def test_a_request_chooses_among_the_models_counts(plain_folder: str, pictures: 
         assert "4 or 1" in refused.json()["error"]["message"]
 
 
-def test_a_key_is_asked_for(llava: LlavaStf, pictures: list[np.ndarray]) -> None:
+def test_a_key_is_asked_for(llava: LlavaStf, images: list[np.ndarray]) -> None:
     with serving(create_app(llava, ServeOptions(served_name="tiny", api_key="sésame"))) as server:
         assert server.http.get("/health").status_code == 200
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
@@ -164,11 +162,11 @@ def test_a_key_is_asked_for(llava: LlavaStf, pictures: list[np.ndarray]) -> None
 
 @pytest.mark.parametrize("log_prompts", [True, False])
 def test_texts_are_logged_only_where_that_is_asked_for(
-    llava: LlavaStf, pictures: list[np.ndarray], caplog: pytest.LogCaptureFixture, log_prompts: bool
+    llava: LlavaStf, images: list[np.ndarray], caplog: pytest.LogCaptureFixture, log_prompts: bool
 ) -> None:
     caplog.set_level("INFO")
     with serving(create_app(llava, ServeOptions(log_prompts=log_prompts))) as server:
-        said = server.chat(messages=[turn("Describe the secret.", pictures[0])]).json()["choices"][0]["message"][
+        said = server.chat(messages=[turn("Describe the secret.", images[0])]).json()["choices"][0]["message"][
             "content"
         ]
         server.chat(messages=[turn("Describe the secret.", b"no image")])
@@ -178,7 +176,7 @@ def test_texts_are_logged_only_where_that_is_asked_for(
     assert "base64" not in caplog.text
 
 
-def _pil(picture: np.ndarray):
+def _pil(image: np.ndarray):
     from llava_stf.images import load_image
 
-    return load_image(picture)
+    return load_image(image)

@@ -58,10 +58,10 @@ def running(*options: str, **environment: str) -> Iterator[Command]:
         command.process.wait()
 
 
-def test_it_answers_and_ends_when_the_running_answer_is_done(pictures: list[np.ndarray]) -> None:
+def test_it_answers_and_ends_when_the_running_answer_is_done(images: list[np.ndarray]) -> None:
     with running("--max-images", "1", LLAVA_STF_API_KEY="sesame") as command:
         assert command.http.get("/v1/models").status_code == 401
-        body = {"model": "tiny", "messages": [turn(f"{QUESTION} My secret is 4711.", pictures[0])]}
+        body = {"model": "tiny", "messages": [turn(f"{QUESTION} My secret is 4711.", images[0])]}
         headers = {"Authorization": "Bearer sesame"}
         reply = command.http.post("/v1/chat/completions", json=body, headers=headers)
         assert reply.json()["choices"][0]["message"]["content"]
@@ -73,7 +73,7 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(pictures: list[np.n
             command.process.send_signal(signal.SIGTERM)
             assert list(stream.iter_lines())[-2] == "data: [DONE]"
         assert command.process.wait(DEADLINE) in (0, -signal.SIGTERM)
-    assert "knows only pictures drawn by llava_stf itself" in command.log
+    assert "knows only images drawn by llava_stf itself" in command.log
     assert "answered 1 images" in command.log
     assert "POST /v1/chat/completions" in command.log
     for hidden in ("4711", "base64", "sesame", "Traceback"):
@@ -127,9 +127,9 @@ def test_vllm_gets_nothing_that_it_does_not_know(stf_folder: Path, tmp_path: Pat
 
 
 def test_a_plain_llava_that_vllm_may_refuse_comes_with_advice(stf_folder: Path) -> None:
-    embedded = Path(vllm_module.__file__).parents[1] / "assets"
-    assert "apply_pooling(model, processor, window=1)" in advice_for(embedded / "tiny-full")
-    assert advice_for(embedded / "tiny") is None
+    bundled = Path(vllm_module.__file__).parents[1] / "assets"
+    assert "apply_pooling(model, processor, window=1)" in advice_for(bundled / "tiny-full")
+    assert advice_for(bundled / "tiny") is None
     assert advice_for(stf_folder) is None
 
 

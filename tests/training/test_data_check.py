@@ -1,4 +1,4 @@
-"""The check finds every kind of fault, names the first offenders and measures lengths, with any number of processes."""
+"""The check finds every kind of bad sample, names the first and measures lengths, with any number of processes."""
 
 import json
 
@@ -37,9 +37,9 @@ def check(tmp_path, data_folder, llava_processor):
 def test_every_kind_of_fault_is_counted_and_named(check, records):
     short = {"id": "short", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}
     report = check([*FAULTY.values(), short])
-    assert report.faults == dict.fromkeys(FAULTY, 1)
-    assert {fault: first[0][0] for fault, first in report.offenders.items()} == {
-        fault: record["id"] for fault, record in FAULTY.items()
+    assert report.reasons == dict.fromkeys(FAULTY, 1)
+    assert {reason: first[0][0] for reason, first in report.offenders.items()} == {
+        reason: record["id"] for reason, record in FAULTY.items()
     }
     assert report.offenders["missing image"][0][1].startswith("sample f3 of data.json (number 3): No image file at")
     assert (report.samples, report.bad) == (7, 6)
@@ -50,9 +50,9 @@ def test_processes_report_the_same_in_the_order_of_the_data(check, records):
     for number in range(10, 10 + 2 * OFFENDERS):
         samples[number]["conversations"] = QUESTION[1:]
     alone, together = check(samples), check(samples, workers=2)
-    assert alone.faults == {"turn order": 2 * OFFENDERS}
+    assert alone.reasons == {"turn order": 2 * OFFENDERS}
     assert [name for name, _ in alone.offenders["turn order"]] == [str(10 + i) for i in range(OFFENDERS)]
-    assert (together.faults, together.offenders, together.lengths) == (alone.faults, alone.offenders, alone.lengths)
+    assert (together.reasons, together.offenders, together.lengths) == (alone.reasons, alone.offenders, alone.lengths)
 
 
 def test_lengths_are_those_of_training_before_the_cut(check, records, data_folder, llava_processor):
@@ -74,7 +74,7 @@ def test_samples_with_nothing_to_train_on_are_counted(check):
 def test_a_stage_has_its_own_rules(check, records):
     captions = [{"id": "c", "image": "red.png", "conversations": QUESTION}]
     assert check(captions, template="plain").bad == 0
-    assert check(records, template="plain").faults == {"turn order": 12}
+    assert check(records, template="plain").reasons == {"turn order": 12}
 
 
 def test_a_set_without_one_good_sample_has_no_lengths(check):

@@ -205,7 +205,7 @@ def test_descending_budgets_have_equal_shares_of_the_run():
 
 
 def test_a_batch_is_brought_to_another_budget_and_back():
-    """Two pictures next to each other, one alone, and a row of text."""
+    """Two images next to each other, one alone, and a row of text."""
     rows = [[1, *[IMAGE] * 8, 5, 6], [1, *[IMAGE] * 4, 7], [1, 5, 6, 7]]
     labels = [[-100] * 9 + [5, 6], [-100] * 5 + [7], [-100, 5, 6, 7]]
     samples = [

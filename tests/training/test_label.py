@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from llava_stf import load_model
-from llava_stf.data.label_questions import PictureQuestions, read_prompts
+from llava_stf.data.label_questions import ImageQuestions, read_prompts
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import JsonRecords
 from llava_stf.errors import DataError, LlavaStfError
@@ -79,8 +79,8 @@ def test_answers_are_those_of_a_conversation_with_the_same_turns(
     assert [row["id"] for row in rows] == [7, "1", "talk", "three", "long"]
     for row, record in zip(rows, RECORDS, strict=True):
         chat = llava.chat()
-        pictures = record.get("image", [])
-        waiting = [pictures] if isinstance(pictures, str) else list(pictures)
+        images = record.get("image", [])
+        waiting = [images] if isinstance(images, str) else list(images)
         for turn, answer in zip(row["conversations"][::2], row["conversations"][1::2], strict=True):
             for _ in range(turn["value"].count("<image>")):
                 chat.add_image(data_folder / waiting.pop(0))
@@ -97,7 +97,7 @@ def test_training_learns_what_the_teacher_would_say(tmp_path):
     llava = load_model("tiny-full", device="cpu", dtype="float32")
     for index in range(4):
         Image.fromarray(draw(index, split="held_out")[1]).save(tmp_path / f"{index}.png")
-    questions = PictureQuestions(tmp_path, ["How many shapes are there?", "Is there a red circle?"], tmp_path)
+    questions = ImageQuestions(tmp_path, ["How many shapes are there?", "Is there a red circle?"], tmp_path)
     with open_labels(tmp_path / "out.jsonl", questions, range(8), TEACHER) as labels:
         list(Labeller(llava, questions, labels, images=tmp_path, batch_size=3, max_new_tokens=16).run())
     prepare = Preparation(llava.processor, name="", images=tmp_path, template="v1", max_length=512)
@@ -217,7 +217,7 @@ def test_file_in_use_is_refused_until_it_is_closed(label, write_questions, tmp_p
     assert len(label(questions)) == 5
 
 
-FAULTS = {
+REASONS = {
     "no question": ({"image": "red.png", "conversations": []}, "found 0, of them 0 empty"),
     "empty question": ({"image": "red.png", "conversations": human("<image>\n ")}, "found 1, of them 1 empty"),
     "no text": ({"image": "red.png", "conversations": human("<image>\nA?", 5)}, "objects? with the texts"),
@@ -232,7 +232,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("record", "sentence"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(("record", "sentence"), REASONS.values(), ids=REASONS)
 def test_bad_record_is_left_out_counted_and_named(label, write_questions, caplog, record, sentence):
     questions = write_questions([*RECORDS[:2], {"id": "bad", **record}, *RECORDS[2:]])
     assert len(label(questions, stop=1)) == 2
@@ -309,7 +309,7 @@ def test_full_gpu_is_one_sentence(label, llava, write_questions, monkeypatch):
 
 @pytest.fixture
 def album(tmp_path):
-    """Pictures in a folder of folders, and what is none."""
+    """Images in a folder of folders, and what is none."""
     folder = tmp_path / "album"
     (folder / "b").mkdir(parents=True)
     for name in ("b/two.JPG", "one.png", "b/zwei.webp"):
@@ -319,8 +319,8 @@ def album(tmp_path):
     return folder
 
 
-def test_folder_asks_every_prompt_about_every_picture(album):
-    questions = PictureQuestions(album, ["What?", "Why?"], album.parent)
+def test_folder_asks_every_prompt_about_every_image(album):
+    questions = ImageQuestions(album, ["What?", "Why?"], album.parent)
     asked = [questions[number] for number in range(len(questions))]
     paths = ["album/b/two.JPG", "album/b/zwei.webp", "album/one.png"]
     assert [record["image"] for record in asked] == [path for path in paths for _ in range(2)]
@@ -334,13 +334,13 @@ def test_folder_asks_every_prompt_about_every_picture(album):
         ("album", " ", "album", "a prompt needs words"),
         ("album", "<image>\nWhat?", "album", "no <image>"),
         ("album", "What?", "album/b", "cannot start from"),
-        ("empty", "What?", "empty", "holds no picture"),
+        ("empty", "What?", "empty", "holds no image"),
     ],
 )
 def test_folder_that_cannot_be_asked_about_is_refused(album, folder, prompt, images, sentence):
     (album.parent / "empty").mkdir()
     with pytest.raises(DataError, match=sentence):
-        PictureQuestions(album.parent / folder, [prompt], album.parent / images)
+        ImageQuestions(album.parent / folder, [prompt], album.parent / images)
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""The recipe of the embedded models, in small: a tower from dense targets, a plain LLaVA around it."""
+"""The recipe of the bundled models, in small: a tower from dense targets, a plain LLaVA around it."""
 
 import pytest
 import torch
@@ -7,14 +7,14 @@ from transformers import CLIPVisionModel
 from llava_stf import load_model
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer
-from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnPictures, pretrain_tower, tower_config
+from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnImages, pretrain_tower, tower_config
 from llava_stf.world import caption, draw, patch_labels, questions_of
 
 
 @pytest.fixture(scope="module")
 def tower(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tower")
-    pretrain_tower(folder, pictures=48, batch_size=16)
+    pretrain_tower(folder, images=48, batch_size=16)
     return folder
 
 
@@ -27,7 +27,7 @@ def start(tower, tmp_path_factory):
 
 def test_pretraining_learns(capsys, tmp_path):
     torch.manual_seed(0)
-    batch = next(iter(torch.utils.data.DataLoader(DrawnPictures(16, 0), batch_size=16)))
+    batch = next(iter(torch.utils.data.DataLoader(DrawnImages(16, 0), batch_size=16)))
     reader = DenseReader(CLIPVisionModel(tower_config()))
     optimizer = torch.optim.AdamW(reader.parameters(), lr=1e-3)
 
@@ -43,8 +43,8 @@ def test_pretraining_learns(capsys, tmp_path):
     assert loss().item() < 0.5 * first
 
 
-def test_pictures_carry_their_labels():
-    sample = next(iter(DrawnPictures(1, seed=3)))
+def test_images_carry_their_labels():
+    sample = next(iter(DrawnImages(1, seed=3)))
     scene, pixels = draw(0, seed=3)
     assert torch.equal(sample["pixels"], torch.from_numpy(pixels).permute(2, 0, 1))
     for name in CLASSES:
@@ -60,7 +60,7 @@ def test_assembled_model_has_the_tower_and_answers(tower, start):
     assert isinstance(llava.ask(draw(0)[1], "How many shapes are there?", max_new_tokens=3), str)
 
 
-def test_tokenizer_spends_one_piece_on_a_word_of_the_pictures():
+def test_tokenizer_spends_one_piece_on_a_word_of_the_images():
     tokenizer = train_tokenizer()
     scene = draw(5)[0]
     texts = [SYSTEM_PROMPT, caption(scene), *(question.text for question in questions_of(scene, 5))]

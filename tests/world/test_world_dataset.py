@@ -20,9 +20,9 @@ def read(path: Path) -> list[dict]:
 
 def test_instruct_and_align_have_the_llava_format(tmp_path: Path) -> None:
     write_dataset(tmp_path, 40, seed=2, captions=True)
-    for name, pictures in (("instruct", None), ("align", 40)):
+    for name, images in (("instruct", None), ("align", 40)):
         rows = read(tmp_path / f"{name}.json")
-        assert pictures is None or len(rows) == pictures
+        assert images is None or len(rows) == images
         assert len({row["id"] for row in rows}) == len(rows)
         for row in rows:
             assert set(row) == {"id", "image", "conversations"}
@@ -80,7 +80,7 @@ def test_wrong_requests_are_refused_and_leave_nothing(tmp_path: Path, wrong: dic
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_are_sharded_by_the_thousand(tmp_path: Path) -> None:
+def test_images_are_sharded_by_the_thousand(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1001, seed=0, families=["open"], questions_per_image=1)
     assert [len(list(folder.iterdir())) for folder in sorted((tmp_path / "images").iterdir())] == [1000, 1]
 

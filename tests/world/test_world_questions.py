@@ -129,7 +129,7 @@ def test_every_answer_follows_from_the_scene() -> None:
         assert right_answer(scene, question) == question.answer, (scene, question)
 
 
-def test_every_family_is_asked_and_degraded_pictures_get_the_poor_family_only() -> None:
+def test_every_family_is_asked_and_degraded_images_get_the_poor_family_only() -> None:
     assert {question.family for _, question in ASKED} == set(ALL)
     degraded = [question for scene, question in ASKED if scene.degraded]
     assert degraded

@@ -11,7 +11,7 @@ SCENES = [draw(index, seed=11) for index in range(300)]
 READABLE = [(scene, pixels) for scene, pixels in SCENES if not scene.degraded]
 
 
-def test_every_box_is_inside_the_picture_and_no_two_places_are_shared() -> None:
+def test_every_box_is_inside_the_image_and_no_two_places_are_shared() -> None:
     for scene, _ in SCENES:
         boxes = [thing.box for thing in scene.objects]
         places = [thing.place for thing in scene.objects]
@@ -36,7 +36,7 @@ def test_sizes_places_and_letters_keep_their_limits() -> None:
             assert len(scene.text.character_boxes) == len(scene.text.string)
 
 
-def test_the_same_picture_is_drawn_again_and_another_seed_or_split_gives_another() -> None:
+def test_the_same_image_is_drawn_again_and_another_seed_or_split_gives_another() -> None:
     scene, pixels = draw(7, seed=3)
     again, same = draw(7, seed=3)
     assert again == scene
@@ -45,7 +45,7 @@ def test_the_same_picture_is_drawn_again_and_another_seed_or_split_gives_another
         assert not np.array_equal(draw(index, seed=seed, split=split)[1], pixels)
 
 
-def test_the_two_splits_share_no_picture() -> None:
+def test_the_two_splits_share_no_image() -> None:
     train = {draw(index, seed=seed)[1].tobytes() for seed in (0, 1) for index in range(100)}
     held_out = {draw(index, seed=seed, split="held_out")[1].tobytes() for seed in (0, 1) for index in range(100)}
     assert len(train) == len(held_out) == 200
@@ -85,7 +85,7 @@ def test_text_stands_out_in_every_character_box() -> None:
             assert np.ptp(grey) > 90
 
 
-def test_degraded_pictures_keep_no_detail() -> None:
+def test_degraded_images_keep_no_detail() -> None:
     degraded = [(scene, pixels) for scene, pixels in SCENES if scene.degraded]
     assert 0.06 < len(degraded) / len(SCENES) < 0.19
     assert {scene.degradation for scene, _ in degraded} == {"blur", "dark", "noise"}
@@ -158,7 +158,7 @@ def test_character_labels_spell_the_text_from_left_to_right() -> None:
     assert spelled > 0.9 * sum(scene.text is not None for scene, _ in READABLE)
 
 
-def test_degraded_pictures_have_empty_labels() -> None:
+def test_degraded_images_have_empty_labels() -> None:
     scene = next(scene for scene, _ in SCENES if scene.degraded)
     labels = patch_labels(scene)
     assert labels.pop("degraded") == 1

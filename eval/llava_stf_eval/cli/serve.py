@@ -40,12 +40,12 @@ def serve(
     client: Annotated[
         Literal["auto", "vllm", "own"], typer.Option(help="'vllm bench serve', or our own; auto: vLLM's if installed.")
     ] = "auto",
-    images: Annotated[Path | None, typer.Option(help="Folder of pictures, one a request; default: drawn ones.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, one a request; default: drawn ones.")] = None,
     kv_blocks: Annotated[
         int | None, typer.Option(min=2, help="Blocks of vLLM's KV cache: how many requests do they hold?")
     ] = None,
     server_arguments: Annotated[str, typer.Option(help="Further arguments of the server's command, quoted.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn pictures and arrivals.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn images and arrivals.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for serving.json, serving.png and the servers' logs.")] = Path(
         "runs/serving"
     ),

@@ -31,8 +31,8 @@ def speed(
     vision_tokens: Annotated[
         str | None, typer.Option(metavar="N,N", callback=_counts, help="Budgets; default: a quarter of the patches.")
     ] = None,
-    batch_sizes: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Pictures asked at once.")] = "1",
-    text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without picture.")] = "64",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Images asked at once.")] = "1",
+    text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without image.")] = "64",
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "bfloat16",
@@ -44,7 +44,7 @@ def speed(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the measurement that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
 ) -> None:
-    """Time every stage from the picture to the last token, for all methods in turns on the same inputs.
+    """Time every stage from the image to the last token, for all methods in turns on the same inputs.
 
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """

@@ -23,7 +23,7 @@ def tasks(
     data: Annotated[
         Path | None, typer.Option(help="Folder of local data sets, <org>/<name>/ as on the hub; nothing is fetched.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for results, samples, pictures and the report.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for results, samples, images and the report.")] = Path(
         "runs/bench"
     ),
     method: Annotated[
@@ -39,7 +39,7 @@ def tasks(
     seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
     instructions: Annotated[
         bool | None,
-        typer.Option(help="Keep the lines that tell how to answer; default: yes, but for the embedded models."),
+        typer.Option(help="Keep the lines that tell how to answer; default: yes, but for the bundled models."),
     ] = None,
     quantization: Quantization = None,
     dtype: Dtype = None,

@@ -48,19 +48,19 @@ def flips_as_lines(comparison: Comparison) -> str:
             "score_a": one.score,
             "score_b": other.score,
             "image_id": one.image_id,
-            "image": picture and str(picture),
+            "image": image and str(image),
         }
         for difference in comparison.differences
         for change, pairs in (("gained", difference.gained), ("lost", difference.lost))
         for one, other in pairs
-        for picture in (picture_of(comparison, (one, other)),)
+        for image in (image_of(comparison, (one, other)),)
     )
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def picture_of(comparison: Comparison, pair: Pair) -> Path | None:
-    """A question's picture, from the run that kept it: runs keep those of wrong answers."""
-    return comparison.a.picture(pair[0]) or comparison.b.picture(pair[1])
+def image_of(comparison: Comparison, pair: Pair) -> Path | None:
+    """A question's image, from the run that kept it: runs keep those of wrong answers."""
+    return comparison.a.image(pair[0]) or comparison.b.image(pair[1])
 
 
 def as_record(comparison: Comparison) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _item(comparison: Comparison, difference: Difference, change: str, pair: Pai
         ("question", one.id),
         ("change", change),
     ]
-    return Item(title(difference.benchmark), change, one.question, facts, picture_of(comparison, pair))
+    return Item(title(difference.benchmark), change, one.question, facts, image_of(comparison, pair))
 
 
 def _cells(difference: Difference) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 // Shows the items of #data page by page. Text only ever becomes text: nothing here writes markup.
 (() => {
   const PAGE = 20;
-  const { items, pictures } = JSON.parse(document.getElementById("data").textContent);
+  const { items, images } = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const list = at("items"), state = at("state"), previous = at("previous"), next = at("next");
   const selects = { benchmark: at("benchmark"), group: at("group") };
@@ -28,12 +28,12 @@
 
   const card = (item) => {
     const node = make("li");
-    if (item.picture === null) {
-      node.append(make("div", item.missing, "nopicture"));
+    if (item.image === null) {
+      node.append(make("div", item.missing, "noimage"));
     } else {
       const image = make("img");
-      image.src = pictures[item.picture];
-      image.alt = `Picture of: ${item.question}`;
+      image.src = images[item.image];
+      image.alt = `Image of: ${item.question}`;
       image.loading = "lazy";
       node.append(image);
     }

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: tables, plots, and answers to browse with their pictures. No network, no other file.
+"""One self-contained HTML page: tables, plots, and answers to browse with their images. No network, no other file.
 
 Everything that a model or a data set wrote is escaped by the template or shown as text by the script; a content policy
 in the page keeps the browser from fetching anything or running another script.
@@ -15,7 +15,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from llava_stf_eval.report.pictures import BUDGET, embed_pictures
+from llava_stf_eval.report.images import BUDGET, embed_images
 
 LONGEST = 600  # characters of a text; a model may answer without end
 
@@ -48,7 +48,7 @@ class Item:
     group: str
     question: str
     facts: Sequence[tuple[str, str]]
-    picture: Path | None
+    image: Path | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fair_share(counts: Sequence[int], total: int) -> list[int]:
 
 
 def render(page: Page, *, budget: int = BUDGET) -> str:
-    """The page as HTML; pictures that exceed `budget` characters together are left out, evenly over the benchmarks."""
+    """The page as HTML; images that exceed `budget` characters together are left out, evenly over the benchmarks."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -104,9 +104,9 @@ def shorten(text: object) -> str:
 
 
 def _data(items: Sequence[Item], budget: int) -> dict[str, Any]:
-    """What the script reads: items, and pictures by number."""
-    pictures = embed_pictures(_in_turn(items), budget=budget)
-    numbers = {path: str(number) for number, path in enumerate(pictures)}
+    """What the script reads: items, and images by number."""
+    images = embed_images(_in_turn(items), budget=budget)
+    numbers = {path: str(number) for number, path in enumerate(images)}
     return {
         "items": [
             {
@@ -114,19 +114,19 @@ def _data(items: Sequence[Item], budget: int) -> dict[str, Any]:
                 "group": item.group,
                 "question": shorten(item.question),
                 "facts": [(name, shorten(value)) for name, value in item.facts],
-                "picture": None if item.picture is None else numbers.get(item.picture),
-                "missing": "no picture" if item.picture is None else f"not embedded: {item.picture.name}",
+                "image": None if item.image is None else numbers.get(item.image),
+                "missing": "no image" if item.image is None else f"not embedded: {item.image.name}",
             }
             for item in items
         ],
-        "pictures": {numbers[path]: address for path, address in pictures.items()},
+        "images": {numbers[path]: address for path, address in images.items()},
     }
 
 
 def _in_turn(items: Iterable[Item]) -> Iterable[Path]:
-    """The pictures' paths, the benchmarks taking turns."""
+    """The images' paths, the benchmarks taking turns."""
     paths: dict[str, list[Path]] = {}
     for item in items:
-        if item.picture is not None:
-            paths.setdefault(item.benchmark, []).append(item.picture)
+        if item.image is not None:
+            paths.setdefault(item.benchmark, []).append(item.image)
     return (path for path in chain.from_iterable(zip_longest(*paths.values())) if path is not None)

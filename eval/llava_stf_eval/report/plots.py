@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llava_stf_eval.report.runs import Run, table_order
-from llava_stf_eval.report.scores import embedded_patches, maximum, published_of, title
+from llava_stf_eval.report.scores import bundled_patches, maximum, published_of, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     for run in runs:
         row = published_of(run)
         label = f"{row.title}, {row.vision_tokens} tokens (published)" if row else ""
-        if row is None or embedded_patches(run) is not None or any(item.label == label for item in series):
+        if row is None or bundled_patches(run) is not None or any(item.label == label for item in series):
             continue
         ranges = {name: row.scores.get(name.partition(":")[0]) for name in run.benchmarks}
         scores = {name: (found[0] + found[1]) / 2 for name, found in ranges.items() if found is not None}

@@ -20,8 +20,8 @@ RIGHT = 0.5  # a sample that scores less is a wrong answer: VQA's soft accuracy 
 class Sample:
     """One question with its answer; `score` from 0 to 1, None where a server scores it.
 
-    `image_id` is what questions about one picture share, in MME the pair and in MMBench a question's rotations. `image`
-    is a path below the run's folder, None where the run kept no picture. `category` is the benchmark's own: MME and
+    `image_id` is what questions about one image share, in MME the pair and in MMBench a question's rotations. `image`
+    is a path below the run's folder, None where the run kept no image. `category` is the benchmark's own: MME and
     POPE form scores within them.
     """
 
@@ -87,8 +87,8 @@ class Run:
             for number, line in enumerate(lines, start=1):
                 yield _read_sample(line, f"{path}, line {number}")
 
-    def picture(self, sample: Sample) -> Path | None:
-        """Where a sample's picture lies; None if there is none, or none below the run's folder."""
+    def image(self, sample: Sample) -> Path | None:
+        """Where a sample's image lies; None if there is none, or none below the run's folder."""
         if sample.image is None:
             return None
         path = (self.folder / sample.image).resolve()

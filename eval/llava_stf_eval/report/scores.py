@@ -1,7 +1,7 @@
 """A run's scores beside the published ones: rows, footnotes and the tables of the terminal.
 
-The published column is of the same method at the same token count. For the embedded models, which answer drawn
-pictures, it is of LLaVA-1.5-7B at the same share of the tokens, and no difference is formed.
+The published column is of the same method at the same token count. For the bundled models, which answer drawn
+images, it is of LLaVA-1.5-7B at the same share of the tokens, and no difference is formed.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def maximum(benchmark: str) -> float:
     return BENCHMARKS[name].scale if name in BENCHMARKS else 100.0
 
 
-def embedded_patches(run: Run) -> int | None:
-    """Patches of a picture in the embedded model of a run; None for another model."""
+def bundled_patches(run: Run) -> int | None:
+    """Patches of an image in the bundled model of a run; None for another model."""
     config = files("llava_stf").joinpath("assets", run.model, "config.json")
     if "/" in run.model or not config.is_file():
         return None
@@ -82,7 +82,7 @@ def embedded_patches(run: Run) -> int | None:
 
 def published_of(run: Run) -> Published | None:
     """The published row to show beside a run."""
-    patches = embedded_patches(run)
+    patches = bundled_patches(run)
     if patches is not None:
         return find_published(run.method, run.vision_tokens * PATCHES_7B // patches)
     return find_published(run.method, run.vision_tokens, model=_family(run))
@@ -91,7 +91,7 @@ def published_of(run: Run) -> Published | None:
 def score_rows(run: Run) -> list[ScoreRow]:
     """One row for each benchmark of the run, in the run's order."""
     published = published_of(run)
-    comparable = published is not None and embedded_patches(run) is None
+    comparable = published is not None and bundled_patches(run) is None
     rows = []
     for name, result in run.benchmarks.items():
         base = name.partition(":")[0]
@@ -112,15 +112,15 @@ def footnotes(run: Run) -> list[str]:
         )
         if published.note:
             notes.append(published.note)
-        if embedded_patches(run) is not None:
+        if bundled_patches(run) is not None:
             notes.append(
-                f"The embedded model '{run.model}' answers drawn pictures, the published figures are of the real "
+                f"The bundled model '{run.model}' answers drawn images, the published figures are of the real "
                 "benchmarks at the same share of tokens: no difference is formed."
             )
         else:
             notes += _other_conditions(run)
     else:
-        model = MODEL_7B if embedded_patches(run) is not None else _family(run)
+        model = MODEL_7B if bundled_patches(run) is not None else _family(run)
         counts = ", ".join(str(count) for count in published_counts(run.method, model=model))
         found = f"published are {counts}" if counts else "none are published"
         notes.append(f"No figures of {run.method} at {run.vision_tokens} tokens of {model} are known: {found}.")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import flush_entry
+from llava_stf.io.fsync import fsync_entry
 from llava_stf_eval.protocols import BENCHMARKS
 from llava_stf_eval.published import published_rows
+from llava_stf_eval.report.images import data_uri
 from llava_stf_eval.report.page import Item, Page, Plot, Table, fair_share, render
-from llava_stf_eval.report.pictures import data_uri
 from llava_stf_eval.report.plots import draw_bars, draw_radar
 from llava_stf_eval.report.runs import RIGHT, Run, load_runs
 from llava_stf_eval.report.scores import HEADERS, NONE, footnotes, score_rows, side_by_side, title
@@ -48,7 +48,7 @@ def write_whole(path: Path, content: bytes) -> Path:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         beside.write_bytes(content)
-        flush_entry(beside)
+        fsync_entry(beside)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def _wrong_answers(runs: Sequence[Run]) -> tuple[list[Item], int]:
                     ("score", f"{sample.score:g}"),
                     ("question", sample.id),
                 ]
-                items.append(Item(title(benchmark), run.label, sample.question, facts, run.picture(sample)))
+                items.append(Item(title(benchmark), run.label, sample.question, facts, run.image(sample)))
             kinds.append(items)
             counts.append(count)
     shares = fair_share([len(items) for items in kinds], MAX_ITEMS)

@@ -22,7 +22,7 @@ def yes_no_other(answer: str) -> str:
 def category_scores(answers: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
     """Score of each category, at most 200, from (category, question id, is right): 100 * (single + pairs).
 
-    A question id names one picture and has two questions. Raises DataError where it has another number.
+    A question id names one image and has two questions. Raises DataError where it has another number.
     """
     right: defaultdict[str, defaultdict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for category, question_id, is_right in answers:

@@ -21,7 +21,7 @@ VisionTokens = int | Literal["all"] | None
 
 @dataclass(frozen=True)
 class Served:
-    """A model as it is served: under this name, from this folder, with so many tokens for each picture."""
+    """A model as it is served: under this name, from this folder, with so many tokens for each image."""
 
     name: str
     folder: Path

@@ -47,7 +47,7 @@ def conditions(result: dict[str, Any]) -> str:
     arguments = f" ({' '.join(plan['arguments'])})" if plan["arguments"] else ""
     served = f"server at {plan['url']}" if plan["url"] else f"engine {plan['engine']}{arguments}"
     return (
-        f"{served}, client {result['client']}; {plan['requests']} requests of each load, every one with a picture of "
+        f"{served}, client {result['client']}; {plan['requests']} requests of each load, every one with an image of "
         f"its own, {plan['new_tokens']} new tokens; {machine['gpu'] or machine['cpu']}, {machine['cores']} cores for "
         f"server and client, {result['date'][:10]}. Times are p50 / p99."
     )

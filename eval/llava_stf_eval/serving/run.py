@@ -45,10 +45,10 @@ class Plan:
         requests: of each load.
         new_tokens: of each answer.
         client: `vllm bench serve`, the project's own, or vLLM's where it is installed.
-        images: folder of pictures; drawn ones without it.
+        images: folder of images; drawn ones without it.
         kv_blocks: blocks of vLLM's KV cache, to see how many requests it holds.
         arguments: further ones of the server's command.
-        seed: of drawn pictures and arrivals.
+        seed: of drawn images and arrivals.
     """
 
     models: list[str] = field(default_factory=lambda: ["tiny-full:all", "tiny"])
@@ -91,7 +91,7 @@ def measure(
     }
     with closing(_targets(plan, folder, progress)) as targets:
         for target, model in targets:
-            asked = questions(plan.images, plan.seed, _pictures(plan))
+            asked = questions(plan.images, plan.seed, _images(plan))
             progress(f"{target.model}: warming up")
             _warm_up(target, list(itertools.islice(asked, max(plan.clients))), plan)
             for load in _loads(plan, rows):
@@ -127,7 +127,7 @@ def _check(plan: Plan) -> None:
         vllm_client.require_vllm()
     if not plan.models and plan.shape is None and plan.url is None:
         raise LlavaStfError("Expected a model, a shape or the url of a server to measure.")
-    questions(plan.images, plan.seed, _pictures(plan))
+    questions(plan.images, plan.seed, _images(plan))
 
 
 def _loads(plan: Plan, rows: list[dict[str, Any]]) -> Iterator[Load]:
@@ -144,7 +144,7 @@ def _takes_vllm(plan: Plan) -> bool:
     return plan.client == "vllm" or (plan.client == "auto" and vllm_client.has_vllm())
 
 
-def _pictures(plan: Plan) -> int:
+def _images(plan: Plan) -> int:
     return max(plan.clients) + plan.requests * (len(plan.clients) + 1)
 
 

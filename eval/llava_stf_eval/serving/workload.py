@@ -1,7 +1,7 @@
-"""What a server is asked, and when: pictures of which no two are the same, and arrivals of a fixed or a Poisson load.
+"""What a server is asked, and when: images of which no two are the same, and arrivals of a fixed or a Poisson load.
 
-A server that has seen a picture before may have its tokens in a cache. So every request of a measurement, those that
-warm the server up included, has a picture of its own.
+A server that has seen an image before may have its tokens in a cache. So every request of a measurement, those that
+warm the server up included, has an image of its own.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from PIL import Image
 from llava_stf.errors import LlavaStfError
 from llava_stf.world import draw, questions_of
 
-ABOUT_A_PICTURE = "What is shown here?"
+ABOUT_AN_IMAGE = "What is shown here?"
 
 
 @dataclass(frozen=True)
 class Question:
-    """One request: a text, and a picture as a data URL."""
+    """One request: a text, and an image as a data URL."""
 
     text: str
-    picture: str
+    image: str
 
     @property
     def content(self) -> list[dict[str, Any]]:
         """The content of a user's message, as OpenAI's chat route takes it."""
-        return [{"type": "image_url", "image_url": {"url": self.picture}}, {"type": "text", "text": self.text}]
+        return [{"type": "image_url", "image_url": {"url": self.image}}, {"type": "text", "text": self.text}]
 
 
 @dataclass(frozen=True)
@@ -51,25 +51,25 @@ class Load:
 
 
 def questions(images: Path | None, seed: int, count: int) -> Iterator[Question]:
-    """The first `count` questions about the pictures of a folder, or without one about drawn pictures.
+    """The first `count` questions about the images of a folder, or without one about drawn images.
 
-    Raises `LlavaStfError` if the folder has fewer pictures.
+    Raises `LlavaStfError` if the folder has fewer images.
     """
     if images is None:
         return (_drawn(index, seed) for index in range(count))
-    files = picture_files(images)
+    files = image_files(images)
     if len(files) < count:
         raise LlavaStfError(
-            f"{count} requests need as many pictures, since one that was seen before may come from a cache, and "
-            f"{images} has {len(files)}; give more pictures or ask for fewer --requests."
+            f"{count} requests need as many images, since one that was seen before may come from a cache, and "
+            f"{images} has {len(files)}; give more images or ask for fewer --requests."
         )
-    return (Question(ABOUT_A_PICTURE, _data_url(file.read_bytes(), _kind(file))) for file in files[:count])
+    return (Question(ABOUT_AN_IMAGE, _data_url(file.read_bytes(), _kind(file))) for file in files[:count])
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The files of a folder whose names end like a picture's. Raises `LlavaStfError` if it is no folder."""
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder whose names end like an image's. Raises `LlavaStfError` if it is no folder."""
     if not folder.is_dir():
-        raise LlavaStfError(f"Expected a folder of pictures, found none at {folder}.")
+        raise LlavaStfError(f"Expected a folder of images, found none at {folder}.")
     return sorted(file for file in folder.iterdir() if _kind(file).startswith("image/"))
 
 
@@ -89,7 +89,7 @@ def _drawn(index: int, seed: int) -> Question:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     asked = questions_of(scene, index, seed=seed, split="held_out", count=1)
-    return Question(asked[0].text if asked else ABOUT_A_PICTURE, _data_url(file.getvalue(), "image/png"))
+    return Question(asked[0].text if asked else ABOUT_AN_IMAGE, _data_url(file.getvalue(), "image/png"))
 
 
 def _data_url(data: bytes, kind: str) -> str:

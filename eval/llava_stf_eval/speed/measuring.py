@@ -1,13 +1,13 @@
-"""One timed request: a picture and ids in, an answer of fixed length out, stage by stage.
+"""One timed request: an image and ids in, an answer of fixed length out, stage by stage.
 
-    preprocessing   pictures to pixels on the device
+    preprocessing   images to pixels on the device
     tower           \\
     projector        | the model's own submodules, called once for a prompt
     prefill         /  (the decoder layers)
     rest            what lies between them: selecting, placing, the head, the choice of the id, `generate` itself
     first_token     from pixels and ids on the device to the first new id
     decode          one later token, the mean over the answer
-    end_to_end      from the picture to the last id
+    end_to_end      from the image to the last id
 
 A clock is read only after everything queued on the device is done. On a CUDA device that would keep kernels from being
 queued ahead, so there the parts of the first token are timed in a second request, and first token, decoding and the
@@ -49,9 +49,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Request:
-    """The same pictures and text for every variant: `text_ids` is [B, T], int64, on the host."""
+    """The same images and text for every variant: `text_ids` is [B, T], int64, on the host."""
 
-    pictures: list[Image]
+    images: list[Image]
     text_ids: Tensor
     image_processor: Any
 
@@ -75,7 +75,7 @@ def measure_once(variant: Variant, request: Request, case: Case) -> Measured:
     seconds: dict[str, float] = {}
     with _peak_memory(device) as peak:
         start = _now(device)
-        pixels = request.image_processor(request.pictures, return_tensors="pt")["pixel_values"]
+        pixels = request.image_processor(request.images, return_tensors="pt")["pixel_values"]
         pixels = pixels.to(device, variant.model.dtype)
         ready = _now(device)
         seconds["preprocessing"] = ready - start

@@ -1,4 +1,4 @@
-"""The measurement as a whole: every case, its variants taking turns in one process on the same pictures and text.
+"""The measurement as a whole: every case, its variants taking turns in one process on the same images and text.
 
 The result is a dictionary that JSON holds as it is: `machine`, `model`, `plan`, and `rows`, one for each variant in
 each case, with its raw seconds, the median and the spread (interquartile range) of every stage, and how many times
@@ -27,7 +27,7 @@ from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, meas
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 from llava_stf_eval.speed.variants import FULL, STF, Variant, build_variants, settings_of
 
-PICTURE = (480, 640)  # height and width of the random picture that is preprocessed
+IMAGE = (480, 640)  # height and width of the random image that is preprocessed
 
 
 @dataclass(frozen=True)
@@ -197,11 +197,9 @@ def _measure_case(case: Case, plan: Plan, variants: list[Variant], image_process
 
 def _request(case: Case, plan: Plan, config: LlavaConfig, image_processor: Any) -> Request:
     generator = np.random.default_rng(plan.seed)
-    pictures = [
-        Image.fromarray(generator.integers(0, 256, (*PICTURE, 3), dtype=np.uint8)) for _ in range(case.batch_size)
-    ]
+    images = [Image.fromarray(generator.integers(0, 256, (*IMAGE, 3), dtype=np.uint8)) for _ in range(case.batch_size)]
     ids = torch.from_numpy(generator.integers(3, config.image_token_id, (case.batch_size, case.text_tokens)))
-    return Request(pictures, ids, image_processor)
+    return Request(images, ids, image_processor)
 
 
 def _row(case: Case, plan: Plan, variant: Variant, runs: list[Measured], base: list[Measured]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf import apply_stf
 from llava_stf.analysis.counting import Count, count
-from llava_stf.errors import FusionError
+from llava_stf.errors import FusionError, nearest
 from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, window_for
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction
 
@@ -61,9 +60,7 @@ def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | No
     settings = []
     for method in methods:
         if method not in known:
-            near = difflib.get_close_matches(method, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}."
-            raise FusionError(f"There is no method '{method}'; {hint}")
+            raise FusionError(f"Unknown method '{method}': {nearest(method, known)}")
         for budget in [patches] if method == FULL else budgets or [patches // 4]:
             places, per_layer = budget, [budget] * layers
             if method in (FULL, STF):

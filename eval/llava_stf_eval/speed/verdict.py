@@ -62,7 +62,7 @@ def first_token_reason(row: dict[str, Any], base: dict[str, Any]) -> str:
         return f"the method's own work takes {_ms(added)} more and the prefill {_ms(saved)} less"
     if before["tower"] > LARGE_SHARE * before["first_token"]:
         share = before["tower"] / before["first_token"]
-        return f"{share:.0%} of it is the vision tower, which sees the whole picture in any case"
+        return f"{share:.0%} of it is the vision tower, which sees the whole image in any case"
     flops = base["counted"]["prefill_flops"] / row["counted"]["prefill_flops"]
     faster = before["prefill"] / now["prefill"]
     if faster < BUSY * flops:
@@ -85,7 +85,7 @@ def end_to_end_reason(row: dict[str, Any], base: dict[str, Any]) -> str:
         )
     if before["preprocessing"] > LARGE_SHARE * before["end_to_end"]:
         share = before["preprocessing"] / before["end_to_end"]
-        return f"{share:.0%} of the time is preprocessing of the picture, on the host"
+        return f"{share:.0%} of the time is preprocessing of the image, on the host"
     return first_token_reason(row, base)
 
 

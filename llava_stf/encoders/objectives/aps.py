@@ -1,8 +1,8 @@
-"""APS, asymmetric patch sampling (arXiv 2306.02854): contrast of two small parts of a picture that hardly overlap.
+"""APS, asymmetric patch sampling (arXiv 2306.02854): contrast of two small parts of an image that hardly overlap.
 
     view 1 --K disjoint random subsets of its patches--> encoder, projector z1 --predictor--> p1
     view 2 --K subsets, rather from where view 1's is not--> the same networks: z2, p2
-    L = CE(p1, z2; own picture) + CE(p2, z1; own picture)              z without gradient
+    L = CE(p1, z2; own image) + CE(p2, z1; own image)              z without gradient
 
 The class token has no position, and every patch gets its own before the others are dropped. There is no momentum
 encoder. Each of the K pairs of subsets has its own optimizer step, so a batch gives K of them. Letters as in
@@ -41,8 +41,8 @@ class APSOptions:
             crop and leaves the geometry as it was (Sampling).
         temperature: tau (One batch).
         hidden, out: widths of projector and predictor (Heads, of all methods).
-        crop_scale: range of a view's share of the picture (Settings).
-        mean, std: of the pictures' normalisation; CIFAR's (Settings).
+        crop_scale: range of a view's share of the image (Settings).
+        mean, std: of the images' normalisation; CIFAR's (Settings).
     """
 
     sampling_ratio: float = 0.25
@@ -131,7 +131,7 @@ class APS(Objective):
 
 
 def mirror(patches: Tensor, flipped: Tensor, grid: int) -> Tensor:
-    """Raster numbers of patches, int64 [B, ...], columns reversed in the pictures that are `flipped`, bool [B]."""
+    """Raster numbers of patches, int64 [B, ...], columns reversed in the images that are `flipped`, bool [B]."""
     reversed_columns = patches + grid - 1 - 2 * (patches % grid)
     return torch.where(flipped.view(-1, *[1] * (patches.ndim - 1)), reversed_columns, patches)
 

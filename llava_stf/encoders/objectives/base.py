@@ -1,13 +1,13 @@
 """What every pre-training method is: it draws views, turns them into the inputs of its steps, and gives their losses.
 
-The loop of one batch, for `batch` uint8 pictures on the device:
+The loop of one batch, for `batch` uint8 images on the device:
 
     objective.before_step(progress)                     momentum encoder, once per optimizer step
-    for inputs in objective.inputs(objective.views(pictures)):
+    for inputs in objective.inputs(objective.views(images)):
         losses = objective(**inputs)                    all that is random was drawn before: forward repeats
         losses["loss"].backward(); objective.clip_gradients(); optimizer.step()
 
-Letters: B pictures of this process, N all patches of a view, D encoder width.
+Letters: B images of this process, N all patches of a view, D encoder width.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Objective(nn.Module, ABC):
         """`recipes` as functions; needs kornia."""
         return [Augmentation(recipe) for recipe in self.recipes]
 
-    def views(self, pictures: Tensor) -> list[View]:
-        """One view per recipe of `pictures`, float [B, 3, H, W] in [0, 1]; a method whose crops depend on each other
+    def views(self, images: Tensor) -> list[View]:
+        """One view per recipe of `images`, float [B, 3, H, W] in [0, 1]; a method whose crops depend on each other
         overrides this and gives `augmentations` its boxes."""
-        return [augmentation(pictures) for augmentation in self.augmentations]
+        return [augmentation(images) for augmentation in self.augmentations]
 
     @abstractmethod
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ class Objective(nn.Module, ABC):
 
 
 def momentum_copy(module: nn.Module) -> Any:
-    """A copy of `module` that follows by `follow` and not by gradient; it stays in train mode.
+    """A copy of `module` that `ema_update` moves and no gradient; it stays in train mode.
 
     So its BatchNorms use their own batches, as in the released codes (docs/encoders/methods.md, Heads).
     """
@@ -116,13 +116,13 @@ def momentum_copy(module: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def follow(momentum: nn.Module, query: nn.Module, coefficient: float) -> None:
+def ema_update(momentum: nn.Module, query: nn.Module, coefficient: float) -> None:
     """parameter' <- m parameter' + (1 - m) parameter, over all parameters and no buffers."""
     for slow, fast in zip(momentum.parameters(), query.parameters(), strict=True):
         slow.lerp_(fast.to(slow.dtype), 1 - coefficient)
 
 
-def rising_momentum(base: float, fraction: float) -> float:
+def ema_momentum(base: float, fraction: float) -> float:
     """The momentum coefficient: `base` at the start (fraction 0), 1 at the end, a cosine between
     (docs/encoders/methods.md, PatchMix, Momentum)."""
     return 1 - (1 - base) * (1 + math.cos(math.pi * fraction)) / 2
@@ -151,12 +151,12 @@ def encode(encoder: ViTModel, pixels: Tensor, *, keep: Tensor | None = None, dro
     last = max(len(encoder.layers) - 1, 1)
     for number, layer in enumerate(encoder.layers):
         rate = drop_path * number / last if encoder.training else 0.0
-        states = states + drop_branch(layer.attention(layer.layernorm_before(states))[0], rate)
-        states = states + drop_branch(layer.mlp(layer.layernorm_after(states)), rate)
+        states = states + apply_drop_path(layer.attention(layer.layernorm_before(states))[0], rate)
+        states = states + apply_drop_path(layer.mlp(layer.layernorm_after(states)), rate)
     return encoder.layernorm(states)
 
 
-def drop_branch(branch: Tensor, rate: float) -> Tensor:
+def apply_drop_path(branch: Tensor, rate: float) -> Tensor:
     """Zero whole samples of a residual branch, [B, ...], with probability `rate`; the others grow by 1 / (1 - rate)."""
     if rate == 0:
         return branch
@@ -188,9 +188,9 @@ class ClassTokenContrast(Objective):
         return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
 
     def before_step(self, progress: Progress) -> None:
-        coefficient = rising_momentum(self.options.momentum, progress.fraction)
-        follow(self.momentum_encoder, self.encoder, coefficient)
-        follow(self.momentum_projector, self.projector, coefficient)
+        coefficient = ema_momentum(self.options.momentum, progress.fraction)
+        ema_update(self.momentum_encoder, self.encoder, coefficient)
+        ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
         return self.momentum_encoder

@@ -1,4 +1,4 @@
-"""Which cells of two crops of a picture show the same place
+"""Which cells of two crops of an image show the same place
 (docs/encoders/methods.md, MGC, Correspondence).
 
 A grain cuts a view into L x L cells. The cells of view 1 that lie in the overlap O of both crops are visited with a
@@ -9,7 +9,7 @@ stride; each pairs up with all cells of view 2 that it shares area with:
 The heaviest pairs are kept; missing ones are filled up by (0, 0) of weight 0. All is done in float32 and in the
 released code's order, since a rounded number decides in which cell the overlap begins.
 
-Boxes are (y, x, h, w) in pixels of the source picture; letters: B pictures, S pixels of a view's side, L cells per
+Boxes are (y, x, h, w) in pixels of the source image; letters: B images, S pixels of a view's side, L cells per
 side, R visited rows or columns, K pairs.
 """
 
@@ -32,7 +32,7 @@ class Grain:
 
     Attributes:
         cell: side of a cell in pixels of the view; g.
-        max_pairs: K, pairs kept per picture.
+        max_pairs: K, pairs kept per image.
         row_ratio, col_ratio: row and column stride per IoU of the crops.
         row_clamp, col_clamp: smallest and largest stride.
     """
@@ -48,7 +48,7 @@ class Grain:
 FINE = Grain(cell=16, max_pairs=10, row_ratio=12, col_ratio=8, row_clamp=(2, 8), col_clamp=(2, 6))
 MIDDLE = Grain(cell=32, max_pairs=10, row_ratio=8, col_ratio=4, row_clamp=(2, 4), col_clamp=(1, 3))
 COARSE = Grain(cell=112, max_pairs=2, row_ratio=1, col_ratio=1, row_clamp=(1, 1), col_clamp=(1, 1))
-_TRIES = 1000  # of a second crop that overlaps enough; then it is the whole picture
+_TRIES = 1000  # of a second crop that overlaps enough; then it is the whole image
 _TIE = 1e-15  # what a pair found later weighs more among equal ones, less than float32 tells apart
 
 
@@ -57,7 +57,7 @@ class Pairs(NamedTuple):
 
     index1: Tensor  # int64 [B, K], cells of view 1
     index2: Tensor  # int64 [B, K], cells of view 2
-    weight: Tensor  # float32 [B, K], 0 where a picture has fewer pairs
+    weight: Tensor  # float32 [B, K], 0 where an image has fewer pairs
 
 
 class _Axis(NamedTuple):
@@ -70,7 +70,7 @@ class _Axis(NamedTuple):
 def correspondence(
     boxes1: Tensor, boxes2: Tensor, flipped1: Tensor, flipped2: Tensor, grain: Grain, size: int = 224
 ) -> Pairs:
-    """The K heaviest pairs per picture in ascending order of weight, of equal ones those found last; where there are no
+    """The K heaviest pairs per image in ascending order of weight, of equal ones those found last; where there are no
     more than K, all as they are found (view-1 rows, columns, view-2 rows, columns), and then (0, 0) of weight 0.
 
     Args:
@@ -134,7 +134,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 def overlapping_boxes(boxes: Tensor, size: torch.Size, scale: tuple[float, float], min_iou: float) -> Tensor:
     """A random crop for each of `boxes`, float32 [B, 4], drawn again until their IoU exceeds `min_iou`; where no try
-    does, the whole picture of `size` (height, width)."""
+    does, the whole image of `size` (height, width)."""
     drawn = boxes.new_tensor([0, 0, *size]).expand_as(boxes)
     missing = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for _ in range(_TRIES):

@@ -23,7 +23,7 @@ from transformers import ViTModel
 
 from llava_stf.encoders.heads import mlp_head
 from llava_stf.encoders.objectives.aps import positive_cosine
-from llava_stf.encoders.objectives.base import Objective, Progress, encode, follow, momentum_copy, rising_momentum
+from llava_stf.encoders.objectives.base import Objective, Progress, ema_momentum, ema_update, encode, momentum_copy
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets, own_index
 from llava_stf.encoders.objectives.correspondence import (
     COARSE,
@@ -58,7 +58,7 @@ class MGCOptions:
         drop_path: stochastic depth of the query encoder; 0.1 for ImageNet (Training).
         clip_norm: largest norm of each parameter's gradient, clipped one by one (Training).
         hidden, out: widths of the heads (Heads, of all methods).
-        crop_scale: range of a view's share of the picture (Views).
+        crop_scale: range of a view's share of the image (Views).
         min_iou: overlap of the two crops that the second one is drawn again for (Views).
     """
 
@@ -149,12 +149,12 @@ class MGC(Objective):
             replace(recipe, interpolation="bilinear") for recipe in two_views(config.image_size, options.crop_scale)
         ]
 
-    def views(self, pictures: Tensor) -> list[View]:
+    def views(self, images: Tensor) -> list[View]:
         """Two views whose crops overlap by `min_iou` of their union."""
         first, second = self.augmentations
-        view1 = first(pictures)
-        boxes2 = overlapping_boxes(view1.boxes, pictures.shape[-2:], second.recipe.scale, self.options.min_iou)
-        return [view1, second(pictures, boxes2)]
+        view1 = first(images)
+        boxes2 = overlapping_boxes(view1.boxes, images.shape[-2:], second.recipe.scale, self.options.min_iou)
+        return [view1, second(images, boxes2)]
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
         view1, view2 = views
@@ -208,12 +208,12 @@ class MGC(Objective):
         return projected
 
     def before_step(self, progress: Progress) -> None:
-        self.follow(rising_momentum(self.options.momentum, progress.fraction))
+        self.ema_update(ema_momentum(self.options.momentum, progress.fraction))
 
-    def follow(self, coefficient: float) -> None:
+    def ema_update(self, coefficient: float) -> None:
         """Move the momentum copies by (1 - coefficient)."""
-        follow(self.momentum_encoder, self.encoder, coefficient)
-        follow(self.momentum_projectors, self.projectors, coefficient)
+        ema_update(self.momentum_encoder, self.encoder, coefficient)
+        ema_update(self.momentum_projectors, self.projectors, coefficient)
 
     def clip_gradients(self) -> None:
         """Each parameter's gradient by itself, at `clip_norm`."""

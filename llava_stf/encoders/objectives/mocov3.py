@@ -31,7 +31,7 @@ class MoCoV3Options:
         freeze_patches: the patch projection is not trained.
         drop_path: stochastic depth of the query encoder.
         hidden, out: widths of projector and predictor.
-        crop_scale: range of a view's share of the picture.
+        crop_scale: range of a view's share of the image.
     """
 
     temperature: float = 0.2

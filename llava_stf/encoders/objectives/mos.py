@@ -1,10 +1,10 @@
-"""MOS, multiple object stitching (arXiv 2506.07364): contrast of pictures tiled from several pictures
+"""MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images
 (docs/encoders/methods.md, MOS).
 
 A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
 the paper may have made otherwise is an option, or is named in `MOSOptions`.
 
-In stitched picture i, the r x r cells hold M = r * r pictures of the batch, scaled down: its members. Which pictures
+In stitched image i, the r x r cells hold M = r * r images of the batch, scaled down: its members. Which images
 two stitched ones share is known without labels; those shares are the targets.
 
     s1, s2 = stitch(v1), stitch(v2)                                    v1 .. v4: four views, r drawn for the batch
@@ -12,7 +12,7 @@ two stitched ones share is known without labels; those shares are the targets.
     L_m2m = CE(g f(s1), f'(s2); |members of s1_i and of s2_j| / M^2)
     L_s2s = CE(g f(v3), f'(v4); identity)                              L = L_m2s + L_m2m + L_s2s
 
-f is encoder and projector, g the predictor, f' the momentum copy of f. Letters: B pictures of this process, N of all.
+f is encoder and projector, g the predictor, f' the momentum copy of f. Letters: B images of this process, N of all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MOSOptions:
     Attributes:
         sides: the values of r, drawn with equal probability.
         resize: how a view becomes a cell: mean of r x r pixels, or bicubic with antialiasing.
-        random_members: who is stitched with whom is drawn anew for each stitched view; assumed: pictures i .. i + M - 1
+        random_members: who is stitched with whom is drawn anew for each stitched view; assumed: images i .. i + M - 1
             of the batch, as PatchMix mixes.
         shuffle_cells: the members take the cells in random order; assumed: raster order.
         average_members: the many-to-single loss is the mean over the members; otherwise their sum, as equation 10 is
@@ -58,7 +58,7 @@ class MOSOptions:
         momentum: of the momentum encoder at the start, rising to 1 with the steps; assumed: PatchMix's.
         drop_path: stochastic depth of the query encoder; assumed: PatchMix's.
         hidden, out: widths of the heads; assumed: PatchMix's.
-        crop_scale: range of a view's share of the picture; assumed: PatchMix's for CIFAR.
+        crop_scale: range of a view's share of the image; assumed: PatchMix's for CIFAR.
     """
 
     sides: tuple[int, ...] = (1, 2)
@@ -87,10 +87,10 @@ class MOSOptions:
 
 
 def members(batch: int, side: int, *, random: bool = False, shuffle: bool = False) -> Tensor:
-    """The pictures in each stitched picture's cells, in raster order: int64 [batch, side * side].
+    """The images in each stitched image's cells, in raster order: int64 [batch, side * side].
 
-    Each picture is a member of exactly M stitched ones. Neighbours in the batch, or in a random order of it (`random`);
-    `shuffle`: each stitched picture has its members in random order. From torch's global generator.
+    Each image is a member of exactly M stitched ones. Neighbours in the batch, or in a random order of it (`random`);
+    `shuffle`: each stitched image has its members in random order. From torch's global generator.
     """
     neighbours = (torch.arange(batch)[:, None] + torch.arange(side * side)) % batch
     if random:
@@ -101,7 +101,7 @@ def members(batch: int, side: int, *, random: bool = False, shuffle: bool = Fals
 
 
 def stitch(images: Tensor, chosen: Tensor, *, resize: Literal["area", "bicubic"] = "area") -> Tensor:
-    """Tile each picture's members, made smaller: cell (a, b) of picture i is the member chosen[i, a * r + b].
+    """Tile each image's members, made smaller: cell (a, b) of image i is the member chosen[i, a * r + b].
 
     Args:
         images: [B, C, H, W].
@@ -112,7 +112,7 @@ def stitch(images: Tensor, chosen: Tensor, *, resize: Literal["area", "bicubic"]
     side = round(chosen.shape[1] ** 0.5)
     height, width = images.shape[-2:]
     if height % side or width % side:
-        raise LlavaStfError(f"{side} x {side} cells do not divide pictures of {height} x {width} pixels")
+        raise LlavaStfError(f"{side} x {side} cells do not divide images of {height} x {width} pixels")
     if side == 1:
         return images[chosen[:, 0]]
     if resize == "area":
@@ -125,24 +125,24 @@ def stitch(images: Tensor, chosen: Tensor, *, resize: Literal["area", "bicubic"]
 
 
 def membership(chosen: Tensor) -> Tensor:
-    """How often picture j is a member of stitched picture i: float32 [B, B]. Rows add up to M."""
+    """How often image j is a member of stitched image i: float32 [B, B]. Rows add up to M."""
     counts = torch.zeros(len(chosen), len(chosen), device=chosen.device)
     return counts.scatter_add_(1, chosen, torch.ones(chosen.shape, device=chosen.device))
 
 
 def stitched_to_single_targets(chosen: Tensor) -> Tensor:
-    """1 / M at the members of each stitched picture, in the columns of this process: float32 [B, N]."""
+    """1 / M at the members of each stitched image, in the columns of this process: float32 [B, N]."""
     return membership(chosen) / chosen.shape[1] @ identity_targets(len(chosen), device=chosen.device)
 
 
 def stitched_to_stitched_targets(chosen: Tensor, others: Tensor) -> Tensor:
-    """Common members of two stitched pictures over M^2, in the columns of this process: float32 [B, N]."""
+    """Common members of two stitched images over M^2, in the columns of this process: float32 [B, N]."""
     common = membership(chosen) @ membership(others).T
     return common / chosen.shape[1] ** 2 @ identity_targets(len(chosen), device=chosen.device)
 
 
 class MOS(ClassTokenContrast):
-    """The reconstruction of MOS. Raises `LlavaStfError` for sides that do not divide the encoder's picture."""
+    """The reconstruction of MOS. Raises `LlavaStfError` for sides that do not divide the encoder's image."""
 
     options_type = MOSOptions
 
@@ -150,7 +150,7 @@ class MOS(ClassTokenContrast):
         super().__init__()
         self.options, config = options, encoder.config
         if wrong := [side for side in options.sides if config.image_size % side]:
-            raise LlavaStfError(f"sides must divide the picture of {config.image_size} pixels, found {wrong}")
+            raise LlavaStfError(f"sides must divide the image of {config.image_size} pixels, found {wrong}")
         self.encoder = initialize(encoder)
         self.projector = mlp_head(config.hidden_size, options.hidden, options.out, layers=3)
         self.predictor = mlp_head(options.out, options.hidden, options.out, layers=2)

@@ -27,10 +27,10 @@ from llava_stf.encoders.heads import mlp_head
 from llava_stf.encoders.objectives.base import (
     Objective,
     Progress,
+    ema_momentum,
+    ema_update,
     encode,
-    follow,
     momentum_copy,
-    rising_momentum,
 )
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets, shared_targets
 from llava_stf.encoders.pretrain.augment import Recipe, View
@@ -54,7 +54,7 @@ class PatchMixOptions:
             changes once per epoch (Momentum).
         drop_path: stochastic depth of the query encoder (Training).
         hidden, out: widths of projector and predictor (Heads, of all methods).
-        crop_scale: range of the two views' share of the picture; (0.35, 1) with local crops (Views).
+        crop_scale: range of the two views' share of the image; (0.35, 1) with local crops (Views).
         local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (Views).
     """
 
@@ -154,7 +154,7 @@ class PatchMix(Objective):
         view1, view2, *crops = [view.pixels for view in views]
         if len(view1) < (fewest := 2 * self.options.images_per_mix - 1):
             raise LlavaStfError(
-                f"mixes of {self.options.images_per_mix} pictures need batches of at least {fewest}, found "
+                f"mixes of {self.options.images_per_mix} images need batches of at least {fewest}, found "
                 f"{len(view1)}: take a larger per_device_batch_size"
             )
         inputs = {"view1": view1, "view2": view2, "mixed1": self.mixed(view1), "mixed2": self.mixed(view2)}
@@ -225,9 +225,9 @@ class PatchMix(Objective):
         fraction = progress.fraction
         if not self.options.momentum_per_step:
             fraction = (progress.epoch + 1 / progress.steps_per_epoch) / progress.epochs
-        coefficient = rising_momentum(self.options.momentum, fraction)
-        follow(self.momentum_encoder, self.encoder, coefficient)
-        follow(self.momentum_projector, self.projector, coefficient)
+        coefficient = ema_momentum(self.options.momentum, fraction)
+        ema_update(self.momentum_encoder, self.encoder, coefficient)
+        ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
         return self.encoder if self.momentum_encoder is None else self.momentum_encoder

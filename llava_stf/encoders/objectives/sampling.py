@@ -6,7 +6,7 @@ view 2 is taken with a probability that grows with the share of it that stays fr
 
     rho_b = 1 - area(b under the chosen patches) / area(b)          P_b = rho_b^gamma / sum rho^gamma
 
-Boxes are (y, x, h, w) in pixels of the source picture. Letters: B pictures, G patches per side of a view, N = G * G
+Boxes are (y, x, h, w) in pixels of the source image. Letters: B images, G patches per side of a view, N = G * G
 patches in raster order, K subsets, n patches per subset.
 """
 
@@ -89,13 +89,13 @@ def _check_enough(probabilities: Tensor, count: int) -> None:
     fewest = int((probabilities > 0).sum(dim=1).min())
     if fewest < count:
         raise LlavaStfError(
-            f"{count} patches of view 2 are asked for, but view 1's chosen patches leave only {fewest} of one picture "
+            f"{count} patches of view 2 are asked for, but view 1's chosen patches leave only {fewest} of one image "
             "free: lower the sampling ratio, or raise the lower end of the crop scale"
         )
 
 
 def sparse_subsets(batch: int, patches: int, subsets: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
-    """Disjoint random subsets of each picture's patches; int64 [batch, subsets, count], from torch's generator.
+    """Disjoint random subsets of each image's patches; int64 [batch, subsets, count], from torch's generator.
 
     Raises `LlavaStfError` if there are not enough patches for that many disjoint subsets.
     """
@@ -126,7 +126,7 @@ def sample_subsets(
 
     Args:
         boxes1, boxes2: [B, 4], the crops.
-        generator: numpy's legacy generator, to repeat the released code's draws, which are made picture by picture:
+        generator: numpy's legacy generator, to repeat the released code's draws, which are made image by image:
             a permutation for view 1, then one choice per subset for view 2. Default: torch's generator, in batch.
 
     Raises `LlavaStfError` if the subsets do not fit into a view, or too few patches of view 2 are free.
@@ -141,10 +141,10 @@ def sample_subsets(
         ]
         return chosen1, torch.stack(chosen2, dim=1)
     _check_disjoint(patches, subsets, count)
-    pictures = []
+    images = []
     for box1, box2 in zip(boxes1, boxes2, strict=True):
         order = torch.from_numpy(generator.permutation(patches)[: subsets * count]).view(subsets, count)
         free = free_share(box1.expand(subsets, 4), box2.expand(subsets, 4), order.to(boxes1.device), grid)
-        pictures.append((order, draw_legacy(selection_probabilities(free, power), count, generator)))
-    first, second = zip(*pictures, strict=True)
+        images.append((order, draw_legacy(selection_probabilities(free, power), count, generator)))
+    first, second = zip(*images, strict=True)
     return torch.stack(first).to(boxes1.device), torch.stack(second)

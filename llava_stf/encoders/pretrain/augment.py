@@ -1,6 +1,6 @@
-"""Augmentations in batch, on the device of the pictures: crop and flip by one resampling, colours by kornia.
+"""Augmentations in batch, on the device of the images: crop and flip by one resampling, colours by kornia.
 
-A crop's box is (y, x, h, w) in pixels of the source picture; the flip comes after the crop and is not part of the box.
+A crop's box is (y, x, h, w) in pixels of the source image; the flip comes after the crop and is not part of the box.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLUR_KERNEL = 13  # three times the largest sigma to either side
 
 
 class View(NamedTuple):
-    """One augmented view of B pictures."""
+    """One augmented view of B images."""
 
     pixels: Tensor  # float [B, 3, size, size], normalised
     boxes: Tensor  # float32 [B, 4], (y, x, h, w) in pixels of the source
@@ -34,8 +34,8 @@ class View(NamedTuple):
 class Recipe:
     """What happens to a view, in this order: crop, colour jitter, grayscale, blur, solarise, flip, normalise.
 
-    `size` is the view's side in pixels, `scale` the range of the crop's share of the picture's area, `jitter` the
-    strengths of brightness, contrast, saturation and hue; names with `_p` are probabilities per picture.
+    `size` is the view's side in pixels, `scale` the range of the crop's share of the image's area, `jitter` the
+    strengths of brightness, contrast, saturation and hue; names with `_p` are probabilities per image.
     """
 
     size: int
@@ -52,7 +52,7 @@ class Recipe:
 
 
 class Augmentation:
-    """`Recipe` as a function of pictures. Draws from torch's global generators only, so a run's state holds it all.
+    """`Recipe` as a function of images. Draws from torch's global generators only, so a run's state holds it all.
 
     Raises `MissingDependencyError` without kornia.
     """
@@ -68,15 +68,15 @@ class Augmentation:
             kornia.RandomSolarize(thresholds=(128 / 255, 128 / 255), additions=(0.0, 0.0), p=recipe.solarize_p),
         ]
 
-    def __call__(self, pictures: Tensor, boxes: Tensor | None = None) -> View:
-        """A view of `pictures`, float [B, 3, H, W] in [0, 1]; `boxes` float32 [B, 4] in place of random ones."""
+    def __call__(self, images: Tensor, boxes: Tensor | None = None) -> View:
+        """A view of `images`, float [B, 3, H, W] in [0, 1]; `boxes` float32 [B, 4] in place of random ones."""
         recipe = self.recipe
         if boxes is None:
-            boxes = random_boxes(len(pictures), pictures.shape[-2:], recipe.scale, device=pictures.device)
-        pixels = crop(pictures, boxes, recipe.size, recipe.interpolation).clamp(0, 1)
+            boxes = random_boxes(len(images), images.shape[-2:], recipe.scale, device=images.device)
+        pixels = crop(images, boxes, recipe.size, recipe.interpolation).clamp(0, 1)
         for colour in self.colours:
             pixels = colour(pixels)
-        flipped = torch.rand(len(pictures), device=pictures.device) < recipe.flip_p
+        flipped = torch.rand(len(images), device=images.device) < recipe.flip_p
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
         return View(normalize(pixels, recipe.mean, recipe.std), boxes, flipped)
 
@@ -94,9 +94,9 @@ def random_boxes(
     *,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Boxes of random resized crops in pictures of `size` (height, width): float32 [count, 4], whole pixels.
+    """Boxes of random resized crops in images of `size` (height, width): float32 [count, 4], whole pixels.
 
-    Area uniform in `scale` of the picture's, the logarithm of width / height uniform; of ten tries the first that fits,
+    Area uniform in `scale` of the image's, the logarithm of width / height uniform; of ten tries the first that fits,
     else the largest crop of an allowed ratio, in the middle.
     """
     height, width = size
@@ -114,20 +114,20 @@ def random_boxes(
     return torch.where(fits[:, None], drawn, fallback)
 
 
-def crop(pictures: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
-    """The boxes (y, x, h, w) of float pictures [B, 3, H, W], each resized to [3, size, size], without antialiasing.
+def crop(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor:
+    """The boxes (y, x, h, w) of float images [B, 3, H, W], each resized to [3, size, size], without antialiasing.
 
     Output pixel i of an axis samples the source at start + (i + 0.5) * extent / size - 0.5, as `interpolate` does with
-    align_corners false; at the box's border bicubic sampling reads the pixels beyond it, of the same picture.
+    align_corners false; at the box's border bicubic sampling reads the pixels beyond it, of the same image.
     """
-    height, width = pictures.shape[-2:]
-    y, x, h, w = boxes.to(pictures.dtype).unbind(1)
+    height, width = images.shape[-2:]
+    y, x, h, w = boxes.to(images.dtype).unbind(1)
     zero = torch.zeros_like(x)
-    # affine_grid's coordinates: -1 and 1 are the outer edges of picture and output.
+    # affine_grid's coordinates: -1 and 1 are the outer edges of image and output.
     across = torch.stack([w / width, zero, (2 * x + w) / width - 1], dim=1)
     down = torch.stack([zero, h / height, (2 * y + h) / height - 1], dim=1)
-    grid = F.affine_grid(torch.stack([across, down], dim=1), [len(pictures), 3, size, size], align_corners=False)
-    return F.grid_sample(pictures, grid, mode=interpolation, padding_mode="border", align_corners=False)
+    grid = F.affine_grid(torch.stack([across, down], dim=1), [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(images, grid, mode=interpolation, padding_mode="border", align_corners=False)
 
 
 def kornia_part(name: str) -> Any:
@@ -136,5 +136,5 @@ def kornia_part(name: str) -> Any:
         return importlib.import_module(f"kornia.{name}")
     except ImportError as error:
         raise MissingDependencyError(
-            "pictures are augmented with the package kornia: pip install 'llava-stf[encoders]'"
+            "images are augmented with the package kornia: pip install 'llava-stf[encoders]'"
         ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llava_stf.errors import LlavaStfError
-from llava_stf.training.config import convert_value, read_yaml
+from llava_stf.errors import LlavaStfError, nearest
+from llava_stf.training.config import convert_value, read_yaml, unknown_flag
 
 # A run that goes on from a checkpoint may change these: they do not decide what comes out.
 FREE = frozenset(
@@ -39,13 +38,13 @@ class PretrainConfig:
 
     method: Literal["patchmix", "aps", "mgc", "mos", "mocov3"] | None = _option(None, "pre-training method (required)")
     data: str = _option(
-        "", "pictures: an npz file with train_images, a folder, or a Hugging Face data set: path, hub id (required)"
+        "", "images: an npz file with train_images, a folder, or a Hugging Face data set: path, hub id (required)"
     )
     output: str = _option("", "folder for checkpoints and the trained encoder (required)")
-    image_column: str = _option("image", "column of the pictures in a Hugging Face data set")
+    image_column: str = _option("image", "column of the images in a Hugging Face data set")
     source_size: int | None = _option(
         None,
-        "side in pixels of the square that every picture is brought to (short side resized, middle cut out) before the "
+        "side in pixels of the square that every image is brought to (short side resized, middle cut out) before the "
         "views are cropped; default: 8/7 of image_size, and the arrays of an npz as they are",
     )
 
@@ -65,11 +64,11 @@ class PretrainConfig:
         "method", "the method's own crops and colours, or the same for all methods, to compare them"
     )
 
-    epochs: int = _option(100, "passes over the pictures")
+    epochs: int = _option(100, "passes over the images")
     warmup_epochs: int = _option(10, "epochs in which the learning rate rises")
-    per_device_batch_size: int = _option(64, "pictures per process and forward pass; the negatives come from these")
+    per_device_batch_size: int = _option(64, "images per process and forward pass; the negatives come from these")
     gradient_accumulation: int = _option(1, "forward passes per optimizer step; they share no negatives")
-    base_learning_rate: float = _option(5e-4, "peak learning rate for 256 pictures per step; it grows in proportion")
+    base_learning_rate: float = _option(5e-4, "peak learning rate for 256 images per step; it grows in proportion")
     final_learning_rate: float = _option(1e-6, "learning rate at the end")
     schedule: Literal["step", "epoch"] = _option(
         "step", "learning rate after warm-up: cosine by step, or by epoch and without a floor (as APS)"
@@ -80,9 +79,9 @@ class PretrainConfig:
 
     mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "dtype to compute in; weights stay float32")
     attn_implementation: Literal["sdpa", "eager"] = _option("sdpa", "attention; eager is the faster one on a CPU")
-    num_workers: int = _option(1, "processes that read pictures, per device; 0: none beside the trainer")
+    num_workers: int = _option(1, "processes that read images, per device; 0: none beside the trainer")
     cpu_threads: int | None = _option(None, "threads that compute on a CPU; default: torch's choice")
-    max_bad_images: float = _option(0.01, "share of pictures that may be unreadable, and are replaced, at most")
+    max_bad_images: float = _option(0.01, "share of images that may be unreadable, and are replaced, at most")
 
     logging_steps: int = _option(50, "steps between two lines of the log")
     save_steps: int = _option(1000, "steps between two checkpoints")
@@ -107,7 +106,7 @@ class PretrainConfig:
                 f"{self.image_size - self.image_size % self.patch_size} would do"
             )
         if self.per_device_batch_size < 2:
-            raise LlavaStfError("per_device_batch_size must be at least 2, found 1: a contrast needs other pictures")
+            raise LlavaStfError("per_device_batch_size must be at least 2, found 1: a contrast needs other images")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise LlavaStfError(
                 f"warmup_epochs must be at least 0 and below epochs, found {self.warmup_epochs} of {self.epochs}"
@@ -141,7 +140,7 @@ def parse(argv: Sequence[str]) -> PretrainConfig:
             parser.add_argument(*sorted(flags), dest=item.name, nargs="?", const="true", default=MISSING, help=text)
     known, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise LlavaStfError(_unknown("flag", unknown[0].split("=")[0], [item.name for item in fields(PretrainConfig)]))
+        raise LlavaStfError(unknown_flag(unknown[0], [item.name for item in fields(PretrainConfig)]))
     values = read_yaml(known.config) if known.config else {}
     given = {name: value for name, value in vars(known).items() if value is not MISSING}
     del given["config"]
@@ -172,7 +171,7 @@ def from_values(values: Mapping[str, Any]) -> PretrainConfig:
     types = get_type_hints(PretrainConfig)
     for name in values:
         if name not in known:
-            raise LlavaStfError(_unknown("field", str(name), list(known)))
+            raise LlavaStfError(f"Unknown field '{name}': {nearest(str(name), known)}")
     return PretrainConfig(
         **{
             name: value if name == "options" else convert_value(known[name], types[name], value)
@@ -212,7 +211,7 @@ def option_values(options_type: type[Any], values: Mapping[str, Any]) -> dict[st
     types = get_type_hints(options_type)
     for name in values:
         if name not in types:
-            raise LlavaStfError(_unknown(f"option of {options_type.__name__}:", name, list(types)))
+            raise LlavaStfError(f"Unknown option of {options_type.__name__} '{name}': {nearest(name, types)}")
     return {name: _option_value(name, types[name], value) for name, value in values.items()}
 
 
@@ -237,8 +236,3 @@ def _option_value(name: str, wanted: Any, value: Any) -> Any:
             return float(value)  # an integer, or 1e-3, which YAML reads as text
     shown = wanted.__name__ if isinstance(wanted, type) else str(wanted).removeprefix("typing.")
     raise LlavaStfError(f"option {name} must be {shown}, found {value!r}")
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1, cutoff=0)
-    return f"unknown {kind} {name}; the nearest known one is {near[0]}"

@@ -1,4 +1,4 @@
-"""Where pictures come from, an npz file, a folder or a Hugging Face data set; unreadable ones are passed over."""
+"""Where images come from, an npz file, a folder or a Hugging Face data set; unreadable ones are passed over."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from llava_stf.images import load_image
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 
 
-class Pictures(Protocol):
-    """Pictures by number; `[number]` raises `ImageError` for one that cannot be read."""
+class Images(Protocol):
+    """Images by number; `[number]` raises `ImageError` for one that cannot be read."""
 
     def __len__(self) -> int: ...
 
@@ -31,8 +31,8 @@ class Pictures(Protocol):
     def name(self, number: int) -> str: ...
 
 
-class ArrayPictures:
-    """Pictures of an array, uint8 [n, H, W, 3]."""
+class ArrayImages:
+    """Images of an array, uint8 [n, H, W, 3]."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -44,11 +44,11 @@ class ArrayPictures:
         return Image.fromarray(self.array[number])
 
     def name(self, number: int) -> str:
-        return f"picture {number}"
+        return f"image {number}"
 
 
-class FilePictures:
-    """Pictures of files."""
+class FileImages:
+    """Images of files."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -63,8 +63,8 @@ class FilePictures:
         return str(self.paths[number])
 
 
-class RowPictures:
-    """Pictures of a column of a Hugging Face data set, read undecoded. Raises `DataError` if it has no such column."""
+class RowImages:
+    """Images of a column of a Hugging Face data set, read undecoded. Raises `DataError` if it has no such column."""
 
     def __init__(self, rows: Any, column: str, name: str) -> None:
         from llava_stf.data.sources import undecoded
@@ -86,29 +86,29 @@ class RowPictures:
         return f"row {number}"
 
 
-def open_pictures(data: str, column: str = "image") -> Pictures:
-    """The pictures of `data`: an npz file with `train_images` or `images`, uint8 [n, H, W, 3]; a folder of picture
+def open_images(data: str, column: str = "image") -> Images:
+    """The images of `data`: an npz file with `train_images` or `images`, uint8 [n, H, W, 3]; a folder of image
     files, subfolders included; or a Hugging Face data set: parquet or arrow file, `save_to_disk` folder, hub id.
 
     Raises `DataError` if there is nothing to read.
     """
     path = Path(data)
     if path.suffix == ".npz":
-        return ArrayPictures(read_arrays(path, "images", ("train_images", "images")))
+        return ArrayImages(read_arrays(path, "images", ("train_images", "images")))
     if path.is_dir() and not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
-        files = picture_files(path)
+        files = image_files(path)
         if not files:
-            raise DataError(f"the folder {data} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-        return FilePictures(files)
+            raise DataError(f"the folder {data} holds no images ({', '.join(sorted(SUFFIXES))})")
+        return FileImages(files)
     if path.suffix in (".parquet", ".arrow") or path.is_dir() or not path.exists():
         from llava_stf.data.sources import load_rows
 
-        return RowPictures(load_rows(data, streaming=False), column, path.name)
-    raise DataError(f"{data} is no npz file, folder of pictures or Hugging Face data set")
+        return RowImages(load_rows(data, streaming=False), column, path.name)
+    raise DataError(f"{data} is no npz file, folder of images or Hugging Face data set")
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """The picture files of `folder` and below, by name."""
+def image_files(folder: Path) -> list[Path]:
+    """The image files of `folder` and below, by name."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
@@ -128,44 +128,44 @@ def read_arrays(path: Path, kind: str, names: Sequence[str]) -> np.ndarray:
     return array
 
 
-class PictureDataset(Dataset[Tensor]):
-    """`pictures` as uint8 [3, side, side]: the short side resized to `side`, the middle cut out.
+class ImageDataset(Dataset[Tensor]):
+    """`images` as uint8 [3, side, side]: the short side resized to `side`, the middle cut out.
 
     One that cannot be read is counted, named in the log, and its place taken by the next one that can. Raises
     `DataError` when more than the share `max_bad` are bad.
     """
 
-    def __init__(self, pictures: Pictures, side: int, *, max_bad: float = 0.01) -> None:
-        self.pictures, self.side = pictures, side
-        self.bad = BadSamples(len(pictures), max_bad, option="max_bad_images")
+    def __init__(self, images: Images, side: int, *, max_bad: float = 0.01) -> None:
+        self.images, self.side = images, side
+        self.bad = BadSamples(len(images), max_bad, option="max_bad_images")
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, number: int) -> Tensor:
         for candidate in range(number, number + len(self)):
             candidate %= len(self)
             try:
-                picture = self.pictures[candidate]
+                image = self.images[candidate]
             except ImageError as error:
-                name = self.pictures.name(candidate)
+                name = self.images.name(candidate)
                 reason = str(error) if name in str(error) else f"{name}: {error}"
                 self.bad.add_bad(candidate, SampleError("broken image", name, reason.rstrip(".")))
                 continue
             self.bad.add_good(candidate)
-            return square(picture, self.side)
-        raise DataError(f"none of the {len(self)} pictures can be read")
+            return square(image, self.side)
+        raise DataError(f"none of the {len(self)} images can be read")
 
 
-def square(picture: Image.Image, side: int) -> Tensor:
+def square(image: Image.Image, side: int) -> Tensor:
     """uint8 [3, side, side]: the short side resized (bicubic) to `side`, the middle cut out."""
-    if picture.size != (side, side):
-        picture = ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    if image.size != (side, side):
+        image = ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def default_side(pictures: Pictures, image_size: int) -> int:
+def default_side(images: Images, image_size: int) -> int:
     """The side of square arrays as they are; else 8/7 of `image_size`, 256 for 224."""
-    if isinstance(pictures, ArrayPictures) and pictures.array.shape[1] == pictures.array.shape[2]:
-        return pictures.array.shape[1]
+    if isinstance(images, ArrayImages) and images.array.shape[1] == images.array.shape[2]:
+        return images.array.shape[1]
     return image_size * 8 // 7

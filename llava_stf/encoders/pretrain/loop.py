@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessorPil
 from llava_stf.encoders.objectives.base import Objective, Progress
 from llava_stf.encoders.pretrain.build import build_objective
 from llava_stf.encoders.pretrain.config import PretrainConfig
-from llava_stf.encoders.pretrain.data import PictureDataset, default_side, open_pictures
+from llava_stf.encoders.pretrain.data import ImageDataset, default_side, open_images
 from llava_stf.encoders.pretrain.schedule import Batches, cosine, cosine_by_epoch
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import (
@@ -45,7 +45,7 @@ def pretrain(config: PretrainConfig) -> Path | None:
 
     The encoder is an ordinary folder of transformers: `AutoModel.from_pretrained`, `AutoImageProcessor`.
 
-    Raises `LlavaStfError` for what a user can put right: options, files, pictures, a loss that is not finite.
+    Raises `LlavaStfError` for what a user can put right: options, files, images, a loss that is not finite.
     """
     output = Path(config.output)
     checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)
@@ -57,10 +57,10 @@ def pretrain(config: PretrainConfig) -> Path | None:
         _check_same_run(_identity(config, accelerator), checkpoint)
     set_seed(config.seed)
     objective = build_objective(config)
-    pictures = open_pictures(config.data, config.image_column)
-    batches = _batches(config, len(pictures), accelerator, 0 if checkpoint is None else checkpoint_step(checkpoint))
-    side = config.source_size or default_side(pictures, config.image_size)
-    dataset = PictureDataset(pictures, side, max_bad=config.max_bad_images)
+    images = open_images(config.data, config.image_column)
+    batches = _batches(config, len(images), accelerator, 0 if checkpoint is None else checkpoint_step(checkpoint))
+    side = config.source_size or default_side(images, config.image_size)
+    dataset = ImageDataset(images, side, max_bad=config.max_bad_images)
 
     if accelerator.num_processes > 1 and accelerator.device.type != "cpu":  # torch has it for accelerators alone
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
@@ -112,7 +112,7 @@ def _train(
         objective.before_step(Progress(step, batches.steps_per_epoch, config.epochs))
         rate = _set_rates(config, optimizer, step, batches)
         inputs = [
-            objective.inputs(objective.views(pictures_of(next(parts), accelerator.device)))
+            objective.inputs(objective.views(images_of(next(parts), accelerator.device)))
             for _ in range(config.gradient_accumulation)
         ]
         for number in range(len(inputs[0])):
@@ -139,7 +139,7 @@ def _train(
     return last == batches.steps
 
 
-def pictures_of(pixels: Tensor, device: torch.device) -> Tensor:
+def images_of(pixels: Tensor, device: torch.device) -> Tensor:
     """uint8 [B, 3, H, W] -> float [B, 3, H, W] in [0, 1] on the device."""
     return pixels.to(device, non_blocking=True).float() / 255
 
@@ -195,7 +195,7 @@ def _batches(config: PretrainConfig, count: int, accelerator: Accelerator, start
     )
     if not batches.steps_per_epoch:
         raise DataError(
-            f"a step takes {batches.step_size} pictures ({config.gradient_accumulation} x {accelerator.num_processes} "
+            f"a step takes {batches.step_size} images ({config.gradient_accumulation} x {accelerator.num_processes} "
             f"processes x {config.per_device_batch_size}), and {config.data} has {count}: take a smaller "
             "per_device_batch_size"
         )

@@ -25,10 +25,10 @@ def cosine_by_epoch(epoch: int, *, base: float, epochs: int, warmup_epochs: int)
 
 
 class Batches:
-    """The numbers of the pictures in every forward pass of one process, from step `start` on, int lists of `batch`.
+    """The numbers of the images in every forward pass of one process, from step `start` on, int lists of `batch`.
 
     The order of an epoch follows from seed and epoch, so a resumed run goes on where it stopped. A step takes
-    `accumulation` x `processes` x `batch` pictures; what an epoch leaves over is not used.
+    `accumulation` x `processes` x `batch` images; what an epoch leaves over is not used.
     """
 
     def __init__(

@@ -6,7 +6,6 @@ LayerNorm, and in the statistics that their pictures are normalised with. A head
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import ViTConfig
 
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import LlavaStfError, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -62,9 +61,7 @@ def known(name: str, names: Iterable[str], kind: str) -> None:
     """Raise `LlavaStfError` with the nearest of `names` unless `name` is one of them."""
     names = list(names)
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        guess = f"; did you mean '{near[0]}'?" if near else "."
-        raise LlavaStfError(f"Unknown {kind} '{name}', known are {', '.join(names)}{guess}")
+        raise LlavaStfError(f"Unknown {kind} '{name}': {nearest(name, names)}")
 
 
 def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> ViTConfig:

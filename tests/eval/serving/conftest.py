@@ -1,4 +1,4 @@
-"""A server of the embedded model on a free port, as `llava-stf bench serve` prepares it: answers never end early."""
+"""A server of the bundled model on a free port, as `llava-stf bench serve` prepares it: answers never end early."""
 
 import threading
 import time

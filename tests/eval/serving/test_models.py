@@ -8,7 +8,7 @@ from llava_stf.errors import CheckpointError, FusionError, LlavaStfError
 from llava_stf.loading import load_model
 from llava_stf_eval.serving.models import parse, prepare, prepare_shape
 
-PICTURE = Image.new("RGB", (112, 112), "red")
+IMAGE = Image.new("RGB", (112, 112), "red")
 
 
 def test_a_name_may_say_its_tokens() -> None:
@@ -25,9 +25,9 @@ def test_all_tokens_are_those_of_the_plain_model_and_answers_do_not_end(tmp_path
     copy, plain = load_model(model.folder, dtype="float32"), load_model("tiny-full", dtype="float32")
     assert copy.vision_tokens == 64
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is shown?"}]}]
-    inputs = plain.encode([turn], [[PICTURE]])
+    inputs = plain.encode([turn], [[IMAGE]])
     torch.testing.assert_close(
-        copy.model(**copy.encode([turn], [[PICTURE]])).logits, plain.model(**inputs).logits, atol=1e-4, rtol=1e-4
+        copy.model(**copy.encode([turn], [[IMAGE]])).logits, plain.model(**inputs).logits, atol=1e-4, rtol=1e-4
     )  # float32; the projector is the same, in another class
     new = copy.generate(inputs, max_new_tokens=40)[0, inputs["input_ids"].shape[1] :]
     assert len(new) == 40
@@ -46,7 +46,7 @@ def test_weights_of_a_saved_model_are_linked_and_the_original_stays(stf_folder, 
     assert model.vision_tokens == 4
     assert (model.folder / "model.safetensors").resolve() == (stf_folder / "model.safetensors").resolve()
     assert {file.name: file.read_bytes() for file in stf_folder.iterdir()} == before
-    assert load_model(model.folder).ask(PICTURE, "What is shown?", max_new_tokens=3)
+    assert load_model(model.folder).ask(IMAGE, "What is shown?", max_new_tokens=3)
 
 
 @pytest.mark.parametrize(("tokens", "count"), [("all", 64), (None, 16)])
@@ -54,7 +54,7 @@ def test_random_weights_answer_in_words_to_the_last_token(tmp_path, tokens, coun
     model = prepare_shape("tiny", tokens, tmp_path / "model")
     assert (model.name, model.vision_tokens) == (f"tiny:{count}", count)
     llava = load_model(model.folder, vision_tokens=count)
-    inputs = llava.encode([[_turn("What is shown here?")]], [[PICTURE]])
+    inputs = llava.encode([[_turn("What is shown here?")]], [[IMAGE]])
     ids = inputs["input_ids"][0]
     assert (ids == llava.model.config.image_token_id).sum() == count
     assert len(ids) - count < 64  # text, as in llava-stf bench speed

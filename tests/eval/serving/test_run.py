@@ -60,13 +60,13 @@ def test_a_rate_that_is_given_is_taken(target, tmp_path) -> None:
     assert rows[-1]["load"] == {"clients": None, "rate": 30.0, "name": "Poisson, 30 a second"}
 
 
-def test_pictures_of_a_folder_are_asked_about_and_have_to_suffice(target, tmp_path) -> None:
+def test_images_of_a_folder_are_asked_about_and_have_to_suffice(target, tmp_path) -> None:
     for number in range(10):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
     plan = Plan(url=target.url, images=tmp_path, **PLAN)  # 2 to warm up, 4 of each load
     assert [row["completed"] for row in measure(plan, tmp_path)["rows"]] == [4, 4]
     (tmp_path / "0.png").unlink()
-    with pytest.raises(LlavaStfError, match="10 requests need as many pictures"):
+    with pytest.raises(LlavaStfError, match="10 requests need as many images"):
         measure(plan, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that all differ, and arrivals that are random but the same for every server."""
+"""Images that all differ, and arrivals that are random but the same for every server."""
 
 import base64
 import io
@@ -28,28 +28,28 @@ def test_arrivals_are_those_of_their_seed() -> None:
     assert np.allclose(arrivals(50, 4.0, seed=3), np.array(arrivals(50, 2.0, seed=3)) / 2)
 
 
-def test_drawn_pictures_all_differ_and_are_those_of_their_seed() -> None:
+def test_drawn_images_all_differ_and_are_those_of_their_seed() -> None:
     asked = list(questions(None, 0, 12))
-    assert len({question.picture for question in asked}) == 12
+    assert len({question.image for question in asked}) == 12
     assert asked == list(questions(None, 0, 12))
     assert asked[0] != next(questions(None, 1, 1))
-    kind, _, data = asked[0].picture.partition(",")
+    kind, _, data = asked[0].image.partition(",")
     assert kind == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (112, 112)
     assert [part["type"] for part in asked[0].content] == ["image_url", "text"]
 
 
-def test_pictures_of_a_folder_are_sent_as_they_are(tmp_path) -> None:
+def test_images_of_a_folder_are_sent_as_they_are(tmp_path) -> None:
     for number, name in enumerate(["b.jpg", "a.png", "c.webp"]):
         Image.new("RGB", (8, 8), (number * 80, 0, 0)).save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     asked = list(questions(tmp_path, 0, 3))
-    kinds = [question.picture.partition(";")[0] for question in asked]
+    kinds = [question.image.partition(";")[0] for question in asked]
     assert kinds == ["data:image/png", "data:image/jpeg", "data:image/webp"]
-    assert base64.b64decode(asked[1].picture.partition(",")[2]) == (tmp_path / "b.jpg").read_bytes()
-    with pytest.raises(LlavaStfError, match=r"4 requests need as many pictures.* has 3"):
+    assert base64.b64decode(asked[1].image.partition(",")[2]) == (tmp_path / "b.jpg").read_bytes()
+    with pytest.raises(LlavaStfError, match=r"4 requests need as many images.* has 3"):
         questions(tmp_path, 0, 4)
-    with pytest.raises(LlavaStfError, match="Expected a folder of pictures"):
+    with pytest.raises(LlavaStfError, match="Expected a folder of images"):
         questions(tmp_path / "none", 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""A server with the page over the embedded models, a real browser, and where the screenshots go."""
+"""A server with the page over the bundled models, a real browser, and where the screenshots go."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def models():
-    """The embedded model and its 100 % twin."""
+    """The bundled model and its 100 % twin."""
     return load_model("tiny"), load_model("tiny-full")
 
 
@@ -85,18 +85,18 @@ class Watched:
 
     def __init__(self, browser: Browser, address: str, **options: Any) -> None:
         self.address = address
-        self.faults: list[str] = []
+        self.errors: list[str] = []
         self.context = browser.new_context(**{"viewport": {"width": 1180, "height": 900}, **options})
         self.context.set_default_timeout(1000 * DEADLINE)
         self.page = self.context.new_page()
         self.page.on("request", self._check)
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(f"{address}/")
         self.page.locator("#examples img").last.wait_for()
 
     def _check(self, request: Request) -> None:
         if not request.url.startswith((f"{self.address}/", *OWN_ADDRESSES)):
-            self.faults.append(request.url)
+            self.errors.append(request.url)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +109,10 @@ def window(server, browser):
 
 @pytest.fixture
 def page(window) -> Iterator[Page]:
-    """The page, no picture asked about yet in this test, focus at its top."""
+    """The page, no image asked about yet in this test, focus at its top."""
     window.page.locator("#head h1").click()
     yield window.page
-    assert window.faults == []
+    assert window.errors == []
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def open_page(browser):
     yield open_
     for watched in opened:
         watched.context.close()
-    assert [watched.faults for watched in opened] == [[] for _ in opened]
+    assert [watched.errors for watched in opened] == [[] for _ in opened]
 
 
 @pytest.fixture

@@ -26,20 +26,20 @@ FOCUS_IS_SEEN = """() => {
 }"""
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def upload(page: Page, data: bytes, name: str = "picture.png") -> None:
-    page.set_input_files("#picture input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+def upload(page: Page, data: bytes, name: str = "image.png") -> None:
+    page.set_input_files("#image input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
 
 
 def take_example(page: Page, index: int) -> None:
     page.locator(".example").nth(index).click()
     expect(page.get_by_label("Question")).to_have_value(EXAMPLES[index][1])
-    page.locator("#picture img").wait_for()
+    page.locator("#image img").wait_for()
 
 
 def expected(llava, index: int, question: str) -> str:
@@ -72,9 +72,9 @@ def test_side_by_side_shows_answers_costs_and_windows_of_both(models, page, scre
     assert all("first token" in text and "–" not in text for text in costs)
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
-    picture = screenshots / "page.png"
-    page.screenshot(path=picture, full_page=True)
-    assert Image.open(picture).width == 1180
+    image = screenshots / "page.png"
+    page.screenshot(path=image, full_page=True)
+    assert Image.open(image).width == 1180
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(models, page):
@@ -118,19 +118,19 @@ def test_every_field_and_button_has_a_name(page):
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        pytest.param(b"\x89PNG\r\n\x1a\nthe rest is missing", "This picture cannot be used", id="broken"),
-        pytest.param(png(Image.effect_noise((64, 64), 50))[:2000], "This picture cannot be used", id="cut off"),
+        pytest.param(b"\x89PNG\r\n\x1a\nthe rest is missing", "This image cannot be used", id="broken"),
+        pytest.param(png(Image.effect_noise((64, 64), 50))[:2000], "This image cannot be used", id="cut off"),
         pytest.param(png(Image.new("1", (1500, 1000))), "more than 1,000,000 pixels", id="too many pixels"),
-        pytest.param(b"", "This picture cannot be used", id="empty"),
+        pytest.param(b"", "This image cannot be used", id="empty"),
     ],
 )
-def test_a_bad_picture_is_refused_in_a_sentence_and_the_page_lives_on(models, page, data, sentence):
+def test_a_bad_image_is_refused_in_a_sentence_and_the_page_lives_on(models, page, data, sentence):
     upload(page, data)
     expect(page.get_by_role("alert")).to_contain_text(sentence)
-    expect(page.locator("#picture img")).to_have_count(0)
+    expect(page.locator("#image img")).to_have_count(0)
     index, question = EXAMPLES[0]
     upload(page, png(Image.fromarray(draw(index, split="held_out")[1])))
-    page.locator("#picture img").wait_for()
+    page.locator("#image img").wait_for()
     expect(page.get_by_role("alert")).to_have_count(0)
     page.get_by_role("radio", name="25 %").check()
     page.get_by_label("Question").fill(question)
@@ -145,7 +145,7 @@ def test_a_file_beyond_the_limit_is_refused_in_a_sentence(page):
 
 def test_what_is_missing_or_does_not_fit_is_said(page):
     question, alert = page.get_by_label("Question"), page.get_by_role("alert")
-    if page.locator("#picture img").count():
+    if page.locator("#image img").count():
         page.get_by_role("button", name="Remove Image").click()
 
     def ask(text: str, sentence: str) -> None:
@@ -154,16 +154,16 @@ def test_what_is_missing_or_does_not_fit_is_said(page):
         expect(alert).to_contain_text(sentence)
         page.wait_for_function(DONE)
 
-    ask("How many shapes are there?", "There is no picture yet")
+    ask("How many shapes are there?", "There is no image yet")
     take_example(page, 0)
     ask("  ", "The question is empty")
     ask("Is there a <image> red circle? " * 60, "<image> markers")
     ask("Ж " * 2000, "ask shorter")
 
 
-def test_a_copied_picture_can_be_pasted_anywhere(page):
+def test_a_copied_image_can_be_pasted_anywhere(page):
     take_example(page, 0)
-    shown = page.locator("#picture img")
+    shown = page.locator("#image img")
     for colour in ("red", "blue"):
         before = shown.get_attribute("src")
         page.evaluate(PASTE, list(png(Image.new("RGB", (50, 50), colour))))

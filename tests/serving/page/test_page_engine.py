@@ -60,7 +60,7 @@ def test_words_appear_as_they_are_said_until_stopped_and_errors_are_sentences(en
     ask = page.get_by_role("button", name="Ask", exact=True)
     expect(page.get_by_role("radio")).to_have_count(0)  # one model at one budget: nothing to choose
     page.locator(".example").first.click()
-    page.locator("#picture img").wait_for()
+    page.locator("#image img").wait_for()
 
     engine.words += ["one ", "<b>two</b> "]
     ask.click()

@@ -47,12 +47,12 @@ def listener():
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/picture.png", asked
+    yield f"http://127.0.0.1:{server.server_port}/image.png", asked
     server.shutdown()
     server.server_close()
 
 
-def picture(path: str) -> dict:
+def image(path: str) -> dict:
     return {"path": path, "url": path, "orig_name": "a.png", "meta": {"_type": "gradio.FileData"}}
 
 
@@ -97,9 +97,9 @@ def test_a_call_reads_no_file_and_fetches_no_url(client, secret_file, listener):
     url, asked = listener
     for path in (str(secret_file), "/etc/passwd", url, url.replace("http", "HTTP"), f"file://{secret_file}", 7, None):
         for data in (
-            [picture(path), "What?", "25 %"],
-            ["", picture(path), "25 %"],
-            [[{"deep": picture(path)}], "", ""],
+            [image(path), "What?", "25 %"],
+            ["", image(path), "25 %"],
+            [[{"deep": image(path)}], "", ""],
         ):
             answer = join(client, data)
             assert answer.status_code == 403, answer.text

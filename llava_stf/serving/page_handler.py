@@ -1,4 +1,4 @@
-"""The page's one job: a picture and a question go to one engine or, in turn, to several, and cards come back."""
+"""The page's one job: an image and a question go to one engine or, in turn, to several, and cards come back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from llava_stf.analysis.looking import look
+from llava_stf.analysis.visualise import visualise
 from llava_stf.errors import ImageError, LlavaStfError
 from llava_stf.images import load_image
 from llava_stf.inference import user_turn
@@ -48,36 +48,36 @@ def budgets(engines: Sequence[Engine]) -> list[Budget]:
     return list(found.values())
 
 
-class Asking:
+class AnswerHandler:
     """Answers for the page.
 
     Args:
         budgets: what can be chosen.
-        options: limits of pictures and answers, those of the HTTP routes.
+        options: limits of images and answers, those of the HTTP routes.
     """
 
     def __init__(self, budgets: Sequence[Budget], options: ServeOptions) -> None:
         self.budgets = list(budgets)
         self.options = options
 
-    def read(self, picture: str | None) -> Image.Image:
-        """The uploaded file as a picture. Raises `ImageError` without one, or where it is broken or too large."""
-        if picture is None:
-            raise ImageError("There is no picture yet: drop one, paste one, or start from an example.")
+    def read(self, upload: str | None) -> Image.Image:
+        """The uploaded file as an image. Raises `ImageError` without one, or where it is broken or too large."""
+        if upload is None:
+            raise ImageError("There is no image yet: drop one, paste one, or start from an example.")
         try:
-            data = Path(picture).read_bytes()
+            data = Path(upload).read_bytes()
         except OSError as error:
-            raise ImageError("The picture is no longer on the server; upload it again.") from error
+            raise ImageError("The image is no longer on the server; upload it again.") from error
         try:
             return load_image(data, max_pixels=self.options.max_image_pixels)
         except ImageError as error:
-            raise ImageError(f"This picture cannot be used: {error}") from error
+            raise ImageError(f"This image cannot be used: {error}") from error
 
-    async def answer(self, picture: str | None, question: str, chosen: Sequence[Budget]) -> AsyncIterator[str]:
+    async def answer(self, upload: str | None, question: str, chosen: Sequence[Budget]) -> AsyncIterator[str]:
         """HTML of the answers as they grow, one model after the other, so that neither slows the other's clock."""
         try:
             turn = user_turn(question.strip(), 1)
-            image, cards = await asyncio.to_thread(self._prepare, picture, chosen)
+            image, cards = await asyncio.to_thread(self._prepare, upload, chosen)
         except LlavaStfError as error:
             yield render_error(str(error))
             return
@@ -99,11 +99,11 @@ class Asking:
             card.running = False
             yield render(cards)
 
-    def _prepare(self, picture: str | None, chosen: Sequence[Budget]) -> tuple[Image.Image, list[Card]]:
-        image = self.read(picture)
+    def _prepare(self, upload: str | None, chosen: Sequence[Budget]) -> tuple[Image.Image, list[Card]]:
+        image = self.read(upload)
         cards = []
         for budget in chosen:
-            seen = look(budget.engine.llava, image)
+            seen = visualise(budget.engine.llava, image)
             window = seen.grid // math.isqrt(budget.vision_tokens)
             cards.append(Card(budget.title, budget.vision_tokens, draw_view(seen, window)))
         return image, cards

@@ -1,4 +1,4 @@
-"""Pictures small enough to stand inside a page, as `data:` addresses, within a budget."""
+"""Images small enough to stand inside a page, as `data:` addresses, within a budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llava_stf.errors import ImageError
 
 SIDE = 256  # px of the longer side
 QUALITY = 80
-BUDGET = 20 * 2**20  # characters of all pictures of a page
+BUDGET = 20 * 2**20  # characters of all images of a page
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -19,8 +19,8 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def embed_pictures(paths: Iterable[Path], *, budget: int = BUDGET) -> dict[Path, str]:
-    """Thumbnails of the first pictures that fit the budget; files that are no pictures are left out.
+def embed_images(paths: Iterable[Path], *, budget: int = BUDGET) -> dict[Path, str]:
+    """Thumbnails of the first images that fit the budget; files that are no images are left out.
 
     Args:
         paths: in the order of importance; one that comes again costs nothing.
@@ -46,8 +46,8 @@ def embed_pictures(paths: Iterable[Path], *, budget: int = BUDGET) -> dict[Path,
 def _thumbnail(path: Path) -> bytes:
     from llava_stf.images import load_image
 
-    picture = load_image(path)
-    picture.thumbnail((SIDE, SIDE))
+    image = load_image(path)
+    image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
+    image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()

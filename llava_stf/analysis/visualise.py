@@ -1,4 +1,4 @@
-"""What a model does with the patches of a picture: which of them reach the LLM and how, and what MBTF reads of each."""
+"""What a model does with the patches of an image: which of them reach the LLM and how, and what MBTF reads of each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llava_stf.reduction import apply_reduction, remove_reduction
 
 
 @dataclass(frozen=True)
-class Look:
-    """One picture as a model sees it.
+class Visualisation:
+    """One image as a model sees it.
 
     Attributes:
-        picture: float32 [side, side, 3], 0 to 1: the pixels that enter the tower, after padding, resizing and cropping.
+        image: float32 [side, side, 3], 0 to 1: the pixels that enter the tower, after padding, resizing and cropping.
         grid: patches per side.
         window: side of the windows that are fused, in patches; 1 where every patch is a token of its own.
         kept: raster indices of the patches that a selecting method keeps; `None` where windows say it all.
@@ -31,7 +31,7 @@ class Look:
         states: the K tower states of `contributions`: i is the output of block i, 0 the embedding.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     grid: int
     window: int = 1
     kept: list[int] | None = None
@@ -39,36 +39,36 @@ class Look:
     states: tuple[int, ...] = ()
 
 
-def look(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Look:
+def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Visualisation:
     """The windows of a model, and with `contributions` what MBTF reads of each tower state.
 
-    Raises `ImageError` if the picture cannot be read, `FusionError` for contributions of a model without MBTF.
+    Raises `ImageError` if the image cannot be read, `FusionError` for contributions of a model without MBTF.
     """
-    picture, pixels = _see(llava, image)
+    preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     window = grid // math.isqrt(llava.vision_tokens)
     if not contributions:
-        return Look(picture, grid, window)
+        return Visualisation(preview, grid, window)
     shares = block_contributions(llava.model, pixels)[0].unflatten(-1, (grid, grid)).cpu().numpy()
     config = llava.model.config
     states = tuple(state_index(layer, config.vision_config.num_hidden_layers) for layer in config.fusion_states)
-    return Look(picture, grid, window, contributions=shares, states=states)
+    return Visualisation(preview, grid, window, contributions=shares, states=states)
 
 
-def look_selected(
+def visualise_selection(
     llava: LlavaStf, image: ImageSource, method: str, *, vision_tokens: int | None, seed: int = 0
-) -> Look:
-    """The patches that a method of `llava_stf.reduction` keeps of a picture; the model is afterwards as it was.
+) -> Visualisation:
+    """The patches that a method of `llava_stf.reduction` keeps of an image; the model is afterwards as it was.
 
     Args:
         llava: a plain LLaVA.
-        method: one that keeps patches as they are and chooses them by the picture.
+        method: one that keeps patches as they are and chooses them by the image.
         vision_tokens: its budget; `None` is a quarter of the patches.
         seed: of a method that draws at random.
 
-    Raises `ImageError` if the picture cannot be read; `FusionError` as `apply_reduction`, or if nothing can be drawn.
+    Raises `ImageError` if the image cannot be read; `FusionError` as `apply_reduction`, or if nothing can be drawn.
     """
-    picture, pixels = _see(llava, image)
+    preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     budget = grid**2 // 4 if vision_tokens is None else vision_tokens
     model = apply_reduction(llava.model, None, method, vision_tokens=budget, seed=seed)
@@ -82,7 +82,7 @@ def look_selected(
             f"'{method}' keeps no patch as it is, or chooses by the prompt, so there is nothing to draw; take a method "
             "that selects patches, such as divprune, visionzip or random."
         )
-    return Look(picture, grid, kept=kept[0].tolist())
+    return Visualisation(preview, grid, kept=kept[0].tolist())
 
 
 @torch.no_grad()
@@ -124,10 +124,10 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
     return stacked / stacked.sum(1, keepdim=True)
 
 
-def _see(llava: LlavaStf, image: ImageSource) -> tuple[np.ndarray, Tensor]:
-    """The picture that the tower gets, for the eye [side, side, 3] and for the tower [1, 3, side, side]."""
+def _preprocess(llava: LlavaStf, image: ImageSource) -> tuple[np.ndarray, Tensor]:
+    """The image that the tower gets, for the eye [side, side, 3] and for the tower [1, 3, side, side]."""
     processor = llava._require_processor().image_processor
     pixels = processor(load_image(image), return_tensors="pt")["pixel_values"]
     scale, shift = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_std, processor.image_mean))
-    picture = (pixels[0] * scale + shift).clamp(0, 1).permute(1, 2, 0)
-    return picture.numpy(), pixels.to(llava.model.device, llava.model.dtype)
+    preview = (pixels[0] * scale + shift).clamp(0, 1).permute(1, 2, 0)
+    return preview.numpy(), pixels.to(llava.model.device, llava.model.dtype)

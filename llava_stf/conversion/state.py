@@ -22,7 +22,7 @@ from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditional
 
 
 @dataclass
-class Parts:
+class CheckpointState:
     """One LLaVA or LLaVA-STF.
 
     `tensors` are by public name. `config` is that of the model to be written, and its `image_token_id` the number of

@@ -15,7 +15,7 @@ MAX_SECONDS = 60  # until a body is there
 MAX_BODIES = 16
 
 
-class Intake:
+class BodyLimiter:
     """Holds the bodies of requests until the first piece of their answers is there.
 
     Args:

@@ -16,11 +16,11 @@ _GUARDED = ("/v1/", "/metrics")
 ROUTES = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/completions")
 
 
-class Guard:
+class AuthMiddleware:
     """ASGI middleware.
 
     Args:
-        app: what is guarded.
+        app: the application behind it.
         api_key: that requests to `/v1/...` and `/metrics` have to send; `None` lets everybody in.
         metrics: where requests are counted.
     """
