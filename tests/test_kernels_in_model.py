@@ -1,7 +1,6 @@
 """The kernels inside a model: features, logits, loss and gradients as with plain torch, and layers they leave alone."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -17,9 +16,11 @@ from llava_stf.compiled import CompiledGeneration
 from llava_stf.errors import KernelError
 from llava_stf.inference import LlavaStf
 from llava_stf.modeling_llava_stf import image_tokens_of
-from llava_stf.projector import use_kernels
+from llava_stf.projector import build_projector, use_kernels
 from llava_stf_kernels import dispatch, place_tokens
 from llava_stf_kernels.dispatch import is_interpreting
+
+from .test_config import config
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -114,31 +115,26 @@ def test_a_weight_that_changed_between_two_calls_is_seen(stf_folder, device, cha
     assert not torch.allclose(before, expected)
 
 
-def test_a_sharded_projector_sees_every_step(plain_folder, device, tmp_path):
-    """FSDP2 writes its gathered weights behind the version counter."""
-    model = LlavaForConditionalGeneration.from_pretrained(plain_folder).to(device)
-    model = apply_stf(model, LlavaProcessor.from_pretrained(plain_folder), init="pool", kernels="triton")
-    projector, config = model.model.multi_modal_projector, model.config
-    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    states = [torch.randn(1, patches, config.vision_config.hidden_size, device=device) for _ in config.fusion_states]
+def test_a_sharded_projector_sees_every_step(device, tmp_path):
+    """FSDP2 gathers weights behind the version counter, often at the address of the step before."""
+    torch.manual_seed(0)
+    projector = build_projector(config(grid=4, width=32)).to(device)
+    states = [torch.randn(1, 16, 32, device=device) for _ in range(2)]
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         fully_shard(projector, mesh=init_device_mesh(device, (1,)))
         optimizer = torch.optim.SGD(projector.parameters(), 0.05)
-        seen = []
-        for _ in range(4):
+        for _ in range(6):
             by_kernels = []
             for kernels in ("triton", "torch"):
                 use_kernels(projector, kernels)
                 with torch.no_grad():
                     by_kernels.append(projector(states))
-            torch.testing.assert_close(*by_kernels)
-            seen.append(by_kernels[0])
+            torch.testing.assert_close(*by_kernels, atol=1e-5, rtol=0)
             use_kernels(projector, "triton")
-            projector(states).square().mean().backward()
+            projector(states).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert not any(torch.allclose(*pair) for pair in itertools.pairwise(seen))
     finally:
         distributed.destroy_process_group()
 
