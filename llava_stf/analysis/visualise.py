@@ -117,7 +117,7 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
     )
     weight = first.weight[second.weight.ne(0).any(0)].float()
     norms = [
-        (state[:, 1:].float() @ columns.T).norm(dim=-1)
+        (state.float() @ columns.T).norm(dim=-1)
         for state, columns in zip(states, weight.chunk(len(states), dim=1), strict=True)
     ]
     stacked = torch.stack(norms, dim=1)

@@ -33,7 +33,6 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from llava_stf.models.fusion.projector import LlavaStfProjector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, asked_tokens
 from llava_stf_kernels import place_tokens
@@ -162,8 +161,6 @@ class CompiledGeneration:
         if pixel_values is None:
             return embeddings
         projector = self._model.model.multi_modal_projector
-        if isinstance(projector, LlavaStfProjector) and projector.spatial_fusion.window_weight is not None:
-            projector.spatial_fusion.lay_out_weight()  # the graph only reads it
         places = ids == self._model.config.image_token_id
         tokens = self._image_tokens(pixel_values, **self._asked(places, len(pixel_values))).to(embeddings.dtype)
         backend = getattr(projector, "kernels", "torch")  # a plain LLaVA names none

@@ -44,18 +44,10 @@ class ReducedLlavaModel(LlavaModel):
         tokens = self.reduction.method.image_tokens(self, pixel_values)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))
 
-    @property
-    def class_tokens(self) -> int:
-        """Tokens in front of the patches in a tower state."""
-        return class_tokens(self.config)
-
-    def tower_state(self, pixel_values: Tensor) -> Tensor:
-        """The selected state of the tower: [B, class tokens + N, C]."""
-        return select_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])[0]
-
     def patch_states(self, pixel_values: Tensor) -> Tensor:
-        """The selected state of the patches alone: [B, N, C]."""
-        return self.tower_state(pixel_values)[:, self.class_tokens :]
+        """The selected state of the tower, of the patches alone: [B, N, C]."""
+        (state,) = select_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])
+        return state[:, class_tokens(self.config) :]
 
 
 class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):

@@ -6,7 +6,6 @@ from math import isqrt
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.nn import functional
 from transformers import LlavaConfig
 
 from llava_stf.models.llava_stf.configuration_llava_stf import window_for
@@ -29,8 +28,6 @@ class Pool(Method):
         window_for(isqrt(patches), vision_tokens)
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
-        # The class token goes along, as `pool_tokens` steps over it: cheaper than a copy without it.
-        tokens = model.multi_modal_projector(model.tower_state(pixel_values))
-        tokens = functional.pad(tokens, (0, 0, 1 - model.class_tokens, 0))
+        tokens = model.multi_modal_projector(model.patch_states(pixel_values))
         reduction = model.reduction
         return pool_tokens(tokens, window_for(isqrt(reduction.patches), reduction.vision_tokens))

@@ -23,12 +23,10 @@ from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf_kernels import (
     BackendError,
     check_backend,
-    choose_backend,
     fuse_blocks,
     fuse_windows,
     gather_windows,
     pool_tokens,
-    prepare_window_weight,
 )
 
 
@@ -59,7 +57,7 @@ class _TwoLayerMlp(nn.Module):
 
 
 class MultiBlockTokenFusion(_TwoLayerMlp):
-    """Squeeze K tower states [B, 1 + N, C] to one, the class token dropped: [B, N, C].
+    """Squeeze K tower states [B, N, C] to one of that shape.
 
     The first layer's weight is [4C, K*C], its columns in the order of the states.
     """
@@ -70,7 +68,7 @@ class MultiBlockTokenFusion(_TwoLayerMlp):
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         if not self._first_layer_is_plain():
-            return self._layers(torch.cat([state[:, 1:] for state in states], dim=-1))
+            return self._layers(torch.cat(list(states), dim=-1))
         return self.linear_2(fuse_blocks(states, self.linear_1.weight, self.linear_1.bias, backend=self.kernels))
 
 
@@ -84,30 +82,22 @@ class SpatialTokenFusion(_TwoLayerMlp):
     over its region. In the weights' own window each region is one patch, and this is the paper's STF; after a warm
     start it is the mean of the base projector's outputs in every window.
 
-    The first layer's weight stays in the checkpoint's channel-major order. For a Triton kernel without gradients a copy
-    in the kernel's order is kept beside it (128 MiB for 7B in 16 bits), renewed when the weight has changed.
+    The first layer's weight is read in the checkpoint's channel-major order, and the patches are regrouped to it.
     """
-
-    window_weight: Tensor | None
 
     def __init__(self, config: LlavaStfConfig) -> None:
         assert config.fusion_weight_window is not None  # a config fills it in
         joined = config.vision_config.hidden_size * config.fusion_weight_window**2
         super().__init__(joined, config.fusion_hidden_size, config.text_config.hidden_size, config)
         self.window = config.fusion_weight_window
-        self.register_buffer("window_weight", None, persistent=False)
 
     def forward(self, x: Tensor, window: int | None = None) -> Tensor:
         if window not in (None, self.window):
             return self.linear_2(self._hidden_of_regions(x, window))
         if not self._first_layer_is_plain():
             return self._layers(gather_windows(x, self.window))
-        weight, bias = self.linear_1.weight, self.linear_1.bias
-        training = torch.is_grad_enabled() and weight.requires_grad
-        if not training and choose_backend(self.kernels, x, weight, bias) == "triton":
-            self.lay_out_weight()
-            weight = weight if self.window_weight is None else self.window_weight
-        return self.linear_2(fuse_windows(x, weight, bias, self.window, backend=self.kernels))
+        layer = self.linear_1
+        return self.linear_2(fuse_windows(x, layer.weight, layer.bias, self.window, backend=self.kernels))
 
     def _hidden_of_regions(self, x: Tensor, window: int) -> Tensor:
         """Hidden layer in windows of another side than the weights', averaged over regions: [B, M, hidden]."""
@@ -132,27 +122,9 @@ class SpatialTokenFusion(_TwoLayerMlp):
             hidden.append(area.to(activations) @ activations / size)
         return torch.cat(hidden, dim=-1)
 
-    @torch.no_grad()
-    def lay_out_weight(self) -> None:
-        """Bring `window_weight` up to date; inside a compiled graph it stays as it was when compiled."""
-        weight = self.linear_1.weight
-        if torch.compiler.is_compiling() or weight.is_inference():
-            return
-        # Kept on the weight itself, so that another weight is never taken for this one.
-        stamp = (weight._version, weight.data_ptr())
-        laid_out = self.window_weight
-        if laid_out is not None and vars(weight).get("laid_out") == stamp:
-            return
-        fresh = prepare_window_weight(weight, self.window)
-        if laid_out is not None and (laid_out.dtype, laid_out.device) == (fresh.dtype, fresh.device):
-            laid_out.copy_(fresh)  # in place: a recorded CUDA graph reads it there
-        else:
-            self.window_weight = fresh
-        vars(weight)["laid_out"] = stamp
-
 
 class LlavaStfProjector(nn.Module):
-    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, 1 + N, C] -> [B, N / k**2, H].
+    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, N, C] -> [B, N / k**2, H].
 
     `window` is k, by default the one that the weights are laid out for.
     """
@@ -169,7 +141,7 @@ class LlavaStfProjector(nn.Module):
 
 
 class PooledProjector(_TwoLayerMlp):
-    """The average-pooling baseline: LLaVA-1.5's projector, then the mean over each window. [B, 1 + N, C] -> [B, M, H].
+    """The average-pooling baseline: LLaVA-1.5's projector, then the mean over each window. [B, N, C] -> [B, M, H].
 
     It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
     """
@@ -180,7 +152,6 @@ class PooledProjector(_TwoLayerMlp):
         self.window = config.fusion_window
 
     def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
-        # The class token goes along and is stepped over by the pooling: cheaper than a copy without it.
         joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
         return pool_tokens(self._layers(joined), window or self.window, backend=self.kernels)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -75,17 +74,12 @@ def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence
 
 
 def select_patch_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """As `select_states`, with one row before the N patches whatever the tower has there: each [B, 1 + N, C].
-
-    The projectors step over that row. Of several special tokens it is the last one, of none it is zero.
-    """
+    """As `select_states`, of the patches alone: each a view [B, N, C] of what the tower gave."""
     patch = tower.config.patch_size
     patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
     states = select_states(tower, pixel_values, layers)
     special = states[0].shape[1] - patches
-    if special == 0:
-        return [functional.pad(state, (0, 0, 1, 0)) for state in states]
-    return [state[:, special - 1 :] for state in states]
+    return [state[:, special:] for state in states]
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
