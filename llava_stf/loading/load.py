@@ -221,6 +221,7 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[
     """Side of the windows to patch the model to, or `None` to leave it as it is; a fused config takes its default."""
     window = resolve_windows(config, vision_tokens)
     if isinstance(config, LlavaStfConfig):
+        assert isinstance(window, int)  # a list is refused above
         config.use_window(window)
         return None
     return None if window == 1 else window

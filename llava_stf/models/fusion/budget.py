@@ -97,13 +97,13 @@ def resolve_windows(config: LlavaConfig, vision_tokens: VisionTokens | Sequence[
     Raises:
         FusionError: as `resolve_window`, and for a list where the model is fused or the list is empty.
     """
-    if isinstance(vision_tokens, str) or not isinstance(vision_tokens, Sequence):
-        return resolve_window(config, vision_tokens)
-    if isinstance(config, FusedConfig):
-        raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
-    if not vision_tokens:
-        raise FusionError("Expected at least one number of vision tokens, found an empty list.")
-    return [resolve_window(config, count) for count in vision_tokens]
+    if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
+        if isinstance(config, FusedConfig):
+            raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
+        if not vision_tokens:
+            raise FusionError("Expected at least one number of vision tokens, found an empty list.")
+        return [resolve_window(config, count) for count in vision_tokens]
+    return resolve_window(config, vision_tokens)
 
 
 def token_budgets(config: LlavaConfig) -> list[int]:
