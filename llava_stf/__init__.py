@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
     from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
     from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
-    from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf, remove_stf
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+    from llava_stf.reduction.apply import apply_pooling, apply_stf, remove_stf
 
 __version__ = "0.1.0"
 
@@ -35,11 +35,11 @@ _HOMES = {
     "LlavaStfProjector": "models.fusion.projector",
     "MultiBlockTokenFusion": "models.fusion.projector",
     "SpatialTokenFusion": "models.fusion.projector",
-    "apply_pooling": "models.llava_stf.patch",
-    "apply_stf": "models.llava_stf.patch",
+    "apply_pooling": "reduction.apply",
+    "apply_stf": "reduction.apply",
     "convert_checkpoint": "conversion",
     "load_model": "loading",
-    "remove_stf": "models.llava_stf.patch",
+    "remove_stf": "reduction.apply",
 }
 
 __all__ = [

@@ -52,7 +52,8 @@ class ModelOptions:
             ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
         """
         from llava_stf.loading import BUNDLED
-        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+        from llava_stf.models.fusion.budget import patch_grid
+        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
         path = self._local_path()
         config = self._config(path)
@@ -127,13 +128,11 @@ class ModelOptions:
         return read_config(path, vision_tower=self.vision_tower)
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
-        from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, window_for
+        from llava_stf.models.fusion.budget import patch_grid, resolve_window
 
         if not fused and self.vision_tokens == "all":
             raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
-        grid = patch_grid(config)
-        window = config.window_of(self.vision_tokens) if fused else window_for(grid, self.vision_tokens)
-        return (grid // window) ** 2
+        return (patch_grid(config) // resolve_window(config, self.vision_tokens)) ** 2
 
     def _reduced_tokens(self, method: str, config: LlavaConfig, patches: int) -> int:
         from llava_stf.reduction import check_reduction
@@ -146,12 +145,12 @@ class ModelOptions:
 
 def check_method(method: str) -> None:
     """Raises `LlavaStfError` with the nearest name unless the method exists."""
-    if method in (FULL, STF):
+    if method == FULL:
         return
     from llava_stf.reduction import METHODS
 
     if method not in METHODS:
-        raise LlavaStfError(f"Unknown method '{method}': {nearest(method, [FULL, STF, *METHODS])}")
+        raise LlavaStfError(f"Unknown method '{method}': {nearest(method, [FULL, *METHODS])}")
 
 
 def checkpoint_hash(name_or_path: str) -> str:

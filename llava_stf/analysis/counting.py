@@ -19,8 +19,10 @@ from torch import nn
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, state_index
-from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.models.fusion.budget import patch_grid, resolve_window, tokens_per_image
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.vision.layers import state_index
+from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.towers import one_block, special_tokens_of
 
 
@@ -79,7 +81,7 @@ def count(
     """
     layers = config.text_config.num_hidden_layers
     if vision_tokens is None:
-        vision_tokens = _own_tokens(config)
+        vision_tokens = tokens_per_image(config)
     per_layer = [vision_tokens] * layers if isinstance(vision_tokens, int) else list(vision_tokens)
     if len(per_layer) != layers or min(per_layer) < 0:
         raise FusionError(
@@ -133,7 +135,7 @@ def projector_flops(config: LlavaConfig, vision_tokens: int | None = None) -> in
     assert block is not None  # a config fills in its widths
     assert spatial is not None
     fuse_blocks = 2 * patches * block * (len(config.fusion_states) * width + width)
-    window, own = config.window_of(vision_tokens), config.fusion_weight_window
+    window, own = resolve_window(config, vision_tokens), config.fusion_weight_window
     assert own is not None
     inputs = own**2 * width
     if window != own:
@@ -147,10 +149,6 @@ def llm_parameters(config: LlavaConfig) -> int:
     """Weights of the matrix products that every new token reads: the decoder layers and the head."""
     text = config.text_config
     return text.num_hidden_layers * _layer_parameters(text) + text.hidden_size * text.vocab_size
-
-
-def _own_tokens(config: LlavaConfig) -> int:
-    return config.image_seq_length if isinstance(config, LlavaStfConfig) else patch_grid(config) ** 2
 
 
 def _layer_parameters(text: Any) -> int:

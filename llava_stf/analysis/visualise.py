@@ -12,10 +12,12 @@ from torch import Tensor
 from llava_stf.errors import FusionError
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference import LlavaStf
+from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.models.fusion.projector import LlavaStfProjector
-from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, state_index
-from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, select_patch_states
-from llava_stf.reduction import apply_reduction, remove_reduction
+from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
+from llava_stf.models.vision.layers import state_index
+from llava_stf.models.vision.states import select_patch_states
+from llava_stf.reduction import apply_reduction, find_method, remove_reduction
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def visualise_selection(
     model = apply_reduction(llava.model, None, method, vision_tokens=budget, seed=seed)
     try:
         with torch.no_grad():
-            kept = model.model.reduction.method.kept(model, pixels)
+            kept = find_method(method).kept(model, pixels)
     finally:
         remove_reduction(model)
     if kept is None:

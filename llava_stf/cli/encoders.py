@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _lines(encoder: "KnownEncoder") -> list[str]:
-    from llava_stf.models.llava_stf.configuration_llava_stf import default_fusion_layers
+    from llava_stf.models.vision.layers import default_fusion_layers
 
     layers = ",".join(map(str, default_fusion_layers(encoder.depth)))
     way = "" if encoder.encoder is None else f" (llava-stf convert --encoder {encoder.encoder})"
@@ -122,7 +122,7 @@ def _lines(encoder: "KnownEncoder") -> list[str]:
 
 
 def _record(encoder: "KnownEncoder") -> dict:
-    from llava_stf.models.llava_stf.configuration_llava_stf import default_fusion_layers
+    from llava_stf.models.vision.layers import default_fusion_layers
 
     return {
         "name": encoder.name,

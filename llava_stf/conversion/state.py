@@ -16,9 +16,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from llava_stf.conversion.sources import Source
 from llava_stf.errors import CheckpointError, LlavaStfError
 from llava_stf.io.weights import StoredTensor
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, default_fusion_layers
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
+from llava_stf.models.vision.layers import default_fusion_layers
 
 
 @dataclass

@@ -27,7 +27,7 @@ from llava_stf.encoders.objectives.base import apply_drop_path
 from llava_stf.encoders.pretrain.schedule import cosine
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.publish import publish, refuse_existing
-from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
+from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.vits import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.getLogger(__name__)

@@ -33,8 +33,9 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from llava_stf.models.fusion.budget import budget_of_prompt
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, asked_tokens
+from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, sizes_of
 from llava_stf_kernels import place_tokens
 
 logger = logging.getLogger(__name__)
@@ -162,14 +163,16 @@ class CompiledGeneration:
             return embeddings
         projector = self._model.model.multi_modal_projector
         places = ids == self._model.config.image_token_id
-        tokens = self._image_tokens(pixel_values, **self._asked(places, len(pixel_values))).to(embeddings.dtype)
+        tokens = self._image_tokens(pixel_values, **self._asked(places, pixel_values)).to(embeddings.dtype)
         backend = getattr(projector, "kernels", "torch")  # a plain LLaVA names none
         return place_tokens(embeddings, tokens, places, backend=backend)
 
-    def _asked(self, places: Tensor, images: int) -> dict[str, int]:
+    def _asked(self, image_token_mask: Tensor, pixel_values: Tensor) -> dict[str, int]:
         """What a fused model is told of the tokens that each image takes."""
         config = self._model.config
-        return {"vision_tokens": asked_tokens(config, places, images)} if isinstance(config, LlavaStfConfig) else {}
+        if not isinstance(config, LlavaStfConfig):
+            return {}
+        return {"vision_tokens": budget_of_prompt(config, image_token_mask, sizes_of(pixel_values))}
 
     def _eager_image_tokens(self, pixel_values: Tensor, **asked: int) -> Tensor:
         """Tower and projector: [images, 3, height, width] -> [R, H]."""

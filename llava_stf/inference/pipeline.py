@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jinja2 import TemplateError
@@ -24,10 +24,10 @@ from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from llava_stf.errors import CheckpointError, FusionError, PromptError
+from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.fusion.budget import VisionTokens, num_image_tokens, tokens_per_image
 from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 Images = ImageSource | Sequence[ImageSource]
-VisionTokens = int | Literal["all"] | None
 Message = dict[str, Any]
 Conversation = Sequence[Message] | str
 
@@ -75,11 +74,7 @@ class LlavaStf:
     @property
     def vision_tokens(self) -> int:
         """Tokens that the LLM sees of each image, unless asked for others."""
-        config = self.model.config
-        if isinstance(config, LlavaStfConfig):
-            return config.image_seq_length
-        reduction = getattr(self.model.model, "reduction", None)
-        return patch_grid(config) ** 2 if reduction is None else reduction.prompt_tokens
+        return tokens_per_image(self.model.config)
 
     def ask(
         self,
@@ -160,19 +155,7 @@ class LlavaStf:
 
     def _count(self, vision_tokens: VisionTokens) -> int | None:
         """Tokens per image that are asked for, once it is known that the model has them; `None` is its default."""
-        if vision_tokens is None:
-            return None
-        config = self.model.config
-        grid = patch_grid(config)
-        window = window_for(grid, vision_tokens)
-        if isinstance(config, LlavaStfConfig):
-            config.window_of(vision_tokens)
-        elif window != 1:
-            raise FusionError(
-                f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it "
-                f"with vision_tokens={vision_tokens}."
-            )
-        return (grid // window) ** 2
+        return None if vision_tokens is None else tokens_per_image(self.model.config, vision_tokens)
 
     def encode(
         self,
@@ -207,7 +190,8 @@ class LlavaStf:
         limit = self.positions
         for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
             if length >= limit:
-                image_tokens = len(group) * (count or self.vision_tokens)
+                sizes = [(image.height, image.width) for image in group]
+                image_tokens = sum(num_image_tokens(self.model.config, sizes, count))
                 raise PromptError(
                     f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
                     f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "

@@ -25,12 +25,13 @@ from llava_stf.inference.compiled import compile_generation
 from llava_stf.io.weights import read_json
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.projector import use_kernels
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
-from llava_stf.models.llava_stf.patch import apply_stf
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.reduction.apply import apply_stf
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
 BUNDLED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
@@ -218,12 +219,11 @@ def _loadable(path: Path, vision_tower: str | Path | None) -> Source:
 
 def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[int] | None) -> int | list[int] | None:
     """Side of the windows to patch the model to, or `None` to leave it as it is; a fused config takes its default."""
+    window = resolve_windows(config, vision_tokens)
     if isinstance(config, LlavaStfConfig):
-        if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
-            raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
-        config.use_window(config.window_of(vision_tokens))
+        assert isinstance(window, int)  # a list is refused above
+        config.use_window(window)
         return None
-    window = windows_for(patch_grid(config), vision_tokens)
     return None if window == 1 else window
 
 

@@ -18,7 +18,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from llava_stf.errors import CheckpointError, MissingDependencyError
 from llava_stf.io.weights import read_json
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.patch import apply_untrained
+from llava_stf.models.registry import is_plain
+from llava_stf.reduction.apply import apply_untrained
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -78,7 +79,7 @@ class LoraFolder:
         """
         from peft import get_peft_model
 
-        if isinstance(self.config, LlavaStfConfig) and type(model) is LlavaForConditionalGeneration:
+        if isinstance(self.config, LlavaStfConfig) and is_plain(model):
             apply_untrained(model, None, self.config)
         peft_model = get_peft_model(model, self._peft_config())
         load_weights(peft_model, self.folder)

@@ -40,7 +40,7 @@ def write_tiny_llava(folder: Path, *, stf: bool = True, grid: int = 4, positions
     )
 
     from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
-    from llava_stf.models.llava_stf.patch import apply_stf
+    from llava_stf.reduction.apply import apply_stf
 
     tokenizer = tiny_tokenizer()
     side = 14 * grid

@@ -1,4 +1,4 @@
-"""Other ways to show the LLM fewer vision tokens, on a plain LLaVA, at any budget and without training.
+"""Every way to show the LLM fewer vision tokens: STF, pooling, and methods that need no training, on a plain LLaVA.
 
     model, processor = load_model("tiny-full")
     apply_reduction(model, processor, "divprune", vision_tokens=16)
@@ -6,7 +6,8 @@
     remove_reduction(model, processor)
 
 Each is written from its paper, in a file of its own: a function on tensors and the few lines that join it to the model.
-What is left of an image stands in raster order, and an answer does not depend on the other rows of its batch.
+What is left of an image stands in raster order, and an answer does not depend on the other rows of its batch. A new
+method is one more file and its entry in `catalogue.py`.
 """
 
 from __future__ import annotations

@@ -8,9 +8,11 @@ from llava_stf.reduction.method import Method
 from llava_stf.reduction.pool import Pool
 from llava_stf.reduction.random_patches import RandomPatches
 from llava_stf.reduction.resize import Resize
+from llava_stf.reduction.stf import Stf
 from llava_stf.reduction.tome import ToMe
 from llava_stf.reduction.visionzip import VisionZip
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Pool(), RandomPatches(), Resize(), ToMe(), VisionZip(), DivPrune(), FastV())
+    method.name: method
+    for method in (Stf(), Pool(), RandomPatches(), Resize(), ToMe(), VisionZip(), DivPrune(), FastV())
 }

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from llava_stf.reduction.method import Method
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def most_diverse(x: Tensor, count: int) -> Tensor:
@@ -37,7 +32,7 @@ def most_diverse(x: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, dim=1).sort(-1).values
 
 
-class DivPrune(Method):
+class DivPrune(TrainingFreeMethod):
     """Chooses among the tokens as the LLM would get them: after the projector."""
 
     name = "divprune"

@@ -20,8 +20,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from llava_stf.errors import FusionError
-from llava_stf.reduction.method import Method
-from llava_stf.reduction.model import ReducedLlavaModel
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens
 
 # Under this name the state of one forward pass reaches the LLM's layers.
@@ -186,7 +185,7 @@ def _before_layer(
 
 
 @dataclass(frozen=True)
-class FastV(Method):
+class FastV(TrainingFreeMethod):
     """Prunes in the LLM: the first `full_layers` layers see every patch, those above the budget.
 
     The full layers are the paper's K, 2 there. Patches are ranked by attention in the last full layer: by that of the
@@ -206,6 +205,7 @@ class FastV(Method):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        super().check(config, patches, vision_tokens)
         text = config.text_config
         if text.model_type != "llama":
             raise FusionError(f"FastV prunes in the layers of LLaMA; found an LLM of type '{text.model_type}'.")

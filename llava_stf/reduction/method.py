@@ -1,17 +1,15 @@
-"""What a method says about itself, and what is fixed when it is applied to a model."""
+"""What a method says about itself, and what it makes of a model and its processor."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 
 
 class Method(ABC):
@@ -30,7 +28,7 @@ class Method(ABC):
     needs: ClassVar[str]
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where a model of this config cannot be had at that budget, 1 <= M <= N given."""
+        """Raise `FusionError` where a plain model of this config cannot be had at that budget, 1 <= M <= N given."""
         return
 
     def prompt_tokens(self, patches: int, vision_tokens: int) -> int:
@@ -41,19 +39,18 @@ class Method(ABC):
         """Tokens of an image that each layer of the LLM works on, the first layer first."""
         return [vision_tokens] * num_layers
 
-    def model_class(self) -> type[ReducedLlavaModel]:
-        """The class that the inner model gets."""
-        from llava_stf.reduction.model import ReducedLlavaModel
-
-        return ReducedLlavaModel
-
-    def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
-        """Forward hooks that the method puts on the model."""
-        return []
-
     @abstractmethod
-    def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
-        """What takes the image's place in the prompt: pixel_values [B, 3, height, width] -> [B, prompt tokens, H]."""
+    def plan(self, model: LlavaForConditionalGeneration, vision_tokens: int, seed: int) -> Change:
+        """What this method makes of a plain model at a budget that `check` passed; changes nothing yet.
+
+        Args:
+            model: the plain model.
+            vision_tokens: M.
+            seed: of whatever the method draws at random.
+
+        Raises:
+            FusionError: the model cannot be changed.
+        """
 
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor | None:
         """Patches that a model with this method applied keeps, raster indices [B, <= M], int64, ascending.
@@ -65,7 +62,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Reduction:
-    """A method with its budget, as `apply_reduction` leaves it on the inner model under `reduction`."""
+    """A method without weights and its budget, as it stands on the inner model under `reduction`."""
 
     method: Method
     patches: int
@@ -76,3 +73,34 @@ class Reduction:
     def prompt_tokens(self) -> int:
         """Placeholders that an image takes in the prompt."""
         return self.method.prompt_tokens(self.patches, self.vision_tokens)
+
+
+def _no_hooks(model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Everything that differs between a plain model with its processor and a changed one.
+
+    Attributes:
+        model_class: class that the model gets.
+        inner_class: class that `model.model` gets.
+        config: in place of the model's.
+        tower_layers: hidden states that are read; no block above them is run.
+        processor_class: class that the processor gets.
+        processor_fields: attributes of the processor.
+        projector: in place of the model's; `None` keeps that.
+        reduction: what `model.model` gets under that name.
+        hooks: puts forward hooks on the changed model.
+    """
+
+    model_class: type[LlavaForConditionalGeneration]
+    inner_class: type[LlavaModel]
+    config: LlavaConfig
+    tower_layers: Sequence[int]
+    processor_class: type[LlavaProcessor]
+    processor_fields: Mapping[str, Any]
+    projector: nn.Module | None = None
+    reduction: Reduction | None = None
+    hooks: Callable[[LlavaForConditionalGeneration], list[RemovableHandle]] = field(default=_no_hooks)

@@ -1,22 +1,87 @@
-"""The classes that a reduced model and its processor have, between `apply_reduction` and `remove_reduction`."""
+"""Methods without weights of their own, and the classes that a model and its processor have while one is applied."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, patch_grid
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
-from llava_stf.reduction.method import Reduction
+from llava_stf.models.registry import family_of
+from llava_stf.models.vision.states import select_patch_states
+from llava_stf.models.vision.towers import special_tokens_of
+from llava_stf.reduction.config import derive_config
+from llava_stf.reduction.method import Change, Method, Reduction
 
 
-def class_tokens(config: LlavaConfig) -> int:
-    """Tokens in front of the patches that a plain LLaVA of this config drops: 1, or 0 without a class token."""
-    return 1 if config.vision_feature_select_strategy == "default" else 0
+class TrainingFreeMethod(Method):
+    """A method without weights: it takes a plain LLaVA as it is, at any budget."""
+
+    def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Raise `FusionError` where the tower's hidden states are not those of a LLaVA-1.5."""
+        if not isinstance(config.vision_feature_layer, int):
+            raise FusionError(
+                f"'{self.name}' needs one tower state, as in LLaVA-1.5; found vision_feature_layer "
+                f"{config.vision_feature_layer}."
+            )
+        before = 1 if config.vision_feature_select_strategy == "default" else 0
+        special = special_tokens_of(config.vision_config)
+        if special != before:
+            raise FusionError(
+                f"'{self.name}' takes the patches to follow {before} other tokens in the tower's states, as "
+                f"vision_feature_select_strategy '{config.vision_feature_select_strategy}' says; in a "
+                f"{config.vision_config.model_type} they follow {special}. Fuse tokens instead (apply_stf, "
+                "apply_pooling), which counts them."
+            )
+
+    def plan(self, model: LlavaForConditionalGeneration, vision_tokens: int, seed: int) -> Change:
+        """As `Method.plan`; every method without weights makes the same classes of a model."""
+        family_of(model)
+        config = model.config
+        reduction = Reduction(self, patch_grid(config) ** 2, vision_tokens, seed)
+        return Change(
+            model_class=ReducedLlavaForConditionalGeneration,
+            inner_class=self.model_class(),
+            config=derive_config(config, ReducedLlavaConfig, prompt_tokens=reduction.prompt_tokens),
+            tower_layers=[config.vision_feature_layer],
+            processor_class=ReducedProcessor,
+            processor_fields={"image_tokens": reduction.prompt_tokens},
+            reduction=reduction,
+            hooks=self.hooks,
+        )
+
+    def model_class(self) -> type[ReducedLlavaModel]:
+        """The class that the inner model gets."""
+        return ReducedLlavaModel
+
+    def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
+        """Forward hooks that the method puts on the model."""
+        return []
+
+    @abstractmethod
+    def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """What takes the image's place in the prompt: pixel_values [B, 3, height, width] -> [B, prompt tokens, H]."""
+
+
+class ReducedLlavaConfig(LlavaConfig):
+    """A plain LLaVA's config that knows how many tokens an image takes in the prompt."""
+
+    prompt_tokens: int = 0
+
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
+        """LLM tokens of each image, see `llava_stf.models.fusion.budget`."""
+        if vision_tokens not in (None, self.prompt_tokens):
+            raise FusionError(
+                f"An image takes {self.prompt_tokens} tokens of this reduced model's prompt, and it cannot give "
+                f"{vision_tokens}; call remove_reduction and apply it at another budget."
+            )
+        return [self.prompt_tokens] * len(image_sizes)
 
 
 class ReducedLlavaModel(LlavaModel):
@@ -41,20 +106,21 @@ class ReducedLlavaModel(LlavaModel):
         own = (config.vision_feature_layer, config.vision_feature_select_strategy)
         if any(value not in (None, known) for value, known in zip(asked, own, strict=True)) or image_sizes is not None:
             raise FusionError("A reduced LLaVA takes the tower state of its config and square images of one size.")
-        tokens = self.reduction.method.image_tokens(self, pixel_values)
+        method = self.reduction.method
+        assert isinstance(method, TrainingFreeMethod)
+        tokens = method.image_tokens(self, pixel_values)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))
 
     def patch_states(self, pixel_values: Tensor) -> Tensor:
-        """The selected state of the tower, of the patches alone: [B, N, C]."""
-        (state,) = select_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])
-        return state[:, class_tokens(self.config) :]
+        """The selected hidden state of the tower, of the patches alone: [B, N, C]."""
+        return select_patch_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])[0]
 
 
 class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
-    """A plain LLaVA that a method of `llava_stf.reduction` has been applied to. It generates as any other."""
+    """A plain LLaVA that a method without weights has been applied to. It generates as any other."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raises `FusionError`: a method has no weights, and a checkpoint has no place for it."""
+        """Raises `FusionError`: such a method has no weights, and a checkpoint has no place for it."""
         raise FusionError(
             f"This model is reduced by '{self.model.reduction.method.name}', which no checkpoint can hold; call "
             "remove_reduction, save, and apply it again after loading."
@@ -64,12 +130,11 @@ class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 class ReducedProcessor(LlavaStfProcessor):
     """Counts `image_tokens` placeholders for every image."""
 
-    fusion_window = 1
     image_tokens: int
 
-    def tokens_per_image(self, height: int, width: int) -> int:
-        """LLM tokens of one preprocessed image, whatever its size."""
-        return self.image_tokens
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: int | None = None) -> list[int]:
+        """LLM tokens of each preprocessed image, whatever its size."""
+        return super().num_image_tokens(image_sizes, self.image_tokens if vision_tokens is None else vision_tokens)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Raises `FusionError`, as the model does."""

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from math import isqrt
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
-from transformers import LlavaConfig
+from transformers import LlavaForConditionalGeneration
 
-from llava_stf.models.llava_stf.configuration_llava_stf import window_for
-from llava_stf.reduction.method import Method
-from llava_stf_kernels import pool_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
+from llava_stf.models.fusion.projector import PooledProjector
+from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, window_fields
+from llava_stf.reduction.method import Change
 
 
-class Pool(Method):
-    """The baseline of LLaVA-STF's paper: equal to `apply_pooling`. Budgets are those of whole windows."""
+@dataclass(frozen=True)
+class Pool(FusingMethod):
+    """The baseline of LLaVA-STF's paper. Budgets are those of whole windows; the model can be saved and trained."""
+
+    kernels: Literal["auto", "triton", "torch"] = "auto"
 
     name = "pool"
     title = "mean pooling"
     reference = "Tang and Shen, arXiv 2506.07138, the baseline of the introduction"
     needs = "Nothing: the projector runs on all patches, then their mean over each window is taken."
 
-    def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        window_for(isqrt(patches), vision_tokens)
-
-    def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
-        tokens = model.multi_modal_projector(model.patch_states(pixel_values))
-        reduction = model.reduction
-        return pool_tokens(tokens, window_for(isqrt(reduction.patches), reduction.vision_tokens))
+    def fuse(self, model: LlavaForConditionalGeneration, window: int | Sequence[int], seed: int) -> Change:
+        """As `FusingMethod.fuse`, with a copy of the model's own projector."""
+        config = fused_config(model, fusion="pool", **window_fields(window))
+        projector = PooledProjector(config)
+        projector.load_state_dict(model.model.multi_modal_projector.state_dict())
+        return fusing_change(model, config, projector, self.kernels)

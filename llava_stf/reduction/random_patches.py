@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from llava_stf.reduction.method import Method
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) -> Tensor:
@@ -31,7 +27,7 @@ def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) ->
     return torch.stack(chosen).to(pixel_values.device)
 
 
-class RandomPatches(Method):
+class RandomPatches(TrainingFreeMethod):
     """Keeps patches at random, before the projector, so that it works on the chosen alone."""
 
     name = "random"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-from llava_stf.reduction.method import Method
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 
 
 def resize_grid(x: Tensor, side: int) -> Tensor:
@@ -27,7 +23,7 @@ def resize_grid(x: Tensor, side: int) -> Tensor:
     return resized.flatten(2).transpose(1, 2)
 
 
-class Resize(Method):
+class Resize(TrainingFreeMethod):
     """Interpolates the projected tokens, as LLaVA-OneVision does where there are too many. Budgets are squares."""
 
     name = "resize"
@@ -36,6 +32,7 @@ class Resize(Method):
     needs = "Nothing: the projector runs on all patches. At half the grid it equals 2x2 pooling."
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        super().check(config, patches, vision_tokens)
         side = isqrt(vision_tokens)
         if side * side != vision_tokens:
             raise FusionError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,13 +9,10 @@ from transformers import LlavaConfig
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.configuration_llava_stf import state_index
-from llava_stf.models.llava_stf.modeling_llava_stf import tower_blocks
-from llava_stf.reduction.method import Method
+from llava_stf.models.vision.layers import state_index
+from llava_stf.models.vision.states import tower_blocks
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import marked, merge_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def patches_after(blocks: int, patches: int, vision_tokens: int) -> list[int]:
@@ -83,7 +78,7 @@ def merging_block(block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left:
     return x + block.mlp(block.layer_norm2(x)), size
 
 
-class ToMe(Method):
+class ToMe(TrainingFreeMethod):
     """Merges inside the tower, as in the paper, so that the tower gets cheaper too.
 
     A merged token takes the place of the one that the others went into.
@@ -98,6 +93,7 @@ class ToMe(Method):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        super().check(config, patches, vision_tokens)
         vision = config.vision_config
         if config.vision_feature_select_strategy != "default" or vision.model_type != "clip_vision_model":
             raise FusionError(

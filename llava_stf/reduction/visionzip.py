@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,13 +9,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.configuration_llava_stf import state_index
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states, tower_blocks
-from llava_stf.reduction.method import Method
+from llava_stf.models.vision.layers import state_index
+from llava_stf.models.vision.states import select_hidden_states, tower_blocks
+from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens, marked, merge_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.reduction.model import ReducedLlavaModel
 
 # The paper's splits for LLaVA-1.5 are 162 + 30, 108 + 20 and 54 + 10.
 CONTEXTUAL_SHARE = 10 / 64
@@ -87,7 +82,7 @@ def zip_tokens(x: Tensor, attention: Tensor, keys: Tensor, count: int) -> Tensor
     return merged
 
 
-class VisionZip(Method):
+class VisionZip(TrainingFreeMethod):
     """Works on the tower's state, so that the projector runs on what is left. The class token itself is not kept."""
 
     name = "visionzip"
@@ -96,6 +91,7 @@ class VisionZip(Method):
     needs = "The attention of the class token in one tower block: its keys are computed twice, attention stays fused."
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        super().check(config, patches, vision_tokens)
         if config.vision_feature_select_strategy != "default" or config.vision_config.model_type != "clip_vision_model":
             raise FusionError(
                 "VisionZip ranks patches by the attention of the class token; expected a CLIP tower with one, found "
@@ -117,5 +113,5 @@ class VisionZip(Method):
         """Selected state of the patches [B, N, C], and what `class_attention` finds in the block that made it."""
         tower = model.vision_tower
         selected = state_index(model.config.vision_feature_layer, tower.config.num_hidden_layers)
-        below, state = select_states(tower, pixel_values, [selected - 1, selected])
+        below, state = select_hidden_states(tower, pixel_values, [selected - 1, selected])
         return state[:, 1:], *class_attention(tower_blocks(tower)[selected - 1], below)

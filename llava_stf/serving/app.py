@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.inference import LlavaStf
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.fusion.budget import token_budgets
 from llava_stf.serving.auth import AuthMiddleware
 from llava_stf.serving.body_limit import BodyLimiter
 from llava_stf.serving.engine import Engine
@@ -94,15 +94,13 @@ class Routes:
     async def models(self) -> dict[str, Any]:
         """The one model, with its longest prompt and the tokens that an image can take."""
         llava = self._engine.llava
-        config = llava.model.config
-        counts = config.vision_token_counts if isinstance(config, LlavaStfConfig) else [llava.vision_tokens]
         model = {
             "id": self._options.served_name,
             "object": "model",
             "created": self._created,
             "owned_by": "llava-stf",
             "max_model_len": llava.positions,
-            "vision_tokens": counts,
+            "vision_tokens": token_budgets(llava.model.config),
         }
         return {"object": "list", "data": [model]}
 

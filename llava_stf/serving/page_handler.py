@@ -16,7 +16,7 @@ from llava_stf.analysis.visualise import visualise
 from llava_stf.errors import ImageError, LlavaStfError
 from llava_stf.images import load_image
 from llava_stf.inference import user_turn
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+from llava_stf.models.fusion.budget import patch_grid, token_budgets
 from llava_stf.serving.engine import Engine, GenerationRequest
 from llava_stf.serving.page_cards import Card, draw_view, render, render_error
 
@@ -40,8 +40,7 @@ def budgets(engines: Sequence[Engine]) -> list[Budget]:
     for engine in engines:
         config = engine.llava.model.config
         patches, default = patch_grid(config) ** 2, engine.llava.vision_tokens
-        counts = config.vision_token_counts if isinstance(config, LlavaStfConfig) else [default]
-        for count in sorted(counts, key=lambda count: count != default):
+        for count in sorted(token_budgets(config), key=lambda count: count != default):
             share = f"{100 * count / patches:.3g} %"
             title = share if share not in found else f"{share}, second model"
             found[title] = Budget(title, engine, count, patches)

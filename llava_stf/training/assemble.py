@@ -30,10 +30,11 @@ from llava_stf.conversion.processors import add_placeholders, build_image_proces
 from llava_stf.errors import CheckpointError, FusionError
 from llava_stf.io.publish import publish, refuse_existing
 from llava_stf.loading import is_llava, load_model, read_config
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.fusion.budget import resolve_window
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import END, IGNORE_INDEX, encode_conversation
-from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf
 from llava_stf.models.vision.towers import load_tower, special_tokens
+from llava_stf.reduction.apply import apply_pooling, apply_stf
 
 ROW_MULTIPLE = 64
 
@@ -122,7 +123,7 @@ def assemble(
     """
     refuse_existing(Path(output))
     model, processor = build_model(vision_tower, language_model, image_size=image_size, seed=seed)
-    window = window_for(patch_grid(model.config), vision_tokens)
+    window = resolve_window(model.config, vision_tokens)
     if window > 1:
         apply_stf(model, processor, window=window, fusion_layers=fusion_layers, init=init, seed=seed)
     elif fusion_layers is not None:

@@ -19,12 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
+from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
-from llava_stf.models.llava_stf.modeling_llava_stf import (
-    LlavaStfForConditionalGeneration,
-    image_tokens_of,
-    select_patch_states,
-)
+from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, image_tokens_of
+from llava_stf.models.vision.states import select_patch_states
 from llava_stf.training.budgets import with_budget
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_kernels import place_tokens, pool_tokens
@@ -89,7 +87,7 @@ class DistillTrainer(FinetuneTrainer):
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight
         if weight and teacher_tokens is not None:
-            window = self.teacher.student.config.window_of(self.step_budget())
+            window = resolve_window(self.teacher.student.config, self.step_budget())
             pooled = pool_tokens(teacher_tokens, window).flatten(0, 1)  # [I * M, H]
             distance = distance + weight * len(found) * F.mse_loss(image_tokens_of(outputs).float(), pooled.float())
         return distance / num_items_in_batch

@@ -43,7 +43,7 @@ def finetune(config: FinetuneConfig) -> None:
     from llava_stf.data.preparation import Preparation
     from llava_stf.data.sources import image_folder, open_records, open_stream
     from llava_stf.loading.lora import load_weights
-    from llava_stf.models.llava_stf.patch import former_projector
+    from llava_stf.reduction.apply import former_projector
     from llava_stf.training.data import training_data
     from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora, save_adapter
@@ -123,15 +123,14 @@ def pad_token_id(processor: LlavaProcessor) -> int:
 
 def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
     """Vision tokens per image that a run trains for: those asked for, else all that the model was made for."""
-    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid
+    from llava_stf.models.fusion.budget import FusedConfig, token_budgets
 
-    if not isinstance(model_config, LlavaStfConfig):
-        return [patch_grid(model_config) ** 2]
-    if isinstance(config.vision_tokens, tuple):
-        return list(config.vision_tokens)
-    if isinstance(config.vision_tokens, int):
-        return [config.vision_tokens]
-    return model_config.vision_token_counts
+    if isinstance(model_config, FusedConfig):
+        if isinstance(config.vision_tokens, tuple):
+            return list(config.vision_tokens)
+        if isinstance(config.vision_tokens, int):
+            return [config.vision_tokens]
+    return token_budgets(model_config)
 
 
 def training_arguments(config: FinetuneConfig) -> TrainingArguments:

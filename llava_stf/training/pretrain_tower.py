@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_with_warmup
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states, skip_unused_blocks
+from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
 from llava_stf.world.dataset import draw
 from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
 
@@ -77,7 +77,7 @@ class DenseReader(nn.Module):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """uint8 [B, 3, 112, 112] -> logits [B, 64, classes] per target."""
-        (state,) = select_states(self.tower, (pixels - self.mean) / self.std, [SELECT_LAYER])
+        (state,) = select_hidden_states(self.tower, (pixels - self.mean) / self.std, [SELECT_LAYER])
         parts = self.head(state[:, 1:]).split(list(CLASSES.values()), dim=-1)
         return dict(zip(CLASSES, parts, strict=True))
 

@@ -54,11 +54,12 @@ def check_start(config: FinetuneConfig) -> None:
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
+    from llava_stf.models.fusion.budget import resolve_window, resolve_windows
     from llava_stf.models.llava_stf.adapter import load_adapter
-    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, windows_for
+    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
-    windows_for(patch_grid(base), config.vision_tokens)
     if not isinstance(base, LlavaStfConfig):
+        resolve_windows(base, config.vision_tokens)
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
     elif config.reduction == "pool" or config.init != "pool":
@@ -69,7 +70,7 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
         )
     elif config.vision_tokens is not None:
         for count in config.vision_tokens if isinstance(config.vision_tokens, tuple) else (config.vision_tokens,):
-            base.window_of(count)
+            resolve_window(base, count)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:
@@ -144,14 +145,14 @@ def load_start(
 
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
-    from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, windows_for
-    from llava_stf.models.llava_stf.patch import apply_pooling, apply_stf
+    from llava_stf.models.fusion.budget import resolve_windows
+    from llava_stf.reduction.apply import apply_pooling, apply_stf
     from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":
         keep_all_patches(model, processor)
         return
-    window = windows_for(patch_grid(model.config), config.vision_tokens)
+    window = resolve_windows(model.config, config.vision_tokens)
     if config.reduction == "pool":
         apply_pooling(model, processor, window=window)
     else:

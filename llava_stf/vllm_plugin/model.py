@@ -13,6 +13,7 @@ from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
 
+from llava_stf.models.fusion.budget import resolve_window, token_budgets
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
 from llava_stf.vllm_plugin.processing import (
@@ -59,7 +60,8 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         for count in dict.fromkeys(counts):
             rows = [row for row, asked in enumerate(counts) if asked == count]
             chosen = states if len(rows) == len(counts) else [state[rows] for state in states]
-            for row, tokens in zip(rows, self.multi_modal_projector(chosen, self.config.window_of(count)), strict=True):
+            window = resolve_window(self.config, count)
+            for row, tokens in zip(rows, self.multi_modal_projector(chosen, window), strict=True):
                 features[row] = tokens
         return features
 
@@ -84,6 +86,6 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         `num_mm_embeds` is an image's tokens, or where `mm_kwargs` is `None` all that a batch has room for.
         """
         config = self.config
-        images = 1 if mm_kwargs is not None else -(-num_mm_embeds // min(config.vision_token_counts))
+        images = 1 if mm_kwargs is not None else -(-num_mm_embeds // min(token_budgets(config)))
         class_tokens = config.vision_config.model_type == "clip_vision_model"
         return images * (config.grid**2 + class_tokens), None

@@ -23,6 +23,7 @@ from vllm.multimodal.processing import ProcessorInputs, PromptReplacement, Promp
 
 from llava_stf.errors import FusionError, PromptError
 from llava_stf.images import load_image
+from llava_stf.models.fusion.budget import num_image_tokens, token_budgets, tokens_per_image
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
@@ -39,10 +40,16 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
         return self.ctx.get_hf_processor(LlavaStfProcessor)
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
-        return max(self.get_hf_config().vision_token_counts)
+        return self.most_image_tokens(image_height, image_width)
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        return {"image": max(self.get_hf_config().vision_token_counts)}
+        side = self.get_hf_config().vision_config.image_size
+        return {"image": self.most_image_tokens(side, side)}
+
+    def most_image_tokens(self, height: int, width: int) -> int:
+        """LLM tokens of an image of that size in pixels at the budget that gives most."""
+        config = self.get_hf_config()
+        return max(num_image_tokens(config, [(height, width)], budget)[0] for budget in token_budgets(config))
 
     def vision_tokens(self, options: Mapping[str, object]) -> int:
         """Tokens per image that a request's options ask for, or the server's, or by default the model's.
@@ -55,12 +62,9 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
             raise FusionError(f"mm_processor_kwargs may hold {OPTION} and nothing else, found {', '.join(unknown)}.")
         config = self.get_hf_config()
         count = self.ctx.get_merged_mm_kwargs(options).get(OPTION)
-        if count is None:
-            return config.image_seq_length
-        if type(count) is not int or count not in config.vision_token_counts:
-            counts = " or ".join(map(str, config.vision_token_counts))
-            raise FusionError(f"This model was trained for {counts} vision tokens and cannot give {count!r}.")
-        return count
+        if count is not None and type(count) is not int:
+            raise FusionError(f"{OPTION} must be a number, found {count!r}.")
+        return tokens_per_image(config, count)
 
 
 class LlavaStfDummyInputsBuilder(LlavaDummyInputsBuilder[LlavaStfProcessingInfo]):
@@ -84,7 +88,7 @@ class LlavaStfMultiModalProcessor(BaseLlavaMultiModalProcessor[LlavaStfProcessin
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
         inputs = super().get_dummy_inputs(*args, **kwargs)
-        inputs.hf_processor_mm_kwargs = {OPTION: max(self.info.get_hf_config().vision_token_counts)}
+        inputs.hf_processor_mm_kwargs = {OPTION: max(token_budgets(self.info.get_hf_config()))}
         return inputs
 
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:

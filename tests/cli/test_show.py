@@ -11,7 +11,7 @@ from llava_stf import load_model
 from llava_stf.analysis.visualise import block_contributions, visualise, visualise_selection
 from llava_stf.cli.show import show
 from llava_stf.errors import FusionError, ImageError, LlavaStfError
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.vision.states import select_hidden_states
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.world import draw
 
@@ -61,7 +61,7 @@ def test_windows_are_those_that_leave_the_model_its_tokens(fused, plain, image) 
 def test_contributions_are_the_norms_of_each_blocks_part_of_the_first_layer(fused, image) -> None:
     pixels = pixels_of(fused, image)
     found = block_contributions(fused.model, pixels)
-    states = select_states(fused.model.model.vision_tower, pixels, fused.model.config.fusion_states)
+    states = select_hidden_states(fused.model.model.vision_tower, pixels, fused.model.config.fusion_states)
     layer = fused.model.model.multi_modal_projector.block_fusion.linear_1
     parts = []
     for kept in range(len(states)):  # the first layer on one state alone, the others silenced

@@ -15,8 +15,8 @@ from llava_stf.cli.encoders import encoders
 from llava_stf.encoders.catalogue import ENCODERS
 from llava_stf.encoders.checkpoints import from_vit
 from llava_stf.loading.testing import CHARACTERS
-from llava_stf.models.llava_stf.configuration_llava_stf import default_fusion_layers
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.vision.layers import default_fusion_layers
+from llava_stf.models.vision.states import select_hidden_states
 from llava_stf.models.vision.vits import ARCHITECTURES
 
 
@@ -25,7 +25,7 @@ def test_sizes_in_the_catalogue_are_those_of_the_model_that_transformers_builds(
     config = AutoConfig.for_model(encoder.model_type, **encoder.config)
     with torch.device("meta"):
         tower = AutoModel.from_config(config)
-        (state,) = select_states(tower, torch.empty(1, 3, config.image_size, config.image_size), [0])
+        (state,) = select_hidden_states(tower, torch.empty(1, 3, config.image_size, config.image_size), [0])
     counted = {name: p.numel() for name, p in tower.named_parameters() if "pooler." not in name and "head." not in name}
     assert sum(counted.values()) == encoder.parameters
     assert state.shape[1] - (config.image_size // encoder.patch) ** 2 == encoder.special

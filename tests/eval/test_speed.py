@@ -21,7 +21,7 @@ from llava_stf_eval.speed.variants import Variant, build_variants, settings_of, 
 from llava_stf_eval.speed.verdict import verdicts
 
 CPU = torch.device("cpu")
-EVERY_METHOD = ["full", "stf", *METHODS]
+EVERY_METHOD = ["full", *METHODS]
 
 
 @pytest.fixture(scope="module")

@@ -77,7 +77,7 @@ def test_a_trained_model_loads_answers_and_keeps_its_token_count(run, data_folde
     assert inputs["input_ids"].shape[0] == 1
     assert isinstance(llava.ask(data_folder / "red.png", "What colour is it?", max_new_tokens=2), str)
     _, processor = llava
-    assert processor.tokens_per_image(56, 56) == tokens
+    assert processor.num_image_tokens([(56, 56)]) == [tokens]
 
 
 def test_training_lowers_the_loss_and_logs_samples_per_second(run):

@@ -12,7 +12,7 @@ from llava_stf.training.optim import parameter_groups, part_of, train_only
 def model(llava_base):
     from transformers import AutoModelForImageTextToText
 
-    from llava_stf.models.llava_stf.patch import apply_stf
+    from llava_stf.reduction.apply import apply_stf
 
     return apply_stf(AutoModelForImageTextToText.from_pretrained(llava_base))
 

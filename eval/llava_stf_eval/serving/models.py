@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llava_stf.errors import CheckpointError, LlavaStfError
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, patch_grid, window_for
+from llava_stf.models.fusion.budget import VisionTokens, resolve_window, tokens_per_image
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
-
-VisionTokens = int | Literal["all"] | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _fused_tokens(folder: Path) -> int | None:
     file = folder / "config.json"
     if not file.is_file() or json.loads(file.read_text()).get("model_type") != LlavaStfConfig.model_type:
         return None
-    return read_config(folder).image_seq_length
+    return tokens_per_image(read_config(folder))
 
 
 def prepare_shape(shape: str, tokens: VisionTokens, folder: Path) -> Served:
@@ -79,11 +78,11 @@ def prepare_shape(shape: str, tokens: VisionTokens, folder: Path) -> Served:
         raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{shape}'.")
     model = build_model(shape, device=torch.device("cpu"), dtype=torch.bfloat16)
     processor = _processor(model.config)
-    window = window_for(patch_grid(model.config), tokens)
+    window = resolve_window(model.config, tokens)
     if window > 1:
         apply_stf(model, processor, window=window)
     _save(model, processor, folder)
-    count = (patch_grid(model.config) // window) ** 2
+    count = tokens_per_image(model.config)
     return Served(f"{shape}:{count}", folder, count)
 
 
@@ -114,7 +113,7 @@ def _processor(config: Any) -> Any:
 
 
 def _save(model: Any, processor: Any, folder: Path) -> None:
-    from llava_stf.models.llava_stf.patch import apply_pooling
+    from llava_stf.reduction.apply import apply_pooling
 
     if not isinstance(model.config, LlavaStfConfig):
         apply_pooling(model, processor, window=1)

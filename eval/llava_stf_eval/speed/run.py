@@ -25,7 +25,7 @@ from llava_stf.loading.options import from_pretrained_options
 from llava_stf_eval.speed.machine import describe_machine, load_average
 from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, measure_once
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
-from llava_stf_eval.speed.variants import FULL, STF, Variant, build_variants, settings_of
+from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
 IMAGE = (480, 640)  # height and width of the random image that is preprocessed
 
@@ -47,7 +47,7 @@ class Plan:
 
     shape: str | None = "tiny"
     model: str | None = None
-    methods: list[str] = field(default_factory=lambda: [FULL, STF])
+    methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     text_tokens: list[int] = field(default_factory=lambda: [64])

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava_stf import apply_stf
 from llava_stf.analysis.counting import Count, count
 from llava_stf.errors import FusionError, nearest
-from llava_stf.models.llava_stf.configuration_llava_stf import patch_grid, window_for
+from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction
 
-FULL, STF = "full", "stf"
+FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,14 @@ def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | No
     Raises `FusionError` for an unknown method or a budget that a method cannot give.
     """
     patches, layers = patch_grid(config) ** 2, config.text_config.num_hidden_layers
-    known = [FULL, STF, *METHODS]
+    known = [FULL, *METHODS]
     settings = []
     for method in methods:
         if method not in known:
             raise FusionError(f"Unknown method '{method}': {nearest(method, known)}")
         for budget in [patches] if method == FULL else budgets or [patches // 4]:
             places, per_layer = budget, [budget] * layers
-            if method in (FULL, STF):
-                window_for(patch_grid(config), budget)
-            else:
+            if method != FULL:
                 check_reduction(config, method, budget)
                 places = METHODS[method].prompt_tokens(patches, budget)
                 per_layer = METHODS[method].vision_tokens_per_layer(layers, patches, budget)
@@ -81,9 +78,7 @@ def build_variants(model: LlavaForConditionalGeneration, settings: list[Setting]
     variants = []
     for setting in settings:
         own = share_weights(model)
-        if setting.method == STF:
-            apply_stf(own, window=window_for(patch_grid(model.config), setting.vision_tokens))
-        elif setting.method != FULL:
+        if setting.method != FULL:
             apply_reduction(own, None, setting.method, vision_tokens=setting.vision_tokens, seed=seed)
         variants.append(Variant(setting, own))
     return variants

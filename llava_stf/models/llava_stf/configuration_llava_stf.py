@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-
-
-def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
-    """Tower states that MBTF joins by default: the select layer, then every third block downwards, deepest first.
-
-    `num_blocks` is the depth of the vision tower. 24 blocks give [-2, 21, 18, 15, 12, 9, 6, 3], the list of the paper
-    (arXiv 2506.07138, section on Multi-Block Token Fusion).
-    """
-    selected = state_index(select_layer, num_blocks)
-    return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
-
-
-def state_index(layer: int, num_blocks: int) -> int:
-    """Index of a hidden state counted from the front: 0 is the embedding, i the output of block i, -1 the last one.
-
-    Raises `FusionError` if the tower has no such state.
-    """
-    index = layer + num_blocks + 1 if layer < 0 else layer
-    if not 0 <= index <= num_blocks:
-        raise FusionError(
-            f"Fusion layer {layer} does not exist: a vision tower of {num_blocks} blocks has states 0 to {num_blocks} "
-            f"(or -{num_blocks + 1} to -1)."
-        )
-    return index
-
-
-def patch_grid(config: LlavaConfig) -> int:
-    """Patches per side of the image that the tower of a LLaVA, plain or fused, takes."""
-    return config.vision_config.image_size // config.vision_config.patch_size
-
-
-def window_for(grid: int, vision_tokens: int | Literal["all"] | None) -> int:
-    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches; `None` asks for a quarter.
-
-    Raises `FusionError` if no window leaves that count.
-    """
-    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
-    if vision_tokens is None:
-        return 2
-    wanted = grid**2 if vision_tokens == "all" else vision_tokens
-    if wanted not in windows:
-        raise FusionError(
-            f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
-            f"{', '.join(map(str, windows))}, or 'all'."
-        )
-    return windows[wanted]
-
-
-def windows_for(grid: int, vision_tokens: int | Literal["all"] | Sequence[int] | None) -> int | list[int]:
-    """As `window_for`; a sequence of counts gives a list of windows in its order. Raises `FusionError` as it does."""
-    if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
-        return [window_for(grid, count) for count in vision_tokens]
-    return window_for(grid, vision_tokens)
+from llava_stf.models.fusion.budget import (
+    ImageSizes,
+    VisionTokens,
+    patch_grid,
+    resolve_window,
+    token_budgets,
+    tokens_of_pixels,
+)
+from llava_stf.models.vision.layers import default_fusion_layers, state_index
 
 
 class LlavaStfConfig(LlavaConfig):
@@ -145,26 +100,15 @@ class LlavaStfConfig(LlavaConfig):
         self.fusion_window = window
         self.image_seq_length = (self.grid // window) ** 2
 
-    def window_of(self, vision_tokens: int | Literal["all"] | None) -> int:
-        """The window that gives this many tokens per image; `None` is the default one.
-
-        Raises `FusionError` if the model was not made for that count.
-        """
-        if vision_tokens is None:
-            return self.fusion_window
-        window = window_for(self.grid, vision_tokens)
-        if window not in (self.fusion_windows or []):
-            counts = " or ".join(map(str, self.vision_token_counts))
-            raise FusionError(
-                f"This model was trained for {counts} vision tokens and cannot give {vision_tokens}; take a plain "
-                "LLaVA for another number."
-            )
-        return window
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
+        """LLM tokens of each image, whatever its size, see `llava_stf.models.fusion.budget`."""
+        side, patch = self.vision_config.image_size, self.vision_config.patch_size
+        return [tokens_of_pixels(side, side, patch, resolve_window(self, vision_tokens))] * len(image_sizes)
 
     @property
     def vision_token_counts(self) -> list[int]:
         """Tokens per image in each of `fusion_windows`, in their order."""
-        return [(self.grid // window) ** 2 for window in self.fusion_windows or []]
+        return token_budgets(self)
 
     @property
     def grid(self) -> int:

@@ -3,105 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration, LlavaModel, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, LlavaModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
-from transformers.utils import ModelOutput, can_return_tuple, output_capturing
+from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
+from llava_stf.models.fusion.budget import VisionTokens, budget_of_prompt, num_image_tokens, resolve_window
 from llava_stf.models.fusion.projector import build_projector
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig, state_index
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
 from llava_stf_kernels import check_count, place_tokens
 
-# Since 5.21 or so a caller may ask a model for some hidden states by index, and the others are not kept.
-SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
 # What forward passes and outputs call the key-value cache; the other name is translated for callers until 5.40.
 CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
 # Since 5.24 outputs hold what `get_image_features` gave, and before that the image tokens alone.
 _HOLDS_IMAGE_OUTPUTS = "image_outputs" in LlavaModelOutputWithPast.__dataclass_fields__
-
-
-def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks of a vision tower, in order: its one `ModuleList` as long as the config says.
-
-    Raises `FusionError` if the tower is not built that way.
-    """
-    depth = tower.config.num_hidden_layers
-    for module in tower.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise FusionError(f"Expected a vision tower with a list of {depth} blocks, found {type(tower).__name__}.")
-
-
-def select_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """Hidden states of the tower at `layers`, each [B, S + N, C], S special tokens before the patches.
-
-    S is 1 for a tower with a class token, more with register tokens, 0 without either. No other state is kept.
-    """
-    depth = tower.config.num_hidden_layers
-    wanted = [state_index(layer, depth) for layer in layers]
-    if SELECTIVE_CAPTURE or torch.compiler.is_compiling():
-        # Tracing cannot register hooks, and of states that nothing reads it keeps none.
-        capture = wanted if SELECTIVE_CAPTURE else True
-        states = tower(pixel_values, output_hidden_states=capture, return_dict=True).hidden_states
-        return [states[index] for index in wanted]
-
-    kept: dict[int, Tensor] = {}
-
-    def keep_output(index: int, module: nn.Module, args: Any, output: Any) -> None:
-        kept[index] = output[0] if isinstance(output, tuple) else output
-
-    def keep_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept[0] = args[0]
-
-    blocks = tower_blocks(tower)
-    hooks = [blocks[index - 1].register_forward_hook(partial(keep_output, index)) for index in set(wanted) - {0}]
-    if 0 in wanted:
-        hooks.append(blocks[0].register_forward_pre_hook(keep_input))
-    try:
-        tower(pixel_values, return_dict=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [kept[index] for index in wanted]
-
-
-def select_patch_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """As `select_states`, of the patches alone: each a view [B, N, C] of what the tower gave."""
-    patch = tower.config.patch_size
-    patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
-    states = select_states(tower, pixel_values, layers)
-    special = states[0].shape[1] - patches
-    return [state[:, special:] for state in states]
-
-
-def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
-
-
-def skip_unused_blocks(tower: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Do not run the blocks above the deepest state in `layers`; with select layer -2 that is the last one.
-
-    Weights and state dict stay as they are. From then on the tower's own last state is the deepest selected one.
-    """
-    depth = tower.config.num_hidden_layers
-    deepest = max(state_index(layer, depth) for layer in layers)
-    for block in tower_blocks(tower)[deepest:]:
-        block.forward = _pass_through
-
-
-def run_all_blocks(tower: PreTrainedModel) -> None:
-    """Undo `skip_unused_blocks`."""
-    for block in tower_blocks(tower):
-        if vars(block).get("forward") is _pass_through:
-            del block.forward
 
 
 class LlavaStfModel(LlavaModel):
@@ -123,7 +45,7 @@ class LlavaStfModel(LlavaModel):
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | None = None,
         return_dict: bool | None = None,
-        vision_tokens: int | Literal["all"] | None = None,
+        vision_tokens: VisionTokens = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
@@ -139,7 +61,7 @@ class LlavaStfModel(LlavaModel):
             )
         if vision_feature_select_strategy not in (None, "default") or image_sizes is not None:
             raise FusionError("LLaVA-STF takes square images of one size and drops the class token.")
-        window = config.window_of(vision_tokens)
+        window = resolve_window(config, vision_tokens)
         states = select_patch_states(self.vision_tower, pixel_values, config.fusion_states)
         features = self.multi_modal_projector(states, window)
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
@@ -177,13 +99,13 @@ class LlavaStfModel(LlavaModel):
             )
         kwargs.pop("mm_encoder_outputs", None)
         embeddings = self.get_input_embeddings()(input_ids)
-        mask = input_ids == self.config.image_token_id
+        image_token_mask = input_ids == self.config.image_token_id
         if features is None:
             assert pixel_values is not None  # without either, this is not reached
-            vision_tokens = asked_tokens(self.config, mask, len(pixel_values))
+            vision_tokens = budget_of_prompt(self.config, image_token_mask, sizes_of(pixel_values))
             features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
         tokens = torch.cat(list(features.pooler_output)).to(embeddings.device, embeddings.dtype)
-        embeddings = place_tokens(embeddings, tokens, mask, backend=self.multi_modal_projector.kernels)
+        embeddings = place_tokens(embeddings, tokens, image_token_mask, backend=self.multi_modal_projector.kernels)
         outputs = super().forward(inputs_embeds=embeddings, **kwargs)
         if _HOLDS_IMAGE_OUTPUTS:
             outputs.image_outputs = features
@@ -216,10 +138,9 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
         if ids is not None and pixel_values is not None:
             # Counted on the host, before any work is queued that the count would have to wait for.
-            places, images = (ids == self.config.image_token_id).cpu(), len(pixel_values)
-            vision_tokens = asked_tokens(self.config, places, images)
-            check_count(places, images * vision_tokens)
-            kwargs["vision_tokens"] = vision_tokens
+            image_token_mask, sizes = (ids == self.config.image_token_id).cpu(), sizes_of(pixel_values)
+            kwargs["vision_tokens"] = budget_of_prompt(self.config, image_token_mask, sizes)
+            check_count(image_token_mask, sum(num_image_tokens(self.config, sizes, kwargs["vision_tokens"])))
         generation_config = kwargs.get("generation_config") or self.generation_config
         asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
         kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
@@ -243,18 +164,9 @@ def image_tokens_of(outputs: ModelOutput) -> Tensor:
     return outputs.image_hidden_states
 
 
-def asked_tokens(config: LlavaStfConfig, places: Tensor, images: int) -> int:
-    """Tokens per image that a prompt asks for, told from the number of its image places (bool [B, T]).
-
-    The default count of the model where it has no other, or where the places fit none of those that it has.
-    """
-    counts = config.vision_token_counts
-    if len(counts) > 1:
-        found = int(places.sum())
-        for count in counts:
-            if found == images * count:
-                return count
-    return config.image_seq_length
+def sizes_of(pixel_values: Tensor) -> list[tuple[int, int]]:
+    """Height and width of each image of `pixel_values` [B, 3, height, width]."""
+    return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
 
 
 def suppressed_ids(config: LlavaStfConfig) -> range:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import BatchFeature, LlavaProcessor
-from transformers.image_utils import get_image_size, make_flat_list_of_images, to_numpy_array
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
 
 from llava_stf.errors import PromptError
+from llava_stf.models.fusion.budget import ImageSizes, tokens_of_pixels
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
 
 
@@ -47,10 +49,16 @@ class LlavaStfProcessor(LlavaProcessor):
             **kwargs,
         )
 
-    def tokens_per_image(self, height: int, width: int) -> int:
-        """LLM tokens of one preprocessed image of `height` x `width` pixels, unless told otherwise."""
-        side = self.patch_size * self.fusion_window
-        return (height // side) * (width // side)
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: int | None = None) -> list[int]:
+        """LLM tokens of each preprocessed image.
+
+        Args:
+            image_sizes: height and width of each in pixels, as they enter the tower.
+            vision_tokens: what each takes; default by `fusion_window`.
+        """
+        if vision_tokens is not None:
+            return [vision_tokens] * len(image_sizes)
+        return [tokens_of_pixels(*size, self.patch_size, self.fusion_window) for size in image_sizes]
 
     def __call__(
         self,
@@ -81,16 +89,16 @@ class LlavaStfProcessor(LlavaProcessor):
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         data: dict[str, Any] = {}
-        tokens = 0
+        counts: list[int] = []
         flat = [] if images is None else make_flat_list_of_images(self.image_processor.fetch_images(images))
         if flat:
             data.update(self.image_processor(flat, **merged["images_kwargs"]))
-            size = get_image_size(to_numpy_array(data["pixel_values"][0]))
-            tokens = self.tokens_per_image(*size) if vision_tokens is None else vision_tokens
+            sizes = [(pixels.shape[-2], pixels.shape[-1]) for pixels in data["pixel_values"]]
+            counts = self.num_image_tokens(sizes, vision_tokens)
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
             self._check_markers(texts, images, len(flat))
-            data.update(self._encode(texts, tokens, merged["text_kwargs"]))
+            data.update(self._encode(texts, counts, merged["text_kwargs"]))
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
     def _check_markers(self, texts: list[str], images: Any, found: int) -> None:
@@ -108,24 +116,20 @@ class LlavaStfProcessor(LlavaProcessor):
                         f"images in prompt {row}."
                     )
 
-    def _encode(self, texts: list[str], tokens: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Ids of each prompt with `tokens` placeholders per image, padded as the options say."""
+    def _encode(self, texts: list[str], counts: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        """Ids of each prompt with the placeholders of its images, `counts` over all texts, padded as `options` say."""
+        left = iter(counts)
         rows = [
-            tokenize_chunks(
-                self.tokenizer,
-                prompt.replace(self.image_token, self.image_token * tokens),
-                image_token_id=self.image_token_id,
-                image_token=self.image_token,
-            )
-            for prompt in texts
+            tokenize_chunks(self.tokenizer, text, image_token_id=self.image_token_id, image_token=self.image_token)
+            for text in (self._expand(prompt, left) for prompt in texts)
         ]
         if not options.get("add_special_tokens", True):
             rows = [row[1:] if row[:1] == [self.tokenizer.bos_token_id] else row for row in rows]
         limit, longest = options.get("max_length"), max(map(len, rows))
         if options.get("truncation") and limit is not None and longest > limit:
             raise PromptError(
-                f"A prompt has {longest} tokens, {tokens} of them for each image, and max_length is {limit}: shorten "
-                "the text; prompts with images are never cut."
+                f"A prompt has {longest} tokens, up to {max(counts, default=0)} of them for each image, and max_length "
+                f"is {limit}: shorten the text; prompts with images are never cut."
             )
         padded = self.tokenizer.pad(
             {"input_ids": rows},
@@ -136,9 +140,15 @@ class LlavaStfProcessor(LlavaProcessor):
         )
         return dict(padded)
 
+    def _expand(self, prompt: str, counts: Iterator[int]) -> str:
+        """The prompt with every image marker repeated as often as the next of `counts` says."""
+        first, *others = prompt.split(self.image_token)
+        return first + "".join(self.image_token * next(counts) + text for text in others)
+
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs: Any) -> MultiModalData:
         if image_sizes is None:
             return MultiModalData()
         size = kwargs.get("crop_size") or self.image_processor.crop_size
-        tokens = kwargs.get("vision_tokens") or self.tokens_per_image(size["height"], size["width"])
-        return MultiModalData(num_image_tokens=[tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes))
+        sizes = [(size["height"], size["width"])] * len(image_sizes)
+        tokens = self.num_image_tokens(sizes, kwargs.get("vision_tokens"))
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * len(image_sizes))

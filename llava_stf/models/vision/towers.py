@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import read_json
-from llava_stf.models.llava_stf.modeling_llava_stf import select_states
+from llava_stf.models.vision.states import select_hidden_states
 from llava_stf.models.vision.vits import check_patches
 
 
@@ -96,7 +96,7 @@ def one_block(config: PreTrainedConfig) -> PreTrainedModel:
 def special_tokens_of(config: PreTrainedConfig) -> int:
     """How many tokens stand before the patches in the states of a tower of this config; needs no weights."""
     side = config.image_size
-    (state,) = select_states(one_block(config), torch.empty(1, 3, side, side, device="meta"), [0])
+    (state,) = select_hidden_states(one_block(config), torch.empty(1, 3, side, side, device="meta"), [0])
     return state.shape[1] - (side // config.patch_size) ** 2
 
 
@@ -112,7 +112,7 @@ def special_tokens(tower: PreTrainedModel) -> int:
     last = slice((grid - 1) * patch, grid * patch)
     pixels[1, :, last, last] = 1
     with torch.inference_mode():
-        states = select_states(tower, pixels, range(tower.config.num_hidden_layers + 1))
+        states = select_hidden_states(tower, pixels, range(tower.config.num_hidden_layers + 1))
     shapes = {tuple(state.shape[1:]) for state in states}
     tokens = states[0].shape[1]
     touched = (states[0][0] != states[0][1]).any(-1).nonzero().flatten().tolist()

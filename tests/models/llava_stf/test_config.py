@@ -7,7 +7,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
 
 from llava_stf import LlavaStfConfig
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.configuration_llava_stf import default_fusion_layers, state_index, window_for
+from llava_stf.models.vision.layers import default_fusion_layers, state_index
 
 
 def config(grid=4, blocks=6, width=16, hidden=32, **fusion):
@@ -77,9 +77,3 @@ def test_round_trip_through_json(tmp_path):
     assert isinstance(again, LlavaStfConfig)
     assert again.to_diff_dict() | {"_name_or_path": ""} == cfg.to_diff_dict() | {"_name_or_path": ""}
     assert (again.fusion_layers, again.image_seq_length) == ([5, 2, 1], 1)
-
-
-def test_window_of_a_token_count():
-    assert [window_for(24, tokens) for tokens in (None, "all", 576, 144, 64, 1)] == [2, 1, 1, 2, 3, 24]
-    with pytest.raises(FusionError, match="gives 100 vision tokens; possible are 576, 144, 64"):
-        window_for(24, 100)

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import weakref
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of, select_states, suppressed_ids, tower_blocks
+from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of, suppressed_ids
+from llava_stf.models.vision.states import tower_blocks
 
 PICTURES = [Image.new("RGB", (80, 50), colour) for colour in ("red", "blue", "green")]
 PROMPTS = ["USER: <image>\nWhat is it? ASSISTANT:", "USER: <image>\nDescribe what can be seen there. ASSISTANT:"]
@@ -178,31 +178,6 @@ def test_block_behind_the_deepest_fusion_layer_is_not_run(loaded):
         assert torch.equal(model.get_image_features(pixels).pooler_output[0], expected)
     finally:
         last.load_state_dict(saved)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("selective", [True, False], ids=["by index", "by hooks"])
-def test_only_selected_states_are_kept(monkeypatch, loaded, selective):
-    from llava_stf.models.llava_stf import modeling_llava_stf as module
-
-    if selective and not module.SELECTIVE_CAPTURE:
-        pytest.skip("this transformers cannot capture hidden states by index")
-    monkeypatch.setattr(module, "SELECTIVE_CAPTURE", selective)
-    tower = loaded[0].model.vision_tower
-    pixels = torch.randn(1, 3, 56, 56)
-    full = tower(pixels, output_hidden_states=True).hidden_states
-    alive = []
-    watch = [
-        block.register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)) and None)
-        for block in tower_blocks(tower)
-    ]
-    found = select_states(tower, pixels, [-2, 0])
-    for hook in watch:
-        hook.remove()
-    assert torch.equal(found[0], full[-2])
-    assert torch.equal(found[1], full[0])
-    assert alive[0]() is None
-    assert any(reference() is found[0] for reference in alive)
 
 
 def test_other_layers_than_the_configured_are_refused(loaded):

@@ -97,14 +97,14 @@ def test_the_towers_flops_count_its_own_tokens_and_layers(parts, name):
 def test_a_method_that_would_take_other_tokens_for_patches_is_refused(parts, name, before, found):
     model, processor = build_model(parts / name, parts / "llm")
     with pytest.raises(FusionError, match=f"follow {before} other tokens .* they follow {found}. Fuse tokens instead"):
-        apply_reduction(model, processor, "pool", vision_tokens=4)
+        apply_reduction(model, processor, "resize", vision_tokens=4)
     assert type(model) is LlavaForConditionalGeneration
     model.config.vision_feature_select_strategy = "full"
     if found:
         with pytest.raises(FusionError, match="follow 0 other tokens"):
-            apply_reduction(model, processor, "pool", vision_tokens=4)
+            apply_reduction(model, processor, "resize", vision_tokens=4)
     else:
-        apply_reduction(model, processor, "pool", vision_tokens=4)
+        apply_reduction(model, processor, "resize", vision_tokens=4)
         assert model.model.get_image_features(torch.randn(1, 3, 56, 56)).pooler_output[0].shape == (4, 32)
 
 

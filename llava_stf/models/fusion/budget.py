@@ -1,0 +1,167 @@
+"""Which window, how many tokens: every question about a model's token budget is answered here.
+
+A budget is a number of vision tokens per image, `"all"`, or `None` for what the model has by itself. A window of k x k
+patches gives (grid / k)**2 tokens, so that a budget names a window and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from transformers import LlavaConfig
+
+from llava_stf.errors import FusionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VisionTokens = int | Literal["all"] | None
+ImageSizes = Sequence[tuple[int, int]]
+
+
+@runtime_checkable
+class FusedConfig(Protocol):
+    """A config whose model fuses windows: those that it was made for, and the one that it takes by default."""
+
+    fusion_window: int
+    fusion_windows: list[int] | None
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A config that says itself how many tokens an image takes; a plain LLaVA's does not."""
+
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
+        """As the function of that name."""
+        ...
+
+
+def patch_grid(config: LlavaConfig) -> int:
+    """Patches per side of the image that the tower of a LLaVA, plain or fused, takes."""
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
+def tokens_of_pixels(height: int, width: int, patch_size: int, window: int) -> int:
+    """Tokens of an image of so many pixels whose patches are fused in windows; all in pixels but `window`."""
+    side = patch_size * window
+    return (height // side) * (width // side)
+
+
+def window_of_tokens(grid: int, vision_tokens: int | Literal["all"]) -> int:
+    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches.
+
+    Raises:
+        FusionError: no window leaves that count.
+    """
+    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
+    wanted = grid**2 if vision_tokens == "all" else vision_tokens
+    if wanted not in windows:
+        raise FusionError(
+            f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
+            f"{', '.join(map(str, windows))}, or 'all'."
+        )
+    return windows[wanted]
+
+
+def resolve_window(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
+    """Side of the windows that a model of this config has, or is brought to, at a budget.
+
+    Args:
+        config: a fused model has the windows that it was made for and takes its default one for `None`; a plain LLaVA
+            can be brought to every window of its grid and is brought to 2x2, a quarter of the tokens, for `None`.
+        vision_tokens: the budget.
+
+    Returns:
+        The side in patches; 1 keeps every patch.
+
+    Raises:
+        FusionError: no window gives that count, or the model was not made for it.
+    """
+    fused = isinstance(config, FusedConfig)
+    if vision_tokens is None:
+        return config.fusion_window if fused else 2
+    window = window_of_tokens(patch_grid(config), vision_tokens)
+    if fused and window not in (config.fusion_windows or []):
+        counts = " or ".join(map(str, token_budgets(config)))
+        raise FusionError(
+            f"This model was trained for {counts} vision tokens and cannot give {vision_tokens}; take a plain LLaVA "
+            "for another number."
+        )
+    return window
+
+
+def resolve_windows(config: LlavaConfig, vision_tokens: VisionTokens | Sequence[int] = None) -> int | list[int]:
+    """As `resolve_window`; a list of budgets gives the list of their windows in its order, the first being the default.
+
+    Raises:
+        FusionError: as `resolve_window`, and for a list where the model is fused or the list is empty.
+    """
+    if isinstance(vision_tokens, Sequence) and not isinstance(vision_tokens, str):
+        if isinstance(config, FusedConfig):
+            raise FusionError("A list of vision_tokens is for a plain LLaVA; a fused one has its windows already.")
+        if not vision_tokens:
+            raise FusionError("Expected at least one number of vision tokens, found an empty list.")
+        return [resolve_window(config, count) for count in vision_tokens]
+    return resolve_window(config, vision_tokens)
+
+
+def token_budgets(config: LlavaConfig) -> list[int]:
+    """Tokens per image that a model of this config can be asked for, the order being that of its windows."""
+    if isinstance(config, FusedConfig):
+        return [_window_tokens(config, window) for window in config.fusion_windows or []]
+    return [tokens_per_image(config)]
+
+
+def num_image_tokens(config: LlavaConfig, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
+    """LLM tokens of each image of a prompt, on a model as it is: plain, fused or reduced.
+
+    Args:
+        config: of the model.
+        image_sizes: height and width of each image in pixels. LLaVA-1.5 brings every image to one size, so that its
+            images have one number; in a family that cuts images into tiles they differ.
+        vision_tokens: the budget that is asked for.
+
+    Raises:
+        FusionError: the model cannot give that number.
+    """
+    if isinstance(config, CountsTokens):
+        return config.num_image_tokens(image_sizes, vision_tokens)
+    grid = patch_grid(config)
+    if vision_tokens is not None and window_of_tokens(grid, vision_tokens) != 1:
+        raise FusionError(
+            f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it with "
+            f"vision_tokens={vision_tokens}."
+        )
+    return [grid**2] * len(image_sizes)
+
+
+def tokens_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
+    """LLM tokens of an image of the tower's own size, see `num_image_tokens`."""
+    side = config.vision_config.image_size
+    return num_image_tokens(config, [(side, side)], vision_tokens)[0]
+
+
+def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes: ImageSizes) -> int:
+    """The budget that a prompt asks a fused model for, told from how many image tokens it has places for.
+
+    Args:
+        config: of the fused model.
+        image_token_mask: bool [B, T]; counted, which waits for a GPU, only where the model has several budgets.
+        image_sizes: as in `num_image_tokens`.
+
+    Returns:
+        Tokens per image: the model's default where it has no other, or where the places fit none of those that it has.
+    """
+    counts = token_budgets(config)
+    if len(counts) > 1:
+        found = int(image_token_mask.sum())
+        for count in counts:
+            if sum(num_image_tokens(config, image_sizes, count)) == found:
+                return count
+    return _window_tokens(config, resolve_window(config))
+
+
+def _window_tokens(config: LlavaConfig, window: int) -> int:
+    side = config.vision_config.image_size
+    return tokens_of_pixels(side, side, config.vision_config.patch_size, window)

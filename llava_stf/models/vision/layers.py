@@ -1,0 +1,37 @@
+"""Which hidden states of a vision tower there are, and which of them are fused by default."""
+
+from __future__ import annotations
+
+from llava_stf.errors import FusionError
+
+
+def state_index(layer: int, num_blocks: int) -> int:
+    """Index of a hidden state counted from the front: 0 is the embedding, i the output of block i, -1 the last one.
+
+    Raises:
+        FusionError: a tower of that many blocks has no such state.
+    """
+    index = layer + num_blocks + 1 if layer < 0 else layer
+    if not 0 <= index <= num_blocks:
+        raise FusionError(
+            f"Fusion layer {layer} does not exist: a vision tower of {num_blocks} blocks has states 0 to {num_blocks} "
+            f"(or -{num_blocks + 1} to -1)."
+        )
+    return index
+
+
+def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
+    """Hidden states that MBTF joins by default: the select layer, then every third block downwards, deepest first.
+
+    24 blocks give [-2, 21, 18, 15, 12, 9, 6, 3], the list of the paper (arXiv 2506.07138, section on Multi-Block Token
+    Fusion).
+
+    Args:
+        num_blocks: depth of the vision tower.
+        select_layer: the one that a plain LLaVA takes.
+
+    Raises:
+        FusionError: the tower has no such layer.
+    """
+    selected = state_index(select_layer, num_blocks)
+    return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
