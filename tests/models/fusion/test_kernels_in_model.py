@@ -20,7 +20,7 @@ from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of
 from llava_stf_kernels import dispatch, place_tokens
 from llava_stf_kernels.dispatch import is_interpreting
 
-from .test_config import config
+from ..llava_stf.test_config import config
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
