@@ -34,7 +34,6 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.models.fusion.budget import budget_of_prompt
-from llava_stf.models.fusion.projector import LlavaStfProjector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, sizes_of
 from llava_stf_kernels import place_tokens
@@ -163,8 +162,6 @@ class CompiledGeneration:
         if pixel_values is None:
             return embeddings
         projector = self._model.model.multi_modal_projector
-        if isinstance(projector, LlavaStfProjector) and projector.spatial_fusion.window_weight is not None:
-            projector.spatial_fusion.lay_out_weight()  # the graph only reads it
         places = ids == self._model.config.image_token_id
         tokens = self._image_tokens(pixel_values, **self._asked(places, pixel_values)).to(embeddings.dtype)
         backend = getattr(projector, "kernels", "torch")  # a plain LLaVA names none
@@ -188,7 +185,7 @@ class CompiledGeneration:
 
     @torch.no_grad()
     def _run_once(self) -> None:
-        """What tracing cannot do: transformers hooks the tower's states, a kernel's weight is laid out."""
+        """What tracing cannot do: transformers hooks the tower's states."""
         side = self._model.config.vision_config.image_size
         pixels = torch.zeros(1, 3, side, side, dtype=self._model.dtype, device=self._model.device)
         self._eager_image_tokens(pixels)
