@@ -18,7 +18,8 @@ from shapes import TEXT_TOKENS, Widths
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from llava_stf.models.fusion.projector import LlavaStfProjector, use_kernels
+from llava_stf.models.fusion.build import use_kernels
+from llava_stf.models.fusion.projector import LlavaStfProjector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf_kernels import (
     fuse_blocks,

@@ -14,6 +14,7 @@ from llava_stf.images import ImageSource, load_image
 from llava_stf.inference import LlavaStf
 from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.models.fusion.projector import LlavaStfProjector
+from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import select_patch_states
@@ -117,7 +118,8 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
     states = select_patch_states(
         model.model.vision_tower, pixel_values.to(model.device, model.dtype), model.config.fusion_states
     )
-    weight = first.weight[second.weight.ne(0).any(0)].float()
+    weight = plain_weight(first, "block_fusion.linear_1")
+    weight = weight[plain_weight(second, "block_fusion.linear_2").ne(0).any(0)].float()
     norms = [
         (state.float() @ columns.T).norm(dim=-1)
         for state, columns in zip(states, weight.chunk(len(states), dim=1), strict=True)

@@ -185,7 +185,7 @@ class CompiledGeneration:
 
     @torch.no_grad()
     def _run_once(self) -> None:
-        """What tracing cannot do: transformers hooks the tower's states, a kernel's weight is laid out."""
+        """What tracing cannot do: transformers hooks the tower's states."""
         side = self._model.config.vision_config.image_size
         pixels = torch.zeros(1, 3, side, side, dtype=self._model.dtype, device=self._model.device)
         self._eager_image_tokens(pixels)

@@ -26,7 +26,7 @@ from llava_stf.io.weights import read_json
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.fusion.budget import resolve_windows
-from llava_stf.models.fusion.projector import use_kernels
+from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused

@@ -12,7 +12,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import resolve_window
-from llava_stf.models.fusion.projector import build_projector, use_kernels
+from llava_stf.models.fusion.build import build_projector, use_kernels
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.registry import family_of

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transformers import LlavaForConditionalGeneration
 
-from llava_stf.models.fusion.projector import PooledProjector
+from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, window_fields
 from llava_stf.reduction.method import Change
 

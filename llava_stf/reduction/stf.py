@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_stf.models.fusion.projector import LlavaStfProjector, init_from_pooling
+from llava_stf.models.fusion.projector import LlavaStfProjector
+from llava_stf.models.fusion.warm_start import init_from_pooling
 from llava_stf.models.llava_stf.adapter import load_adapter
 from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, window_fields
 from llava_stf.reduction.method import Change

@@ -18,13 +18,9 @@ from vllm.distributed import (
 from vllm.model_executor.utils import set_weight_attrs
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.projector import (
-    LlavaStfProjector,
-    MultiBlockTokenFusion,
-    PooledProjector,
-    SpatialTokenFusion,
-    build_projector,
-)
+from llava_stf.models.fusion.build import build_projector
+from llava_stf.models.fusion.pooling import PooledProjector
+from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 

@@ -6,7 +6,7 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from llava_stf import LlavaStfConfig
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.projector import build_projector
+from llava_stf.models.fusion.build import build_projector
 from llava_stf.vllm_plugin import projector as shared
 
 

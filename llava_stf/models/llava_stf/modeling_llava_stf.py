@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import VisionTokens, budget_of_prompt, num_image_tokens, resolve_window
-from llava_stf.models.fusion.projector import build_projector
+from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
 from llava_stf_kernels import check_count, place_tokens

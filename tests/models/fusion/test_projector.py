@@ -8,11 +8,9 @@ from torch import nn
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.projector import (
-    LlavaStfProjector,
-    PooledProjector,
-    init_from_pooling,
-)
+from llava_stf.models.fusion.pooling import PooledProjector
+from llava_stf.models.fusion.projector import LlavaStfProjector
+from llava_stf.models.fusion.warm_start import init_from_pooling
 from llava_stf_kernels import gather_windows
 
 from ..llava_stf.test_config import config

@@ -10,7 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava_stf import LlavaStfConfig, apply_pooling, apply_stf, convert_checkpoint, load_model
 from llava_stf.errors import CheckpointError, FusionError
 from llava_stf.loading.testing import write_tiny_llava
-from llava_stf.models.fusion.projector import LlavaStfProjector, init_from_pooling, region
+from llava_stf.models.fusion.projector import LlavaStfProjector, region
+from llava_stf.models.fusion.warm_start import init_from_pooling
 
 GRID = 12
 WINDOWS = [2, 1, 3, 4, 6]

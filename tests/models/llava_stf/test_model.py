@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor
+from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor, load_model
 from llava_stf.errors import FusionError
 from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of, suppressed_ids
 from llava_stf.models.vision.states import tower_blocks
+from llava_stf_kernels.dispatch import is_interpreting
 
 PICTURES = [Image.new("RGB", (80, 50), colour) for colour in ("red", "blue", "green")]
 PROMPTS = ["USER: <image>\nWhat is it? ASSISTANT:", "USER: <image>\nDescribe what can be seen there. ASSISTANT:"]
@@ -104,6 +105,17 @@ def test_outputs_tell_the_image_tokens(loaded):
         encoded = model(**{**inputs, "pixel_values": None}, mm_encoder_outputs={"image": features})
     assert torch.equal(image_tokens_of(given), torch.cat(list(features.pooler_output)))
     assert torch.equal(encoded.logits, given.logits)
+
+
+@pytest.mark.skipif(not is_interpreting(), reason="Triton runs on the GPU here, not in its interpreter")
+@pytest.mark.parametrize(("kernels", "scatters"), [("triton", False), ("torch", True)])
+def test_image_tokens_are_placed_by_our_kernel_while_generating(stf_folder, loaded, kernels, scatters):
+    """transformers scatters image tokens, and so does our naive version; the kernel copies them."""
+    model = load_model(stf_folder, kernels=kernels, device="cpu", dtype="float32").model
+    inputs = inputs_of(loaded[1], PROMPTS[0], PICTURES[0])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert any(event.name.startswith("aten::masked_scatter") for event in profile.events()) is scatters
 
 
 def test_wrong_placeholder_count_is_an_error(loaded):

@@ -1,0 +1,28 @@
+"""The average-pooling baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llava_stf.models.fusion.mlp import TwoLayerMlp
+from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf_kernels import pool_tokens
+
+
+class PooledProjector(TwoLayerMlp):
+    """LLaVA-1.5's projector, then the mean over each window: K hidden states [B, N, C] -> [B, M, H].
+
+    It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
+    """
+
+    def __init__(self, config: LlavaStfConfig) -> None:
+        width = config.text_config.hidden_size
+        super().__init__(len(config.fusion_states) * config.vision_config.hidden_size, width, width, config)
+        self.window = config.fusion_window
+
+    def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
+        joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
+        return pool_tokens(self.layers(joined), window or self.window, backend=self.kernels)
