@@ -170,8 +170,8 @@ def _check_end_token(tokenizer: Any) -> None:
         )
     if tokenizer.pad_token == END:
         raise CheckpointError(
-            f"the tokenizer's pad token is {END!r}, which ends every answer, and an end is told from padding by its id: "
-            "save the base with another one (tokenizer.pad_token = tokenizer.unk_token)"
+            f"the tokenizer's pad token is {END!r}, which ends every answer, so ends cannot be told from padding: save "
+            "the base with another one (tokenizer.pad_token = tokenizer.unk_token)"
         )
 
 

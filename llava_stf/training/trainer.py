@@ -30,6 +30,7 @@ from llava_stf.io.runs import (
     describe_newest,
     publish_checkpoint,
     reported_writing,
+    write_options,
 )
 from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
@@ -208,6 +209,7 @@ class FinetuneTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # for their random states, and shards
             if self.is_world_process_zero():
+                write_options(output / PARTIAL / name, self.finetune_config.identity(self.args.world_size))
                 publish_checkpoint(output, name, keep=self.finetune_config.save_total_limit)
         self._saving = False
 
