@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.batch.sources import Source, open_source
-from llava_stf.data.records import record_images
+from llava_stf.data.records import check_media, record_images
 from llava_stf.errors import DataError
 from llava_stf.images import ImageSource
 
@@ -73,6 +73,9 @@ class Rows:
         return question
 
     def _images(self, record: Mapping[str, Any]) -> Iterator[ImageSource]:
+        check_media(record)
+        if record.get("images") and record.get("image"):
+            raise DataError("The row has both 'image' and 'images': leave out one of them.")
         found = record.get("images") or record.get("image") or []
         items = found if isinstance(found, list) else [found]
         if not items:

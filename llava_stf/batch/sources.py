@@ -145,7 +145,7 @@ class ParquetRows:
 
 
 class FolderImages:
-    """Every image of a folder and below, by path; hidden files are none. Raises `DataError` if there is none."""
+    """Every image of a folder and below, by path; what is hidden is none. Raises `DataError` if there is none."""
 
     def __init__(self, folder: Path) -> None:
         self._paths = ImageQuestions(folder, (), folder).paths

@@ -81,7 +81,6 @@ def _as_json(report: "Report", max_length: int) -> str:
         "tokens": lengths,
         "max_length": max_length,
         "longer_than_max_length": report.cut,
-        "nothing_to_train_on": report.masked,
         "seconds": round(report.seconds, 1),
     }
     return json.dumps(record, ensure_ascii=False)
@@ -98,6 +97,4 @@ def _as_text(report: "Report", max_length: int) -> str:
         shortest, median, longest = report.lengths
         lines.append(f"tokens per sample: {shortest:,} to {longest:,}, median {median:,.0f}")
         lines.append(f"longer than {max_length:,} tokens, cut in training: {report.cut:,}")
-    if report.masked:
-        lines.append(f"without any token to train on: {report.masked:,}")
     return "\n".join(lines)

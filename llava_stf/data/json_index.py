@@ -3,56 +3,96 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llava_stf.data.records import signed_length
+from llava_stf.data.records import CONVERSATION_FIELDS, signed_length
 from llava_stf.errors import DataError
+
+_BOM = b"\xef\xbb\xbf"
+# What decides where a value ends: brackets, and texts, in which brackets mean nothing.
+_STRUCTURE = re.compile(r'[\[\]{}]|"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def index_json(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-but-one byte of each record, int64 [n, 2], and its `signed_length`, int32 [n].
+    """Where the records of a JSON list or a JSON lines file stand; what is no record is found when it is read.
 
-    Lines that are no JSON are found when they are read; a list that is damaged has no records behind the damage.
+    Args:
+        path: the file, in UTF-8, with a byte-order mark or without.
+
+    Returns:
+        First and last-but-one byte of each value, int64 [n, 2], and its `signed_length`, int32 [n].
+
+    Raises:
+        DataError: the file cannot be read, is a damaged list, has something behind its list, or holds no record.
     """
     try:
-        # One character per byte: places in the text are places in the file, and UTF-8 inside strings does not matter.
-        text = path.read_bytes().decode("latin-1")
+        with path.open("rb") as file:
+            is_list = _starts_a_list(file.read(4096))
+            file.seek(0)
+            if is_list:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    # One character per byte: places in the text are places in the file.
+                    return _index(_list_values(str(content, "latin-1"), path), path)
+            return _index(_lines(file), path)
     except OSError as error:
         raise DataError(f"cannot read the data file {path}: {error.strerror}") from error
-    first = re.search(r"\S", text)
-    if first is not None and first[0] == "[":
-        spans, lengths = _index_list(text, first.end(), path)
-    else:
-        spans, lengths = _index_lines(text, path)
+
+
+_Value = tuple[int, int, Any]  # its first and last-but-one byte, and what it is; None for what Python cannot read
+
+
+def _index(values: Iterator[_Value], path: Path) -> tuple[np.ndarray, np.ndarray]:
+    spans, lengths = array("q"), array("i")
+    first, records = None, 0
+    for start, end, value in values:
+        spans.extend((start, end))
+        lengths.append(signed_length(value))
+        first = first or value
+        records += isinstance(value, dict) and not value.keys().isdisjoint(CONVERSATION_FIELDS)
     if not spans:
         raise DataError(f"the data file {path} holds no samples")
-    return np.array(spans, dtype=np.int64), np.array(lengths, dtype=np.int32)
+    if not records:
+        found = f"; the first has {', '.join(map(repr, first)):.200}" if isinstance(first, dict) else ""
+        raise DataError(
+            f"the data file {path} is neither a JSON list nor JSON lines of objects with "
+            f"{' or '.join(map(repr, CONVERSATION_FIELDS))}{found}"
+        )
+    return np.array(spans, np.int64).reshape(-1, 2), np.array(lengths, np.int32)
 
 
-def _index_list(text: str, position: int, path: Path) -> tuple[list[tuple[int, int]], list[int]]:
-    """Places and lengths of the objects in a JSON list, whose first value or bracket stands at or behind `position`."""
+def _starts_a_list(head: bytes) -> bool:
+    return head.removeprefix(_BOM).lstrip()[:1] == b"["
+
+
+def _list_values(text: str, path: Path) -> Iterator[_Value]:
+    """The values of a JSON list; the text has one character for each byte of the file."""
     decoder = json.JSONDecoder(strict=False)
-    spans: list[tuple[int, int]] = []
-    lengths: list[int] = []
 
     def skip_space(start: int) -> int:
         while text[start].isspace():
             start += 1
         return start
 
+    position, expects_value = skip_space(text.index("[") + 1), False
     try:
-        position = skip_space(position)
-        while text[position] != "]":
-            value, end = decoder.raw_decode(text, position)
-            if not isinstance(value, dict):
-                raise DataError(f"sample number {len(spans)} of {path} must be a JSON object, found {value!r:.80}")
-            spans.append((position, end))
-            lengths.append(signed_length(value))
+        while expects_value or text[position] != "]":
+            try:
+                value, end = decoder.raw_decode(text, position)
+            except json.JSONDecodeError:
+                raise
+            except (ValueError, RecursionError):  # a number or a depth that Python refuses: a bad record, no bad file
+                value, end = None, _end_of_value(text, position)
+            yield position, end, value
             position = skip_space(end)
-            if text[position] == ",":
+            expects_value = text[position] == ","
+            if expects_value:
                 position = skip_space(position + 1)
             elif text[position] != "]":
                 raise DataError(f"the data file {path} is no JSON list: expected ',' or ']' at byte {position}")
@@ -60,23 +100,38 @@ def _index_list(text: str, position: int, path: Path) -> tuple[list[tuple[int, i
         raise DataError(
             f"the data file {path} is no JSON list: it breaks off or is damaged at byte {position}"
         ) from error
-    return spans, lengths
-
-
-def _index_lines(text: str, path: Path) -> tuple[list[tuple[int, int]], list[int]]:
-    """Places and lengths of the lines that are not empty. A file of which no line is a sample is of another kind."""
-    spans = [match.span() for match in re.finditer(r"[^\r\n]*\S[^\r\n]*", text)]
-    lengths: list[int] = []
-    samples = 0
-    for start, end in spans:
-        try:
-            value = json.loads(text[start:end], strict=False)
-        except json.JSONDecodeError:
-            value = None
-        samples += isinstance(value, dict) and not {"conversations", "messages"}.isdisjoint(value)
-        lengths.append(signed_length(value))
-    if spans and not samples:
+    behind = re.compile(r"\S").search(text, position + 1)
+    if behind is not None:
         raise DataError(
-            f"the data file {path} is neither a JSON list nor JSON lines of objects with 'conversations' or 'messages'"
+            f"the data file {path} goes on behind the end of its JSON list, at byte {behind.start()}: it must hold one "
+            "list, or JSON lines"
         )
-    return spans, lengths
+
+
+def _end_of_value(text: str, start: int) -> int:
+    """The first place behind an object, a list or a number. Raises `IndexError` if it has no end."""
+    if text[start] not in "[{":
+        match = re.compile(r"[^\s,\]]+").match(text, start)
+        return start if match is None else match.end()
+    depth = 0
+    for token in _STRUCTURE.finditer(text, start):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if not depth:
+            return token.end()
+    raise IndexError
+
+
+def _lines(file: Any) -> Iterator[_Value]:
+    """The lines that are not empty. Ends of lines are bytes, so one in a text does not matter."""
+    end = 0
+    for line in file:
+        content = line if end else line.removeprefix(_BOM)
+        end += len(line)
+        start = end - len(content)
+        if not content.strip():
+            continue
+        try:
+            value = json.loads(content, strict=False)
+        except (ValueError, RecursionError):
+            value = None
+        yield start, start + len(content.rstrip()), value

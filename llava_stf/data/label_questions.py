@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from llava_stf.data.records import conversation, sample_id
+from llava_stf.data.sources import visible_files
 from llava_stf.errors import DataError
 from llava_stf.images import FORMATS
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
@@ -38,7 +39,7 @@ class ImageQuestions:
     """Every prompt about every image of a folder and below, image by image in the order of their paths.
 
     Args:
-        folder: where the images are; hidden files are none.
+        folder: where the images are; hidden files and folders are none.
         prompts: what to ask.
         images: the folder that image paths start from: `folder`, or one above it.
 
@@ -53,8 +54,8 @@ class ImageQuestions:
         if not folder.absolute().is_relative_to(root):
             raise DataError(f"the images are in {folder}, so their paths cannot start from {images}")
         endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-        found = (path for path in folder.absolute().rglob("*") if path.suffix.lower() in endings)
-        self.paths = sorted(path.relative_to(root).as_posix() for path in found if not path.name.startswith("."))
+        found = (path for path in visible_files(folder.absolute()) if path.suffix.lower() in endings)
+        self.paths = sorted(path.relative_to(root).as_posix() for path in found)
         if not self.paths:
             raise DataError(f"the folder {folder} holds no image ({', '.join(FORMATS)})")
         self.name, self.prompts = folder.name, prompts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlavaProcessor
 
-from llava_stf.data.records import Reason, SampleError, conversation, record_images, sample_id
-from llava_stf.errors import DataError, ImageError
+from llava_stf.data.records import Reason, SampleError, check_media, conversation, record_images, sample_id
+from llava_stf.errors import CheckpointError, DataError, ImageError
 from llava_stf.images import load_image
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN, encode_conversation
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, IMAGE_TOKEN, encode_conversation
 
 if TYPE_CHECKING:
     from llava_stf.data.sources import Records
@@ -40,6 +40,9 @@ class Preparation:
         images: folder that image paths start from.
         template: `"v1"` for conversations, `"plain"` for captions.
         max_length: longest sequence, image tokens included. Text beyond is cut; image tokens never are.
+
+    Raises:
+        CheckpointError: with `"v1"` no answer could be told from padding, or from the next question.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Preparation:
         self.images = images
         self.template: Template = template
         self.max_length = max_length
+        if template == "v1":
+            _check_end_token(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], number: int) -> Sample:
         """The sample of a record. Raises `SampleError` for a malformed one, naming it."""
@@ -73,14 +78,24 @@ class Preparation:
             raise SampleError("no record", str(number), f"sample number {number} of {self.name}: {error}") from error
 
     def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
-        """Ids and labels, not cut, with every image's id repeated to its token count; no image is read."""
-        reason: Reason = "no record"
+        """Ids and labels, not cut, with every image's id repeated to its token count; no image is read.
+
+        Raises `SampleError` as `__call__`, with the reason "no target" if training had nothing to learn from the record.
+        """
+        reason: Reason = "other media"
         try:
+            check_media(record)
+            reason = "no record"
             sources = record_images(record, self.images)
             reason = "turn order"
+            turns = conversation(record)
+            _check_texts(turns)
             ids, labels = encode_conversation(
-                self.tokenizer, conversation(record), template=self.template, image_token_id=self.image_token_id
+                self.tokenizer, turns, template=self.template, image_token_id=self.image_token_id
             )
+        except UnicodeEncodeError as error:
+            sentence = f"its text is no valid Unicode ({error.reason}, found {error.object[error.start : error.end]!a})"
+            raise self._error("broken text", record, number, sentence) from error
         except DataError as error:
             raise self._error(reason, record, number, str(error)) from error
         markers = ids.count(self.image_token_id)
@@ -96,7 +111,17 @@ class Preparation:
                 "max_length or shorten the sample; image tokens are never cut"
             )
             raise self._error("too long", record, number, sentence)
+        if not has_target(labels[: self.max_length]):
+            raise self._error("no target", record, number, self._why_no_target(labels))
         return ids, labels
+
+    def _why_no_target(self, labels: list[int]) -> str:
+        if has_target(labels):
+            return f"its first answer begins behind max_length {self.max_length}: raise max_length or shorten it"
+        return (
+            f"it has nothing to learn: every question needs an answer, and no text may hold {ANSWER_TAG.strip()!r} or "
+            f"{END!r}, by which the prompt tells answers"
+        )
 
     def load(self, record: Mapping[str, Any], number: int) -> list[Image.Image]:
         """The record's images, as they are."""
@@ -105,10 +130,8 @@ class Preparation:
             try:
                 images.append(load_image(source))
             except ImageError as error:
-                missing = isinstance(source, Path) and not source.exists()
-                raise self._error(
-                    "missing image" if missing else "broken image", record, number, str(error).rstrip(".")
-                ) from error
+                reason: Reason = "missing image" if isinstance(error.__cause__, FileNotFoundError) else "broken image"
+                raise self._error(reason, record, number, str(error).rstrip(".")) from error
         return images
 
     def _error(self, reason: Reason, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
@@ -121,6 +144,35 @@ class Preparation:
         counts = ((i, label, self.tokens_per_image if i == self.image_token_id else 1) for i, label in pairs)
         repeated = [(i, label) for i, label, count in counts for _ in range(count)]
         return [i for i, _ in repeated], [label for _, label in repeated]
+
+
+def _check_texts(turns: Sequence[Mapping[str, Any]]) -> None:
+    """Raises `DataError` for turns that are no texts, `UnicodeEncodeError` for a text that is none (half a pair)."""
+    try:
+        for turn in turns:
+            turn["value"].encode()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"every turn must be an object with the texts 'from' and 'value', found {turns!r:.200}"
+        ) from error
+
+
+def has_target(labels: Sequence[int]) -> bool:
+    """Whether there is a token to learn. The first one never is: nothing stands before it that could foretell it."""
+    return any(label != IGNORE_INDEX for label in labels[1:])
+
+
+def _check_end_token(tokenizer: Any) -> None:
+    if END not in tokenizer.get_vocab():
+        raise CheckpointError(
+            f"the v1 prompt ends every answer with {END!r}, and the tokenizer has no such token: take a base whose "
+            "tokenizer has it, as LLaVA-1.5's does"
+        )
+    if tokenizer.pad_token == END:
+        raise CheckpointError(
+            f"the tokenizer's pad token is {END!r}, which ends every answer, so ends cannot be told from padding: save "
+            "the base with another one (tokenizer.pad_token = tokenizer.unk_token)"
+        )
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:

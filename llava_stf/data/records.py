@@ -16,24 +16,53 @@ from PIL import Image
 from llava_stf.errors import DataError
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 
-Reason = Literal["no record", "turn order", "image markers", "missing image", "broken image", "too long"]
+Reason = Literal[
+    "no record",
+    "other media",
+    "turn order",
+    "broken text",
+    "image markers",
+    "missing image",
+    "broken image",
+    "too long",
+    "no target",
+]
 REASONS: tuple[Reason, ...] = get_args(Reason)
+CONVERSATION_FIELDS = ("conversations", "messages")
+# What a record can hold that nothing here looks at or listens to.
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_LONGEST_PATH, _LONGEST_NAME, _LONGEST_MESSAGE = 4096, 200, 600
 
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 
 
 class SampleError(DataError):
-    """One sample cannot be trained on: `reason` is the kind of reason, `sample_id` names the sample."""
+    """One sample cannot be trained on: `reason` is the kind of reason, `sample_id` names the sample.
+
+    The sentence may quote the sample: it is cut to a length that one reads, and to characters that can be printed.
+    """
 
     def __init__(self, reason: Reason, sample_id: str, sentence: str) -> None:
-        super().__init__(sentence)
+        super().__init__(printable(sentence, _LONGEST_MESSAGE))
         self.reason: Reason = reason
         self.sample_id = sample_id
 
 
 def sample_id(record: Mapping[str, Any], number: int) -> str:
-    """The record's `id`, or its number in the data set."""
-    return str(number if record.get("id") is None else record["id"])
+    """The record's `id`, or its number in the data set; what is too long for a name is cut."""
+    return printable(str(number if record.get("id") is None else record["id"]), _LONGEST_NAME)
+
+
+def printable(text: str, length: int) -> str:
+    """The first `length` characters; what is no Unicode (half of a pair, say) as an escape."""
+    return f"{text[:length]}{'...' * (len(text) > length)}".encode("utf-8", "backslashreplace").decode()
+
+
+def check_media(record: Mapping[str, Any]) -> None:
+    """Raises `DataError` if the record has something to see or hear that is no image."""
+    found = [name for name in _OTHER_MEDIA if record.get(name)]
+    if found:
+        raise DataError(f"it has {' and '.join(map(repr, found))}, and only text and images can be used")
 
 
 def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
@@ -54,6 +83,8 @@ def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
 
 def record_images(record: Mapping[str, Any], folder: Path) -> list[Path | bytes | Image.Image]:
     """The record's images in order; paths start from `folder`. Raises `DataError` for what is no image."""
+    if record.get("images") and record.get("image"):
+        raise DataError("it has both 'image' and 'images': leave out one of them")
     found = record.get("images") or record.get("image") or []
     found = found if isinstance(found, list) else [found]
     return [_image(item, folder) for item in found]
@@ -67,7 +98,7 @@ def signed_length(record: Any) -> int:
     try:
         texts = [turn["value"] for turn in conversation(record)]
         words = sum(len(text.encode().split()) for text in texts)
-    except (DataError, KeyError, TypeError, AttributeError):
+    except (DataError, KeyError, TypeError, AttributeError, UnicodeEncodeError):
         return 0
     return words if any(IMAGE_TOKEN in text for text in texts) else -words
 
@@ -85,6 +116,10 @@ def _turn(role: str, content: Any) -> dict[str, str]:
 def _image(item: Any, folder: Path) -> Path | bytes | Image.Image:
     if isinstance(item, Mapping):  # an undecoded cell of a `datasets` image column
         item = item.get("path") if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, str) and len(item) > _LONGEST_PATH:
+        raise DataError(
+            f"'image' must be a path, found a text of {len(item):,} characters, {item:.40}...: write it to a file"
+        )
     if isinstance(item, str):
         return folder / item
     if isinstance(item, bytes | Image.Image):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from llava_stf.data.json_index import index_json
-from llava_stf.data.records import signed_length
+from llava_stf.data.records import CONVERSATION_FIELDS, signed_length
 from llava_stf.errors import DataError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class JsonRecords:
             line = file.read(end - start)
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"it is no JSON object: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"it must be a JSON object, found {type(record).__name__}")
@@ -71,6 +71,7 @@ class DatasetRecords:
     def __init__(self, dataset: Dataset, name: str) -> None:
         if not len(dataset):
             raise DataError(f"the data set {name} holds no samples")
+        _check_columns(dataset.column_names, name)
         self.dataset, self.name = undecoded(dataset), name
 
     def __len__(self) -> int:
@@ -81,14 +82,15 @@ class DatasetRecords:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        texts = [column for column in ("messages", "conversations") if column in self.dataset.column_names]
+        texts = [column for column in CONVERSATION_FIELDS if column in self.dataset.column_names]
         return np.fromiter(map(signed_length, self.dataset.select_columns(texts)), np.int32, len(self))
 
 
 def open_records(data: str) -> Records:
     """The records of `data`: a JSON or JSON lines file, a parquet or arrow file, a `save_to_disk` folder, or a hub id.
 
-    Raises `DataError` if there is nothing to read, `MissingDependencyError` without `datasets` where it is needed.
+    Raises `DataError` if there is nothing to read or no column of conversations, `MissingDependencyError` without
+    `datasets` where it is needed.
     """
     path = Path(data)
     if not _needs_datasets(data):
@@ -103,7 +105,17 @@ def open_stream(data: str, *, seed: int) -> IterableDataset:
     """
     if not _needs_datasets(data):
         raise DataError(f"streaming is for Hugging Face data sets, and {data} is a JSON file: leave out streaming")
-    return undecoded(load_rows(data, streaming=True)).shuffle(seed=seed, buffer_size=1000)
+    rows = load_rows(data, streaming=True)
+    _check_columns(rows.column_names or next(iter(rows), {}), Path(data).name)
+    return undecoded(rows).shuffle(seed=seed, buffer_size=1000)
+
+
+def _check_columns(columns: Iterable[str], name: str) -> None:
+    if set(columns).isdisjoint(CONVERSATION_FIELDS):
+        raise DataError(
+            f"the data set {name} has the columns {', '.join(columns) or '(none)':.200}; expected "
+            f"{' or '.join(CONVERSATION_FIELDS)}, and image or images for what they show"
+        )
 
 
 def image_folder(data: str, images: str | None) -> Path:
@@ -114,6 +126,13 @@ def image_folder(data: str, images: str | None) -> Path:
     if not folder.is_dir():
         raise DataError(f"the image folder {folder} does not exist")
     return folder
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and below, in no order, without those that an editor or a system hides (`.name`)."""
+    for path in folder.rglob("*"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file():
+            yield path
 
 
 def undecoded(dataset: Any) -> Any:

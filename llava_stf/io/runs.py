@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 LAST_FILE = "config.json"
+_OPTIONS = "run_options.json"
 _MODEL_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "adapter_*"),
     *("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
@@ -74,6 +75,38 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Pa
         if folder not in complete:
             shutil.rmtree(folder, ignore_errors=True)  # every process of a run does this, at about the same time
     return None if overwrite else checkpoint
+
+
+def write_options(folder: Path, options: Mapping[str, Any]) -> None:
+    """Keep, in a checkpoint that is being written, the options that decide what comes out of its run."""
+    (folder / _OPTIONS).write_text(json.dumps(options, indent=2), encoding="utf-8")
+
+
+def check_options(checkpoint: Path, options: Mapping[str, Any]) -> None:
+    """Compare a run that is to be resumed with the one that the checkpoint is from.
+
+    Args:
+        checkpoint: what is gone on from.
+        options: of the new run, as for `write_options`.
+
+    Raises:
+        LlavaStfError: an option differs, or the checkpoint does not hold any; each that differs is named.
+    """
+    try:
+        before = json.loads((checkpoint / _OPTIONS).read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(options))  # tuples are lists there
+        differing = [name for name in now if before.get(name) != now[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise LlavaStfError(
+            f"{checkpoint} does not say what its run was like ({_OPTIONS} is missing or broken), so it cannot be "
+            "resumed: give another output or --overwrite"
+        ) from error
+    if differing:
+        changes = ", ".join(f"{name} {before.get(name)!r} is now {now[name]!r}" for name in differing)
+        raise LlavaStfError(
+            f"{checkpoint} belongs to a run with other options ({changes}): resume with the old ones, or give another "
+            "output or --overwrite"
+        )
 
 
 def remove_run(output: Path) -> None:

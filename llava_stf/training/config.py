@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,18 @@ from llava_stf.errors import LlavaStfError, nearest
 DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5, "distill": 1e-3}
 # Its LoRA script: adapters of the LLM, and the projector, which is trained in full beside them.
 LORA_LEARNING_RATE, LORA_PROJECTOR_LEARNING_RATE = 1e-4, 2e-5
+
+
+# A run that goes on from a checkpoint may change these: they do not decide what is learnt, or say how much longer.
+# Folders may have moved; that the data and the base are the same is told by their names.
+FREE = frozenset(
+    (
+        *("base", "vision_tower", "data", "images", "output", "epochs", "max_steps", "max_bad_samples", "save_dtype"),
+        *("per_device_batch_size", "gradient_accumulation", "attn_implementation", "compile", "gradient_checkpointing"),
+        *("num_workers", "cpu_threads", "logging_steps", "save_steps", "save_total_limit", "report_to"),
+        *("resume", "overwrite"),
+    )
+)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -121,7 +134,7 @@ class FinetuneConfig:
     logging_steps: int = _option(10, "steps between two lines of the log")
     save_steps: int = _option(500, "steps between two checkpoints")
     save_total_limit: int = _option(2, "checkpoints that are kept")
-    report_to: str = _option("none", "none, tensorboard or wandb")
+    report_to: Literal["none", "tensorboard", "wandb"] = _option("none", "where the log goes beside the terminal")
     resume: bool = _option(False, "go on from the newest complete checkpoint in output, if there is one")
     overwrite: bool = _option(False, "replace the run that output holds; other files there stay")
 
@@ -177,6 +190,20 @@ class FinetuneConfig:
             raise LlavaStfError(
                 "LoRA leaves the vision tower frozen: leave out vision_tower_learning_rate or lora_rank"
             )
+
+    def identity(self, processes: int) -> dict[str, Any]:
+        """What a run must keep when it is resumed: fields by name, and the samples of an optimizer step.
+
+        Args:
+            processes: that train together.
+        """
+        kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
+        names = {name: getattr(self, name) for name in ("base", "vision_tower", "data")}
+        return {
+            **{name: Path(value).absolute().name if value else value for name, value in names.items()},
+            **kept,
+            "samples_per_step": self.per_device_batch_size * self.gradient_accumulation * processes,
+        }
 
     @property
     def learning_rates(self) -> dict[str, float]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.records import REASONS, Reason, SampleError
 from llava_stf.data.sources import Records
-from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
 BATCH = 64
 OFFENDERS = 5
@@ -29,7 +26,6 @@ class Verdict(NamedTuple):
     sample_id: str
     sentence: str
     length: int
-    masked: bool
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,6 @@ class Report:
         offenders: the ids and sentences of the first `OFFENDERS` bad ones of each kind, in the order of the data.
         lengths: shortest, median and longest good sample in tokens, image tokens included; None without a good one.
         cut: good samples longer than the longest sequence, whose end training does not see.
-        masked: good samples without any token to train on.
         seconds: what the reading took.
     """
 
@@ -51,7 +46,6 @@ class Report:
     offenders: dict[Reason, list[tuple[str, str]]]
     lengths: tuple[int, float, int] | None
     cut: int
-    masked: int
     seconds: float
 
     @property
@@ -69,12 +63,11 @@ class _Verdicts(Dataset[Verdict]):
     def __getitem__(self, number: int) -> Verdict:
         try:
             record = self.prepare.read(self.records, number)
-            ids, labels = self.prepare.encode(record, number)
+            ids, _ = self.prepare.encode(record, number)
             self.prepare.load(record, number)
         except SampleError as error:
-            return Verdict(error.reason, error.sample_id, str(error), 0, False)
-        trained = labels[: self.prepare.max_length]
-        return Verdict(None, "", "", len(ids), all(label == IGNORE_INDEX for label in trained))
+            return Verdict(error.reason, error.sample_id, str(error), 0)
+        return Verdict(None, "", "", len(ids))
 
 
 def check_data(
@@ -88,22 +81,20 @@ def check_data(
     reasons: Counter[Reason] = Counter()
     offenders: defaultdict[Reason, list[tuple[str, str]]] = defaultdict(list)
     lengths = np.zeros(len(records), dtype=np.int32)
-    masked = done = 0
+    done = 0
     loader = DataLoader(
         _Verdicts(records, prepare), BATCH, num_workers=min(workers, len(records) // BATCH), collate_fn=list
     )
-    with _masked_samples_unmentioned():
-        for verdicts in loader:
-            for number, verdict in enumerate(verdicts, done):
-                lengths[number] = verdict.length
-                masked += verdict.masked
-                if verdict.reason is not None:
-                    reasons[verdict.reason] += 1
-                    if reasons[verdict.reason] <= OFFENDERS:
-                        offenders[verdict.reason].append((verdict.sample_id, verdict.sentence))
-            done += len(verdicts)
-            if progress is not None:
-                progress(done)
+    for verdicts in loader:
+        for number, verdict in enumerate(verdicts, done):
+            lengths[number] = verdict.length
+            if verdict.reason is not None:
+                reasons[verdict.reason] += 1
+                if reasons[verdict.reason] <= OFFENDERS:
+                    offenders[verdict.reason].append((verdict.sample_id, verdict.sentence))
+        done += len(verdicts)
+        if progress is not None:
+            progress(done)
     good = lengths[lengths > 0]
     return Report(
         samples=len(records),
@@ -111,18 +102,5 @@ def check_data(
         offenders=dict(offenders),
         lengths=(int(good.min()), float(np.median(good)), int(good.max())) if len(good) else None,
         cut=int((good > prepare.max_length).sum()),
-        masked=masked,
         seconds=time.perf_counter() - started,
     )
-
-
-@contextmanager
-def _masked_samples_unmentioned() -> Iterator[None]:
-    """Without the warning that each wholly masked sample gets in training: here they are counted instead."""
-    conversation = logging.getLogger("llava_stf.models.llava_stf.conversation")
-    before = conversation.level
-    conversation.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        conversation.setLevel(before)

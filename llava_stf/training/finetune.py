@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.io.runs import prepare_output, remove_run, save_model, save_whole
+from llava_stf.io.runs import check_options, prepare_output, remove_run, save_model, save_whole
 from llava_stf.training.config import FinetuneConfig, parse
-from llava_stf.training.start import check_start, load_start
+from llava_stf.training.start import adopt_prompt, check_start, load_start
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig, LlavaProcessor, TrainingArguments
+
+    from llava_stf.data.preparation import Template
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ def finetune(config: FinetuneConfig) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after its first use
     output = Path(config.output)
     checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)
+    if checkpoint is not None:
+        check_options(checkpoint, config.identity(int(os.environ.get("WORLD_SIZE", "1"))))
     check_start(config)
 
     import torch
@@ -57,6 +61,9 @@ def finetune(config: FinetuneConfig) -> None:
     images = image_folder(config.data, config.images)
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
     model, processor = load_start(config, checkpoint, arguments.device)
+    template: Template = "plain" if config.stage == "align" else "v1"
+    if template == "v1":
+        adopt_prompt(processor)
     if config.lora_rank is None:
         train_only(model, config.learning_rates)
     if config.gradient_checkpointing:
@@ -68,7 +75,7 @@ def finetune(config: FinetuneConfig) -> None:
         processor,
         name=Path(config.data).name,
         images=images,
-        template="plain" if config.stage == "align" else "v1",
+        template=template,
         max_length=config.max_length,
     )
     batch = config.per_device_batch_size * config.gradient_accumulation * arguments.world_size

@@ -23,7 +23,7 @@ from llava_stf.data.preparation import Preparation
 from llava_stf.data.records import Reason, SampleError, sample_id
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
-from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IGNORE_INDEX, IMAGE_TOKEN, tokenize_chunks
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IMAGE_TOKEN, tokenize_chunks
 from llava_stf.training.label_file import LabelFile
 
 
@@ -206,8 +206,13 @@ class Labeller:
 
     def _is_trainable(self, row: Mapping[str, Any], number: int) -> bool:
         """Whether training has something to learn from the row. Raises `SampleError` if it could not even read it."""
-        _, labels = self.prepare.encode(row, number)
-        return any(label != IGNORE_INDEX for label in labels)
+        try:
+            self.prepare.encode(row, number)
+        except SampleError as error:
+            if error.reason == "no target":
+                return False
+            raise
+        return True
 
     def _error(self, reason: Reason, record: Mapping[str, Any], number: int, sentence: str) -> SampleError:
         name = sample_id(record, number)

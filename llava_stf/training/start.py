@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.errors import FusionError, LlavaStfError
+from jinja2 import TemplateError
+
+from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +27,7 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 def check_start(config: FinetuneConfig) -> None:
     """Raise `LlavaStfError` if the run cannot start from its base as the options say; reads configs, no weights."""
-    if config.lora_rank is not None:
-        from llava_stf.loading.lora import require_peft
-
-        require_peft()
+    _check_packages(config)
     if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
         raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     if config.overwrite:
@@ -51,6 +52,54 @@ def check_start(config: FinetuneConfig) -> None:
 
     base = read_config(config.base, vision_tower=config.vision_tower)
     _check_tokens(config, base)
+
+
+def _check_packages(config: FinetuneConfig) -> None:
+    """Raise `MissingDependencyError` for an option whose package is not here."""
+    needed = {
+        ("lora_rank", config.lora_rank is not None): ("peft", "'llava-stf[train]'"),
+        ("quantization", config.quantization is not None): ("bitsandbytes", "'llava-stf[quantization]'"),
+        ("report_to", config.report_to == "tensorboard"): ("tensorboard", "'llava-stf[train]'"),
+        ("report_to", config.report_to == "wandb"): ("wandb", "wandb"),
+        ("attn_implementation", config.attn_implementation == "flash_attention_2"): (
+            *("flash_attn", "flash-attn --no-build-isolation"),
+        ),
+    }
+    for (option, asked), (package, wheel) in needed.items():
+        if asked and find_spec(package) is None:
+            raise MissingDependencyError(
+                f"{option} {getattr(config, option)} needs the package {package}: pip install {wheel}"
+            )
+
+
+def adopt_prompt(processor: LlavaProcessor) -> None:
+    """Give the processor the chat template that instruction tuning trains on, where its own gives another prompt.
+
+    What is asked later is then what was trained, whatever prompt the base was asked by; the log says so.
+    """
+    from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
+
+    def text(value: str) -> list[dict[str, str]]:
+        return [{"type": "text", "text": value}]
+
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, *text("What is it?")]},
+        {"role": "assistant", "content": text("A bus.")},
+        {"role": "user", "content": text("And its colour?")},
+    ]
+
+    def prompt(template: str) -> str:
+        return processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
+
+    own = processor.chat_template
+    with contextlib.suppress(TemplateError):  # what cannot say this is another prompt, too
+        if isinstance(own, str) and prompt(own) == prompt(CHAT_TEMPLATE):
+            return
+    logger.info(
+        "training is on LLaVA's v1 prompt, and the base has %s: the trained model gets the v1 template",
+        "another chat template" if own else "no chat template",
+    )
+    processor.chat_template = CHAT_TEMPLATE
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:

@@ -30,6 +30,7 @@ from llava_stf.io.runs import (
     describe_newest,
     publish_checkpoint,
     reported_writing,
+    write_options,
 )
 from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
@@ -53,7 +54,6 @@ class FinetuneTrainer(Trainer):
         create_optimizer: AdamW over one parameter group per part of the model.
         training_step: brings the batch to the step's vision tokens, counts samples and tokens, and remembers losses and
             sample ids.
-        compute_loss: a batch in which every label is masked has the loss 0, not 0/0.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
         get_batch_samples: measures how long the process waits for its data.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes, and the share of
@@ -132,12 +132,6 @@ class FinetuneTrainer(Trainer):
         schedule = config.vision_tokens_schedule
         return budget_of_step(self.budgets, schedule, state.global_step, state.max_steps, config.seed)
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        count = kwargs.get("num_items_in_batch")
-        if count is not None:
-            kwargs["num_items_in_batch"] = torch.as_tensor(count).clamp(min=1)
-        return super().compute_loss(model, inputs, *args, **kwargs)
-
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
@@ -215,6 +209,7 @@ class FinetuneTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # for their random states, and shards
             if self.is_world_process_zero():
+                write_options(output / PARTIAL / name, self.finetune_config.identity(self.args.world_size))
                 publish_checkpoint(output, name, keep=self.finetune_config.save_total_limit)
         self._saving = False
 

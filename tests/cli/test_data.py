@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square, as far as one can see."}]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_problems_are_1_with_counts_and_offenders(
 def test_json_counts_the_tokens_of_the_model_named(
     run: Callable[..., Any], file: Callable[..., Path], images: list[Path], plain_folder: Path
 ) -> None:
-    options = ("--images", images[0].parent, "--workers", 0, "--json", "--max-length", 190)
+    options = ("--images", images[0].parent, "--workers", 0, "--json", "--max-length", 200)
     data = file("one.png", "gone.png")
     quarter, whole = (
         json.loads(run("data", "check", data, *options, "--model", plain_folder, *more).out)

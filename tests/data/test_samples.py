@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from llava_stf.data.json_index import index_json
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import image_folder, open_records
-from llava_stf.errors import DataError
+from llava_stf.errors import CheckpointError, DataError
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.data import LlavaDataset, collate
 
@@ -99,8 +100,10 @@ def test_samples_without_an_id_are_named_by_their_number(tmp_path, data_folder, 
 def test_long_text_is_cut_but_never_image_tokens(tmp_path, data_folder, llava_processor, records):
     whole = one(tmp_path, data_folder, llava_processor, records[0])[0]["input_ids"]
     last_image = max(i for i, x in enumerate(whole.tolist()) if x == llava_processor.image_token_id)
-    shortest = one(tmp_path, data_folder, llava_processor, records[0], max_length=last_image + 1)[0]
-    assert torch.equal(shortest["input_ids"], whole[: last_image + 1])
+    shorter = one(tmp_path, data_folder, llava_processor, records[0], max_length=len(whole) - 3)[0]
+    assert torch.equal(shorter["input_ids"], whole[:-3])
+    with pytest.raises(DataError, match=r"sample s0 .*first answer begins behind max_length"):
+        one(tmp_path, data_folder, llava_processor, records[0], max_length=last_image + 1)[0]
     with pytest.raises(DataError, match=r"sample s0 .*max_length"):
         one(tmp_path, data_folder, llava_processor, records[0], max_length=last_image)[0]
 
@@ -116,9 +119,22 @@ QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value
         ({"id": "x3", "image": ["red.png"] * 2, "conversations": QUESTION}, r"sample x3 .*1 markers and 2 images"),
         ({"id": "x4", "image": "none.png", "conversations": QUESTION}, r"sample x4 .*none\.png"),
         ({"id": "x5", "image": 5, "conversations": QUESTION}, r"sample x5 .*'image' must be"),
-        ({"id": "x6", "image": "red.png"}, r"sample x6 "),
+        ({"id": "x6", "image": "red.png"}, r"the first has .id., .image."),
         ({"id": "x7", "image": "red.png", "conversations": None}, r"sample x7 "),
         ({"image": "align.json", "conversations": QUESTION}, r"sample 0 of one\.json .*align\.json"),
+        ({"id": "v", "video": "v.mp4", "conversations": QUESTION}, r"sample v .*'video', and only text and images"),
+        ({"id": "b", "image": "red.png", "images": ["red.png"], "conversations": QUESTION}, r"sample b .*both 'image'"),
+        (
+            {"id": "s", "conversations": [QUESTION[0], {"from": "gpt", "value": "\ud83d"}]},
+            r"sample s .*no valid Unicode",
+        ),
+        ({"id": "l", "conversations": [QUESTION[0], {"from": "gpt", "value": ["A"]}]}, r"sample l .*texts 'from' and"),
+        (
+            {"id": "p", "image": "iVBOR" + "A" * 6000, "conversations": QUESTION},
+            r"sample p .*a text of 6,005 characters",
+        ),
+        ({"id": "n", "image": "A" * 3000, "conversations": QUESTION}, r"sample n .*Cannot open"),
+        ({"id": "\ud83d", "image": "\ud83d.png", "conversations": QUESTION}, r"sample \\ud83d .*Cannot open"),
     ],
 )
 def test_malformed_samples_are_named(tmp_path, data_folder, llava_processor, record, message):
@@ -133,7 +149,10 @@ def test_malformed_samples_are_named(tmp_path, data_folder, llava_processor, rec
         ("[]", "no samples"),
         ('[{"id": 1}, {"id": 2}', "damaged at byte"),
         ('[{"id": 1} {"id": 2}]', "expected ','"),
-        ('[{"id": 1}, 7]', "sample number 1 .*JSON object"),
+        ('[{"question": 1, "answer": 2}, 7]', "'conversations' or 'messages'; the first has 'question', 'answer'"),
+        ('[{"conversations": []}]\n[{"conversations": []}]', "goes on behind the end of its JSON list, at byte 24"),
+        ('[{"conversations": []}]}', "goes on behind the end of its JSON list"),
+        ('[{"conversations": []},]', "damaged at byte 23"),
         ('[{"id": tru}]', "damaged at byte 1"),
         ('{"data": [{"id": 1}]}', "neither a JSON list nor JSON lines"),
         ('{\n "conversations": []\n}', "neither a JSON list nor JSON lines"),
@@ -154,6 +173,61 @@ def test_lines_that_are_no_objects_are_refused_when_read(tmp_path, data_folder, 
     for index in range(2):
         with pytest.raises(DataError, match=f"number {index} of data.jsonl"):
             samples[index]
+
+
+@pytest.mark.parametrize("form", ["[%s]", "%s"])
+@pytest.mark.parametrize(
+    "value", ["7", "null", '{"conversations": ' + "[" * 5000 + "]" * 5000 + "}", '{"id": ' + "9" * 5000 + "}"]
+)
+def test_one_value_that_is_no_record_is_one_bad_sample(tmp_path, data_folder, llava_processor, records, form, value):
+    lines = [json.dumps(records[0]), value, json.dumps(records[1])]
+    (tmp_path / "data.json").write_text(form % (",\n" if form == "[%s]" else "\n").join(lines))
+    found = open_records(str(tmp_path / "data.json"))
+    assert len(found) == 3
+    assert (found[0], found[2]) == (records[0], records[1])
+    with pytest.raises(DataError, match="JSON object"):
+        found[1]
+
+
+@pytest.mark.parametrize("name", ["instruct.json", "instruct.jsonl"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, data_folder, name):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (data_folder / name).read_bytes())
+    marked, plain = open_records(str(tmp_path / name)), open_records(str(data_folder / name))
+    assert [marked[i] for i in range(len(marked))] == [plain[i] for i in range(len(plain))]
+    assert marked.lengths.tolist() == plain.lengths.tolist()
+
+
+def test_a_list_is_indexed_in_the_memory_of_one_copy(tmp_path):
+    """One character a byte, and the file itself only as pages that the system may drop."""
+    record = json.dumps({"conversations": [{"from": "human", "value": "x" * 100_000}]})
+    (tmp_path / "large.json").write_text(f"[{','.join([record] * 200)}]")
+    tracemalloc.start()
+    spans, _ = index_json(tmp_path / "large.json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(spans) == 200
+    assert peak < 1.2 * (tmp_path / "large.json").stat().st_size
+
+
+def test_without_an_end_token_of_its_own_no_answer_is_learnt(llava_processor, data_folder):
+    llava_processor.tokenizer.pad_token = llava_processor.tokenizer.eos_token
+    with pytest.raises(CheckpointError, match="pad token is '</s>'"):
+        dataset(data_folder / "instruct.json", llava_processor)
+    dataset(data_folder / "align.json", llava_processor, template="plain")
+
+
+def test_a_tokenizer_without_the_end_token_is_refused(data_folder, llava_base):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoProcessor, PreTrainedTokenizerFast
+
+    processor = AutoProcessor.from_pretrained(llava_base)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<|end|>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    processor.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<|end|>")
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    processor.image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    with pytest.raises(CheckpointError, match="ends every answer with '</s>', and the tokenizer has no such token"):
+        dataset(data_folder / "instruct.json", processor)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path, data_folder, llava_processor):

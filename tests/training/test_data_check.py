@@ -11,13 +11,18 @@ from llava_stf.training.data_check import BATCH, OFFENDERS, check_data
 
 QUESTION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
 MANY = [{"from": "human", "value": "<image>" * 30}, *QUESTION[1:]]
+QUOTING = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "It says ASSISTANT: stop."}]
+HALF_A_PAIR = [{"from": "human", "value": "Which bird?"}, {"from": "gpt", "value": "A \ud83d."}]
 FAULTY = {
     "no record": {"id": "f0", "image": 5, "conversations": QUESTION},
+    "other media": {"id": "f6", "video": "v.mp4", "conversations": QUESTION},
     "turn order": {"id": "f1", "image": "red.png", "conversations": QUESTION[:1] * 2},
+    "broken text": {"id": "f7", "conversations": HALF_A_PAIR},
     "image markers": {"id": "f2", "conversations": QUESTION},
     "missing image": {"id": "f3", "image": "gone.png", "conversations": QUESTION},
     "broken image": {"id": "f4", "image": "align.json", "conversations": QUESTION},
     "too long": {"id": "f5", "image": ["red.png"] * 30, "conversations": MANY},
+    "no target": {"id": "f8", "conversations": QUOTING},
 }  # fmt: skip
 
 
@@ -34,15 +39,15 @@ def check(tmp_path, data_folder, llava_processor):
     return run
 
 
-def test_every_kind_of_fault_is_counted_and_named(check, records):
+def test_every_reason_is_counted_and_named(check, records):
     short = {"id": "short", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hi"}]}
     report = check([*FAULTY.values(), short])
     assert report.reasons == dict.fromkeys(FAULTY, 1)
     assert {reason: first[0][0] for reason, first in report.offenders.items()} == {
         reason: record["id"] for reason, record in FAULTY.items()
     }
-    assert report.offenders["missing image"][0][1].startswith("sample f3 of data.json (number 3): No image file at")
-    assert (report.samples, report.bad) == (7, 6)
+    assert report.offenders["missing image"][0][1].startswith("sample f3 of data.json (number 5): No image file at")
+    assert (report.samples, report.bad) == (10, 9)
 
 
 def test_processes_report_the_same_in_the_order_of_the_data(check, records):
@@ -65,10 +70,11 @@ def test_lengths_are_those_of_training_before_the_cut(check, records, data_folde
     assert report.cut == sum(length > lengths[6] for length in lengths)
 
 
-def test_samples_with_nothing_to_train_on_are_counted(check):
-    quoting = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "It says ASSISTANT: stop."}]
-    report = check([{"id": "a", "conversations": quoting}])
-    assert (report.bad, report.masked) == (0, 1)
+def test_a_sample_with_nothing_to_learn_says_why(check):
+    last = [*QUOTING[:1], {"from": "gpt", "value": "Hi."}, {"from": "human", "value": "And?"}]
+    report = check([FAULTY["no target"], {"id": "b", "conversations": last}])
+    assert report.reasons == {"no target": 2}
+    assert "every question needs an answer, and no text may hold 'ASSISTANT:'" in report.offenders["no target"][0][1]
 
 
 def test_a_stage_has_its_own_rules(check, records):

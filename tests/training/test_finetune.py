@@ -89,13 +89,23 @@ def test_training_lowers_the_loss_and_logs_samples_per_second(run):
     assert all(line["samples_per_second"] > 0 for line in history if "loss" in line)
 
 
-def test_batches_of_text_alone_and_masked_samples_train(run, tmp_path):
+def test_batches_of_text_alone_train(run, tmp_path):
     text = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Hello."}]
-    masked = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "It says ASSISTANT: stop."}]
     file = tmp_path / "text.json"
-    file.write_text(json.dumps([{"id": "a", "conversations": text}, {"id": "b", "conversations": masked}]))
+    file.write_text(json.dumps([{"id": "a", "conversations": text}]))
     output = run(data=file, per_device_batch_size=1, max_steps=4)
     assert all(torch.isfinite(value).all() for value in weights(output).values())
+
+
+def test_a_run_without_anything_to_learn_is_an_error_and_leaves_no_model(run, tmp_path):
+    quoting = [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "It says ASSISTANT: stop."}]
+    file = tmp_path / "text.json"
+    file.write_text(json.dumps([{"id": "b", "conversations": quoting}] * 3))
+    with pytest.raises(
+        LlavaStfError, match=r"sample b .*nothing to learn.*3 of 3 samples seen are bad \(3 no target\)"
+    ):
+        run(data=file, per_device_batch_size=1, max_steps=4, max_bad_samples=0.99)
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_resumed_run_ends_where_the_uninterrupted_one_does(run):

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from llava_stf import load_model
 from llava_stf.errors import LlavaStfError
+from llava_stf.training import start
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import finetune
 
@@ -58,3 +59,19 @@ def test_a_projector_file_of_other_widths(llava_base, stf_folder, data_folder, t
 
 def test_a_base_that_is_not_there(data_folder, tmp_path):
     assert "No model 'nowhere'" in refused("nowhere", data_folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "package", "line"),
+    [
+        ({"report_to": "wandb"}, "wandb", "pip install wandb"),
+        ({"report_to": "tensorboard"}, "tensorboard", r"pip install 'llava-stf[train]'"),
+        ({"attn_implementation": "flash_attention_2"}, "flash_attn", "pip install flash-attn"),
+        ({"lora_rank": 2}, "peft", "pip install 'llava-stf[train]'"),
+        ({"lora_rank": 2, "quantization": "4bit"}, "bitsandbytes", "pip install 'llava-stf[quantization]'"),
+    ],
+)
+def test_a_package_that_an_option_needs(llava_base, data_folder, tmp_path, monkeypatch, options, package, line):
+    monkeypatch.setattr(start, "find_spec", lambda name: None if name == package else object())
+    message = refused(without_weights(llava_base, tmp_path / "base"), data_folder, tmp_path, **options)
+    assert f"needs the package {package}: {line}" in message

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from llava_stf.data.bad_samples import BadSamples
 from llava_stf.data.records import SampleError
+from llava_stf.data.sources import visible_files
 from llava_stf.errors import DataError, ImageError
 from llava_stf.images import load_image
 
@@ -108,8 +109,8 @@ def open_images(data: str, column: str = "image") -> Images:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of `folder` and below, by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    """The image files of `folder` and below, by name; hidden files and folders are none."""
+    return sorted(path for path in visible_files(folder) if path.suffix.lower() in SUFFIXES)
 
 
 def read_arrays(path: Path, kind: str, names: Sequence[str]) -> np.ndarray:

@@ -26,6 +26,7 @@ from llava_stf.encoders.pretrain.schedule import Batches, cosine, cosine_by_epoc
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import (
     PARTIAL,
+    check_options,
     checkpoint_step,
     describe_newest,
     prepare_output,
@@ -33,11 +34,10 @@ from llava_stf.io.runs import (
     remove_run,
     reported_writing,
     save_model,
+    write_options,
 )
 
 logger = logging.getLogger(__name__)
-
-_CONFIG = "pretrain.json"
 
 
 def pretrain(config: PretrainConfig) -> Path | None:
@@ -54,7 +54,7 @@ def pretrain(config: PretrainConfig) -> Path | None:
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.accelerator.is_available())
     if checkpoint is not None:
-        _check_same_run(_identity(config, accelerator), checkpoint)
+        check_options(checkpoint, _options(config, accelerator))
     set_seed(config.seed)
     objective = build_objective(config)
     images = open_images(config.data, config.image_column)
@@ -202,26 +202,9 @@ def _batches(config: PretrainConfig, count: int, accelerator: Accelerator, start
     return batches
 
 
-def _identity(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
-    """What decides the result of a run, in JSON's types."""
-    return json.loads(json.dumps(config.identity() | {"processes": accelerator.num_processes}))
-
-
-def _check_same_run(now: dict[str, Any], checkpoint: Path) -> None:
-    """Raise `LlavaStfError` if the checkpoint is of a run with other options."""
-    try:
-        before = json.loads((checkpoint / _CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise LlavaStfError(
-            f"{checkpoint} is no checkpoint of a pre-training run ({_CONFIG} is missing or broken): take another output"
-        ) from error
-    differing = [name for name in now if before.get(name) != now[name]]
-    if differing:
-        changes = ", ".join(f"{name} {before.get(name)!r} is now {now[name]!r}" for name in differing)
-        raise LlavaStfError(
-            f"{checkpoint} belongs to a run with another config ({changes}): resume with the old one, or give another "
-            "output or --overwrite"
-        )
+def _options(config: PretrainConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """What decides the result of a run."""
+    return config.identity() | {"processes": accelerator.num_processes}
 
 
 def _check_finite(losses: dict[str, Tensor], step: int, output: Path) -> None:
@@ -244,7 +227,7 @@ def _save_checkpoint(config: PretrainConfig, accelerator: Accelerator, step: int
         accelerator.save_state(str(folder))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (folder / _CONFIG).write_text(json.dumps(_identity(config, accelerator), indent=2))
+            write_options(folder, _options(config, accelerator))
             (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
             publish_checkpoint(output, name, keep=config.save_total_limit)
     accelerator.wait_for_everyone()
