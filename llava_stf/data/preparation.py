@@ -80,7 +80,7 @@ class Preparation:
     def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
         """Ids and labels, not cut, with every image's id repeated to its token count; no image is read.
 
-        Raises `SampleError` as `__call__`, with the reason "no target" if training had nothing to learn from the record.
+        Raises `SampleError` as `__call__`, with the reason "no target" if it holds nothing to learn.
         """
         reason: Reason = "other media"
         try:

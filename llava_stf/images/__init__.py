@@ -8,7 +8,9 @@ from llava_stf.images.load import (
     MAX_SIDE,
     OFFLINE_VARIABLES,
     ImageSource,
+    decoding_bytes,
     load_image,
+    to_rgb,
 )
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "MAX_SIDE",
     "OFFLINE_VARIABLES",
     "ImageSource",
+    "decoding_bytes",
     "load_image",
+    "to_rgb",
 ]

@@ -8,13 +8,14 @@ import asyncio
 import io
 import os
 import re
-import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import IcoImagePlugin, Image
 
 from llava_stf.errors import ImageError
 
@@ -26,51 +27,83 @@ MAX_DOWNLOAD_BYTES = 32 * 2**20
 MAX_DOWNLOAD_SECONDS = 20
 # "pad" mode draws an image on a square of its longer side, "square" mode enlarges it until its shorter side fits the
 # vision tower: the one squares the memory of a long image, the other that of a thin one. Hence a bound for each.
-MAX_SIDE = 8192
+MAX_SIDE = 4096
 MAX_ASPECT_RATIO = 200
 OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "LLAVA_STF_OFFLINE")
+_ORIENTATION = 0x0112  # EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_STRIP = 2**20  # pixels that are converted at a time where an image is reduced
+# Bytes a pixel: of Pillow's storage where they are not 4, and of what decoders hold beside it (measured, rounded up).
+_STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+_DECODER = {"AVIF": 10, "ICO": 12, "JPEG2000": 16, "QOI": 8, "TIFF": 4, "WEBP": 12}
+_PROGRESSIVE = 6
 
 
 def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
     """Reads an image and returns it upright, 8 bits a channel, in mode "RGB".
 
-    Args:
-        source: a path; an http or https URL; the bytes of an image file; a PIL image; or a numpy array [H, W],
-            [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8 0..255, 16-bit 0..65535 or float 0..1.
-        max_pixels: largest image that is decoded from a file, an URL or bytes, below `PIL.Image.MAX_IMAGE_PIXELS`.
+    Animations give their first frame. An image whose longer side exceeds `MAX_SIDE` pixels is reduced by a whole factor
+    while it is decoded; others keep every pixel.
 
-    Animations give their first frame. An image whose longer side exceeds `MAX_SIDE` pixels is first reduced by a
-    whole factor.
+    Args:
+        source: A path; an http or https URL; the bytes of an image file; a PIL image; or a numpy array [H, W],
+            [H, W, 1], [H, W, 3] or [H, W, 4] of bool, uint8 0..255, 16-bit 0..65535 or float 0..1.
+        max_pixels: Largest image that is decoded from a file, an URL or bytes, below `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-        ImageError: the image cannot be read, has more pixels than allowed, is thinner than 1 to `MAX_ASPECT_RATIO`,
+        ImageError: The image cannot be read, has more pixels than allowed, is thinner than 1 to `MAX_ASPECT_RATIO`,
             or is an URL that may not or cannot be fetched. The message names the source.
     """
     if isinstance(source, np.ndarray):
-        image = _from_array(source)
-        name = f"array of shape {list(source.shape)}"
-    elif isinstance(source, Image.Image):
-        name = f"PIL image {source.width}x{source.height} of mode {source.mode}"
-        image = _to_rgb(source, name)
-    elif isinstance(source, bytes):
-        name = f"image of {len(source)} bytes"
-        image = _from_file(io.BytesIO(source), name, max_pixels)
-    elif isinstance(source, str) and (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", source)):
-        name = source
-        image = _from_file(io.BytesIO(_download(source, scheme[1].lower())), name, max_pixels)
-    elif isinstance(source, (str, os.PathLike)):
-        name = str(source) if len(str(source)) <= 200 else f"{str(source)[:200]}..."
-        image = _from_path(Path(source), name, max_pixels)
-    else:
-        raise ImageError(
-            f"An image is a path, an http(s) URL, bytes, a PIL image or a numpy array; found {type(source).__name__}."
-        )
-    return _bounded(image, name)
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _read(source, f"PIL image {source.width}x{source.height} of mode {source.mode}")
+    if isinstance(source, bytes):
+        return _from_file(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels)
+    if isinstance(source, str) and (scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", source)):
+        return _from_file(io.BytesIO(_download(source, scheme[1].lower())), source, max_pixels)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(os.fsdecode(source), max_pixels)
+    raise ImageError(
+        f"An image is a path, an http(s) URL, bytes, a PIL image or a numpy array; found {type(source).__name__}."
+    )
 
 
-def _from_path(path: Path, name: str, max_pixels: int | None) -> Image.Image:
+def decoding_bytes(source: bytes | Image.Image, *, max_pixels: int | None = None) -> int:
+    """Memory that `load_image` takes at most for a file's bytes or a PIL image, told from its header.
+
+    Raises:
+        ImageError: As `load_image`, as far as the header tells.
+    """
+    if isinstance(source, Image.Image):
+        return _cost(source)
+    with _opened(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels) as image:
+        return _cost(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in mode "RGB": transparency is dropped, greys of more than 8 bits are scaled, nothing is turned.
+
+    Raises:
+        ImageError: The image cannot be decoded, or its values are in no known range.
+    """
+    name = f"PIL image {image.width}x{image.height} of mode {image.mode}"
+    return _convert(image, name, _value_range(image, name))
+
+
+def _from_path(path: str, max_pixels: int | None) -> Image.Image:
+    shown = path if len(path) <= 200 else f"{path[:200]}..."
+    name = shown.encode(errors="backslashreplace").decode()
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             return _from_file(file, name, max_pixels)
     except ImageError:
         raise
@@ -79,46 +112,136 @@ def _from_path(path: Path, name: str, max_pixels: int | None) -> Image.Image:
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; give the path of one image file.") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"Cannot open {name}: {error}.") from error
+        if len(path) > 1000:
+            raise ImageError(
+                f"Cannot open {name}: {len(path):,} characters are no path; decode base64 and give its bytes."
+            ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ImageError(f"Cannot open {name}: {reason}.") from error
 
 
 def _from_file(file: IO[bytes], name: str, max_pixels: int | None) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            Image.init()
-            with Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
-                if max_pixels is not None and image.width * image.height > max_pixels:
-                    raise ImageError(
-                        f"{name} is {image.width}x{image.height}, more than {max_pixels:,} pixels; make it smaller."
-                    )
-                return _to_rgb(image, name)
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageError(
-                f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller, or raise "
-                "PIL.Image.MAX_IMAGE_PIXELS if you trust it."
-            ) from error
-        except Image.UnidentifiedImageError as error:
-            raise ImageError(f"{name} is empty or not an image of a known format ({', '.join(FORMATS)}).") from error
-        except ImageError:
-            raise
-        except Exception as error:  # Pillow's parsers let any kind of exception out on a hostile header
-            raise ImageError(f"Cannot read the header of {name}, the file is damaged: {error}.") from error
+    with _opened(file, name, max_pixels) as image:
+        return _read(image, name, may_draft=True)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+@contextmanager
+def _opened(file: IO[bytes], name: str, max_pixels: int | None) -> Iterator[Image.Image]:
+    """The file with its header read and its size checked."""
+    limit = Image.MAX_IMAGE_PIXELS
+    bomb = f"{name} has more than {limit or 0:,} pixels; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you "
+    bomb += "trust it."
     try:
+        Image.init()
+        _check_icon(file, max_pixels)
+        image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+        pixels = image.width * image.height
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ImageError(bomb) from error
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(f"{name} is empty or not an image of a known format ({', '.join(FORMATS)}).") from error
+    except Exception as error:  # Pillow's parsers let any kind of exception out on a hostile header
+        raise ImageError(f"Cannot read the header of {name}, the file is damaged: {error}.") from error
+    with image:
+        if max_pixels is not None and pixels > max_pixels:
+            raise ImageError(
+                f"{name} is {image.width}x{image.height}, more than {max_pixels:,} pixels; make it smaller."
+            )
+        if limit is not None and pixels > limit:
+            raise ImageError(bomb)
+        yield image
+
+
+def _check_icon(file: IO[bytes], max_pixels: int | None) -> None:
+    """Looks into an icon, which Pillow decodes where it opens it, and whose own header says nothing of its size.
+
+    Raises `Image.DecompressionBombError` for one of too many pixels.
+    """
+    begin = file.tell()
+    if file.read(4) == b"\0\0\1\0":
+        file.seek(begin)
+        file.seek(IcoImagePlugin.IcoFile(file).entry[0].offset)
+        with Image.open(io.BytesIO(file.read()), formats=["PNG", "DIB"]) as frame:
+            limits = [limit for limit in (max_pixels, Image.MAX_IMAGE_PIXELS) if limit is not None]
+            if any(frame.width * frame.height > 2 * limit for limit in limits):  # twice: a bitmap has its mask below it
+                raise Image.DecompressionBombError("an icon")
+    file.seek(begin)
+
+
+def _read(image: Image.Image, name: str, *, may_draft: bool = False) -> Image.Image:
+    """The image as `load_image` returns it; `may_draft` lets a JPEG be decoded at a fraction of its size."""
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT_RATIO * short:
+        raise ImageError(
+            f"{name} is {image.width}x{image.height} pixels; the longer side may be at most {MAX_ASPECT_RATIO} times "
+            "the shorter one, crop it."
+        )
+    try:
+        if may_draft and (factor := _factor(image)) > 1:
+            image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
         image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-            return Image.fromarray(_to_8_bit(np.asarray(upright), name)).convert("RGB")
-        if upright.mode == "P":  # through RGBA: the same colours, without Pillow's warning about transparency
-            upright = upright.convert("RGBA")
-        return upright.convert("RGB")
-    except ImageError:
-        raise
+        orientation = image.getexif().get(_ORIENTATION)
     except Exception as error:  # as above: decoders raise OSError, SyntaxError, struct.error, IndexError, ...
         raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
+    values = _value_range(image, name)
+    factor = _factor(image)
+    rgb = _convert(image, name, values) if factor == 1 else _reduce(image, factor, name, values)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _factor(image: Image.Image) -> int:
+    """By what an image is reduced."""
+    return -(-max(image.size) // MAX_SIDE)
+
+
+def _reduce(image: Image.Image, factor: int, name: str, values: tuple[float, float] | None) -> Image.Image:
+    """The image in RGB, reduced strip by strip, so that no second one of its size is held."""
+    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    for top, strip in _strips(image, factor):
+        reduced.paste(_convert(strip, name, values).reduce(factor), (0, top // factor))
+    return reduced
+
+
+def _strips(image: Image.Image, factor: int) -> Iterator[tuple[int, Image.Image]]:
+    """The image in strips, each with its first row, a multiple of the factor."""
+    rows = factor * max(1, _STRIP // (factor * image.width))
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
+
+
+def _convert(image: Image.Image, name: str, values: tuple[float, float] | None) -> Image.Image:
+    try:
+        if values is not None:
+            return Image.fromarray(_to_8_bit(np.asarray(image), name, values)).convert("RGB")
+        if image.mode == "P":  # through RGBA: the same colours, without Pillow's warning about transparency
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
+
+
+def _value_range(image: Image.Image, name: str) -> tuple[float, float] | None:
+    """Least and greatest value of a grey image with more than 8 bits, `None` for every other one."""
+    if not (image.mode in ("I", "F") or image.mode.startswith("I;16")):
+        return None
+    try:
+        ranges = [(values.min(), values.max()) for _, strip in _strips(image, 1) for values in [np.asarray(strip)]]
+    except Exception as error:
+        raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
+    return np.min(ranges), np.max(ranges)
+
+
+def _cost(image: Image.Image) -> int:
+    """Bytes that it takes to decode an image and to bring it to RGB."""
+    pixels, factor = image.width * image.height, _factor(image)
+    kept = 4 * pixels // factor**2
+    stored = _STORED.get(image.mode, 4) * pixels
+    if image.format in ("JPEG", "MPO"):
+        drafted = next(scale for scale in (8, 4, 2, 1) if factor >= scale)
+        return stored // drafted**2 + kept + (_PROGRESSIVE * pixels if "progressive" in image.info else 0)
+    return stored + max(kept, _DECODER.get(image.format or "", 0) * pixels)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -126,32 +249,23 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if 0 in array.shape or not (channels.ndim == 2 or (channels.ndim == 3 and channels.shape[-1] in (3, 4))):
         raise ImageError(f"An image array has shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]; found {name}.")
-    return Image.fromarray(np.ascontiguousarray(_to_8_bit(channels, name))).convert("RGB")
+    if array.dtype.kind not in "biuf":
+        raise ImageError(f"An image array holds bool, uint8, 16-bit or float values; {name} holds {array.dtype}.")
+    values = (channels.min(), channels.max())
+    return _read(Image.fromarray(np.ascontiguousarray(_to_8_bit(channels, name, values))), name)
 
 
-def _to_8_bit(array: np.ndarray, name: str) -> np.ndarray:
+def _to_8_bit(array: np.ndarray, name: str, values: tuple[float, float]) -> np.ndarray:
     """Maps the full range of the array's type to 0..255; integers wider than 16 bits take the range they fit in."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
-    if array.dtype.kind not in "iuf":
-        raise ImageError(f"An image array holds bool, uint8, 16-bit or float values; {name} holds {array.dtype}.")
-    low, high = array.min(), array.max()
+    low, high = values
     limit = 1 if array.dtype.kind == "f" else 255 if array.dtype.itemsize != 2 and high <= 255 else 65535
     if not (low >= 0 and high <= limit):  # also refuses NaN
         raise ImageError(f"{array.dtype} pixels must lie in 0..{limit}; {name} has {low} to {high}.")
     return np.rint(array * (255 / limit)).astype(np.uint8)
-
-
-def _bounded(image: Image.Image, name: str) -> Image.Image:
-    short, long = sorted(image.size)
-    if long > MAX_ASPECT_RATIO * short:
-        raise ImageError(
-            f"{name} is {image.width}x{image.height} pixels; the longer side may be at most {MAX_ASPECT_RATIO} times "
-            "the shorter one, crop it."
-        )
-    return image.reduce(-(-long // MAX_SIDE)) if long > MAX_SIDE else image
 
 
 def _download(url: str, scheme: str) -> bytes:
