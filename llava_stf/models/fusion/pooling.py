@@ -13,7 +13,7 @@ from llava_stf_kernels import pool_tokens
 
 
 class PooledProjector(TwoLayerMlp):
-    """LLaVA-1.5's projector, then the mean over each window: K tower states [B, 1 + N, C] -> [B, M, H].
+    """LLaVA-1.5's projector, then the mean over each window: K hidden states [B, 1 + N, C] -> [B, M, H].
 
     It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
     """
