@@ -1,7 +1,7 @@
 """The operations and the whole projector: random arguments, and the implementations that are measured.
 
-Arguments have the checkpoint's order of columns; an implementation's `prepare` re-lays the window weight once, which
-is not timed. Of the projector "ours" is the product's own module.
+Arguments have the checkpoint's order of columns; a competitor's `prepare` re-lays the window weight once, which is not
+timed. Of the projector "ours" is the product's own module.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from llava_stf_kernels import (
     fuse_windows,
     place_tokens,
     pool_tokens,
-    prepare_window_weight,
-    restore_window_weight,
 )
 
 Arguments = tuple[Any, ...]
@@ -119,13 +117,17 @@ def _linear(inputs: int, outputs: int, device: torch.device, dtype: torch.dtype)
     return weight, torch.randn(outputs, device=device, dtype=dtype)
 
 
+def _draw_state(widths: Widths, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The patches of a tower with a class token: a view [B, N, C] that steps over it."""
+    return torch.randn(batch, widths.patches + 1, widths.vision, device=device, dtype=dtype)[:, 1:]
+
+
 def _draw_states(widths: Widths, batch: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    shape = (batch, widths.patches + 1, widths.vision)
-    return [torch.randn(shape, device=device, dtype=dtype) for _ in range(widths.states)]
+    return [_draw_state(widths, batch, device, dtype) for _ in range(widths.states)]
 
 
 def _draw_pool_tokens(widths: Widths, batch: int, device: torch.device, dtype: torch.dtype) -> Arguments:
-    return torch.randn(batch, widths.patches + 1, widths.vision, device=device, dtype=dtype), widths.window
+    return _draw_state(widths, batch, device, dtype), widths.window
 
 
 def _draw_fuse_blocks(widths: Widths, batch: int, device: torch.device, dtype: torch.dtype) -> Arguments:
@@ -176,7 +178,7 @@ def operations(backend: str) -> dict[str, Operation]:
             "fuse_windows",
             _draw_fuse_windows,
             formulas.fuse_windows,
-            Implementation(partial(fuse_windows, backend=backend), prepare_window_weight, restore_window_weight),
+            Implementation(partial(fuse_windows, backend=backend)),
             as_conv(conv_windows),
             window_weight=1,
             leaves=(0, 1, 2),

@@ -1,6 +1,6 @@
 """The operations in plain torch, as the paper's authors and transformers write them: what ours are measured against.
 
-Shapes: B images, N patches, C tower width, M tokens, H LLM width, k window side; states are [B, 1 + N, C].
+Shapes: B images, N patches, C tower width, M tokens, H LLM width, k window side; states are views [B, N, C].
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ def gather(x: Tensor, window: int) -> Tensor:
 
 
 def pool_tokens(states: Tensor, window: int) -> Tensor:
-    """[B, 1 + N, C] -> [B, M, C]."""
-    patches = states[:, 1:]
-    side = math.isqrt(patches.shape[1]) // window
-    return patches.unflatten(1, (side, window, side, window)).mean((2, 4)).flatten(1, 2)
+    """[B, N, C] -> [B, M, C]."""
+    side = math.isqrt(states.shape[1]) // window
+    return states.unflatten(1, (side, window, side, window)).mean((2, 4)).flatten(1, 2)
 
 
 def fuse_blocks(states: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
-    """K states [B, 1 + N, C] -> [B, N, O]."""
-    return F.gelu(F.linear(torch.cat([state[:, 1:] for state in states], dim=-1), weight, bias))
+    """K states [B, N, C] -> [B, N, O]."""
+    return F.gelu(F.linear(torch.cat(list(states), dim=-1), weight, bias))
 
 
 def fuse_windows(x: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:

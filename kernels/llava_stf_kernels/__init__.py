@@ -10,7 +10,7 @@ from .fuse_blocks import fuse_blocks, naive_fuse_blocks
 from .fuse_windows import fuse_windows, naive_fuse_windows
 from .place_tokens import check_count, naive_place_tokens, place_tokens
 from .pool_tokens import naive_pool_tokens, pool_tokens
-from .windows import gather_windows, prepare_window_weight, restore_window_weight
+from .windows import gather_windows
 
 __all__ = [
     "BackendError",
@@ -26,6 +26,4 @@ __all__ = [
     "naive_pool_tokens",
     "place_tokens",
     "pool_tokens",
-    "prepare_window_weight",
-    "restore_window_weight",
 ]

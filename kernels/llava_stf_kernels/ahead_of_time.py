@@ -31,7 +31,7 @@ from .pool_tokens import kernel as pool
 SHARED_MEMORY = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _POINTERS = {
-    "weight": "{}", "bias": "{}", "grad": "{}", "out": "{}", "states": "{}", "embeddings": "{}", "tokens": "{}",
+    "weight": "{}", "bias": "{}", "grad": "{}", "out": "{}", "x": "{}", "embeddings": "{}", "tokens": "{}",
     "out_embeddings": "{}", "out_tokens": "{}", "mask": "i1", "rank": "i32",
 }  # fmt: skip
 
@@ -63,14 +63,14 @@ def compile_all(capability: int, dtypes: Sequence[str] = ("bf16", "fp32")) -> It
         forward = tiles.configs_for(tiles.HALF_CONFIGS, size)
         recomputed = tiles.configs_for(tiles.HALF_CONFIGS, size, True)
         gradient = tiles.configs_for(tiles.HALF_GRADIENT_CONFIGS, size)
-        for operation, sources in (("fuse_blocks", _BLOCKS), ("fuse_windows", _WINDOWS)):
+        for operation, sources in _SOURCES.items():
             for part, function, configs, constants in (
                 ("", product.product_kernel, forward, _FORWARD),
                 (", recomputed", product.product_kernel, recomputed, _BACKWARD),
                 (", weight gradient", gradients.weight_grad_kernel, gradient, {"EVEN_ROWS": True}),
                 (", source gradient", gradients.source_grad_kernel, gradient, {"EVEN_OUTPUTS": True}),
             ):
-                constants = {"PRECISION": "ieee", **sources, **constants}
+                constants = {"PRECISION": "ieee", "SOURCES": sources, **constants}
                 for config in configs:
                     yield _compile(operation + part, function, config, constants, capability, dtype, aligned=True)
                 odd = {key: False if key.startswith("EVEN") else value for key, value in constants.items()}
@@ -83,8 +83,7 @@ def compile_all(capability: int, dtypes: Sequence[str] = ("bf16", "fp32")) -> It
             yield _compile(name, function, blocks, {}, capability, dtype, aligned=True)
 
 
-_BLOCKS: dict[str, Any] = {"SOURCES": 8, "WINDOW": 1}
-_WINDOWS: dict[str, Any] = {"SOURCES": 4, "WINDOW": 2}
+_SOURCES = {"fuse_blocks": 8, "fuse_windows": 1}
 _FORWARD: dict[str, Any] = {"HAS_BIAS": True, "BACKWARD": False, "EVEN_CHANNELS": True, "grad": None}
 _BACKWARD: dict[str, Any] = {"HAS_BIAS": True, "BACKWARD": True, "EVEN_CHANNELS": True}
 
@@ -102,15 +101,14 @@ def _compile(
     while not isinstance(function, triton.JITFunction):  # under the autotuner
         function = function.fn
     constants = constants | config.kwargs
-    tensors = 1 if constants.get("WINDOW", 1) > 1 else constants.get("SOURCES", 1)
     signature: dict[str, Any] = {}
     divisible: list[tuple[int, ...]] = []
     for index, argument in enumerate(function.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument == "tensors":
-            signature[argument] = ("*" + dtype,) * tensors
-            divisible += [(index, tensor) for tensor in range(tensors)]
+            signature[argument] = ("*" + dtype,) * constants["SOURCES"]
+            divisible += [(index, tensor) for tensor in range(constants["SOURCES"])]
         elif argument in _POINTERS:
             signature[argument] = "*" + _POINTERS[argument].format(dtype)
             divisible.append((index,))

@@ -121,7 +121,7 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
     weight = plain_weight(first, "block_fusion.linear_1")
     weight = weight[plain_weight(second, "block_fusion.linear_2").ne(0).any(0)].float()
     norms = [
-        (state[:, 1:].float() @ columns.T).norm(dim=-1)
+        (state.float() @ columns.T).norm(dim=-1)
         for state, columns in zip(states, weight.chunk(len(states), dim=1), strict=True)
     ]
     stacked = torch.stack(norms, dim=1)

@@ -59,7 +59,7 @@ def tokens_left(
 
     Args:
         attention: float32 [B, T].
-        image_token_mask: bool [B, T], the placeholders, `patches` for each image; rows may hold different numbers of images.
+        image_token_mask: bool [B, T], the placeholders, `patches` for each image; rows may hold different numbers.
         attention_mask: [B, T], zero for padding.
     """
     rows, columns = image_token_mask.nonzero(as_tuple=True)

@@ -113,7 +113,7 @@ class ReducedLlavaModel(LlavaModel):
 
     def patch_states(self, pixel_values: Tensor) -> Tensor:
         """The selected hidden state of the tower, of the patches alone: [B, N, C]."""
-        return select_patch_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])[0][:, 1:]
+        return select_patch_states(self.vision_tower, pixel_values, [self.config.vision_feature_layer])[0]
 
 
 class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):

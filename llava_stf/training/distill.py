@@ -42,10 +42,9 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Log probabilities of the answers' tokens, float32 [A, V], and image tokens [I, 1 + N, H].
+        """Log probabilities of the answers' tokens, float32 [A, V], and image tokens [I, N, H].
 
-        `batch` has N placeholders for each image. The image tokens have the class token's at index 0, and are `None`
-        for a batch of text alone.
+        `batch` has N placeholders for each image. The image tokens are `None` for a batch of text alone.
         """
         model, inner = self.student, self.student.model
         embeddings = inner.get_input_embeddings()(batch["input_ids"])
@@ -54,7 +53,7 @@ class Teacher:
             states = select_patch_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
             tokens = self.projector.to(states[0].device)(states[0])
             places = batch["input_ids"] == model.config.image_token_id
-            embeddings = place_tokens(embeddings, tokens[:, 1:].flatten(0, 1).to(embeddings.dtype), places)
+            embeddings = place_tokens(embeddings, tokens.flatten(0, 1).to(embeddings.dtype), places)
         mask = batch["attention_mask"]
         hidden = inner.language_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
         return answer_log_probabilities(model.lm_head(hidden[:, :-1][answers(batch["labels"])])), tokens

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper
@@ -67,12 +66,10 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         return features
 
     def _tower_states(self, pixel_values: Tensor) -> list[Tensor]:
-        """The fusion states, each [B, 1 + N, C], with one row before the patches as the projector takes them."""
+        """The fusion states of the patches, views [B, N, C]."""
         layers = self.config.fusion_states
         joined = self.vision_tower(pixel_values, select_layers=layers, feature_select_strategy="full")
-        if joined.shape[1] == self.config.grid**2:  # a tower without a class token
-            joined = functional.pad(joined, (0, 0, 1, 0))
-        return list(joined.chunk(len(layers), dim=-1))
+        return list(joined[:, -(self.config.grid**2) :].chunk(len(layers), dim=-1))
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """As vLLM's, never choosing an id that is no text (see `suppressed_ids`)."""

@@ -1,4 +1,4 @@
-"""Where a patch goes in a window, and the two orders of a weight's columns."""
+"""Where a patch goes in a window."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_stf_kernels import gather_windows, prepare_window_weight, restore_window_weight
+from llava_stf_kernels import gather_windows
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(1, 2))
@@ -29,18 +29,3 @@ def test_windows_are_channel_major(side, window, channels, batch):
 def test_no_patch_is_lost_silently(patches):
     with pytest.raises(ValueError, match=f"found {patches} patches"):
         gather_windows(torch.zeros(1, patches, 2), 2)
-
-
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3))
-def test_a_prepared_weight_is_by_places_and_goes_back(window, channels, outputs):
-    weight = torch.arange(outputs * channels * window**2, dtype=torch.float32).view(outputs, -1)
-    prepared = prepare_window_weight(weight, window)
-    assert prepared.shape == (outputs, window**2, channels)
-    for place in range(window**2):
-        assert torch.equal(prepared[:, place], weight[:, place :: window**2])
-    assert torch.equal(restore_window_weight(prepared), weight)
-
-
-def test_a_weight_of_no_such_window_is_refused():
-    with pytest.raises(ValueError, match="multiple of 9 columns, found 16"):
-        prepare_window_weight(torch.zeros(2, 16), 3)

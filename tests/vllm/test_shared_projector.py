@@ -42,7 +42,7 @@ def test_the_ranks_add_up(monkeypatch, fusion, ranks, window):
     torch.manual_seed(0)
     config = stf_config(fusion)
     whole = build_projector(config)
-    states = [torch.randn(3, 65, 16) for _ in config.fusion_states]
+    states = [torch.randn(3, 64, 16) for _ in config.fusion_states]
     parts = shares(config, whole.state_dict(), ranks, monkeypatch)
     assert (
         sum(parameter.numel() for parameter in parts[0].parameters())

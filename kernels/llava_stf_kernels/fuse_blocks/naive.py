@@ -10,6 +10,5 @@ from torch import Tensor
 
 
 def naive_fuse_blocks(states: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    """K states [B, 1 + N, C], weight [O, K*C], bias [O] -> GELU(linear) [B, N, O]; products accumulate in float32."""
-    joined = torch.cat([state[:, 1:] for state in states], dim=-1)
-    return F.gelu(F.linear(joined, weight, bias))
+    """K states [B, N, C], weight [O, K*C], bias [O] -> GELU(linear) [B, N, O]; products accumulate in float32."""
+    return F.gelu(F.linear(torch.cat(list(states), dim=-1), weight, bias))

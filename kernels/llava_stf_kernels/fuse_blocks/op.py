@@ -19,14 +19,15 @@ def fuse_blocks(
     """MBTF's first layer: GELU of a linear layer on tower states joined per patch (arXiv 2506.07138, MBTF).
 
     Args:
-        states: K tensors [B, 1 + N, C] with the class token at index 0, in the order of the weight's channels.
+        states: K tensors [B, N, C], in the order of the weight's channels. They need not be contiguous: views of what a
+            tower gave, alike in their strides, are read where they lie.
         weight: [O, K*C], in the checkpoint's layout: columns [k*C, (k+1)*C) belong to state k.
         bias: [O] or `None`.
         backend: `"triton"`, `"torch"`, or `None` for `LLAVA_STF_KERNELS`, else the best that the device has.
 
     Returns:
         [B, N, O] in the dtype of the inputs (float32, bfloat16 or float16; under autocast, autocast's). The Triton path
-        makes no copy of the states and keeps only its inputs for the backward pass, which computes the layer again.
+        makes no copy of such states and keeps only its inputs for the backward pass, which computes the layer again.
 
     Raises:
         ValueError: shapes do not fit, or Triton was asked for where it cannot run (`BackendError`).
@@ -35,7 +36,7 @@ def fuse_blocks(
     shapes = dict.fromkeys([state.shape for state in states])
     if len(shapes) != 1 or states[0].dim() != 3 or weight.shape[1] != len(states) * states[0].shape[2]:
         raise ValueError(
-            f"Expected K states [B, 1 + N, C] of one shape and a weight [O, K*C], found states of "
+            f"Expected K states [B, N, C] of one shape and a weight [O, K*C], found states of "
             f"{[tuple(shape) for shape in shapes]} and a weight of {tuple(weight.shape)}."
         )
     dtype = autocast_dtype(weight)
@@ -57,8 +58,8 @@ def _forward(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tenso
 
 @_forward.register_fake
 def _(states: list[Tensor], weight: Tensor, bias: Tensor | None) -> Tensor:
-    batch, tokens, _ = states[0].shape
-    return weight.new_empty(batch, tokens - 1, weight.shape[0])
+    batch, patches, _ = states[0].shape
+    return weight.new_empty(batch, patches, weight.shape[0])
 
 
 @torch.library.custom_op(add_op_namespace_prefix("fuse_blocks_backward"), mutates_args=())

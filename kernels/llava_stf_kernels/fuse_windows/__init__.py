@@ -1,4 +1,4 @@
-"""STF's first layer over windows that are never regrouped."""
+"""STF's first layer over windows of patches."""
 
 from .naive import naive_fuse_windows
 from .op import fuse_windows

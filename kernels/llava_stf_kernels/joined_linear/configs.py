@@ -1,6 +1,6 @@
 """Tile sizes of the joined products: which are tried, and how a product is launched over its sources."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..dispatch import is_interpreting
 from ..tuning import TunedKernel
-from .sources import Sources
 
 
 def _config(m: int, n: int, k: int, warps: int, stages: int) -> triton.Config:
@@ -57,16 +56,27 @@ def tuned(kernel: triton.JITFunction, half_configs: list[triton.Config]) -> Tune
     return TunedKernel(kernel, half_configs + FLOAT_CONFIGS, key, prune)
 
 
-def launch(kernel: TunedKernel, programs: Callable[[dict[str, int]], int], sources: Sources, **rest: Any) -> None:
-    """Run over `sources` in as many programs as `programs` says for the block sizes; `rest` goes to the kernel."""
+def launch(
+    kernel: TunedKernel, programs: Callable[[dict[str, int]], int], sources: Sequence[Tensor], **rest: Any
+) -> None:
+    """Run over `sources` in as many programs as `programs` says for the block sizes; `rest` goes to the kernel.
+
+    The sources are [B, N, C], alike in shape and strides, with contiguous channels.
+    """
+    batch, patches, channels = sources[0].shape
+    stride_b, stride_n, _ = sources[0].stride()
     kernel.launch(
         lambda blocks: (programs(blocks),),
-        sources.tensors[0],
-        tensors=sources.tensors,
-        **sources.numbers,
+        sources[0],
+        tensors=tuple(sources),
+        rows=batch * patches,
+        rows_bucket=triton.next_power_of_2(batch * patches),  # sizes of one bucket share their tiles
+        patches=patches,
+        channels=channels,
+        stride_b=stride_b,
+        stride_n=stride_n,
         **rest,
-        SOURCES=sources.count,
-        WINDOW=sources.window,
+        SOURCES=len(sources),
         # float32 tiles are multiplied exactly, or in tf32 where torch's own products may be.
         PRECISION="tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
     )

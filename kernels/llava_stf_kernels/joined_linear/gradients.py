@@ -1,7 +1,9 @@
 """Gradients of `joined_linear`: two more products, on dZ [M, O] and the sources as they lie.
 
-dW_s = dZ^T A_s        dA_s = dZ W_s        written straight into the places of the sources
+dW_s = dZ^T A_s        dA_s = dZ W_s        a tensor for each source
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -9,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import HALF_GRADIENT_CONFIGS, WIDEST_K, launch, tuned
-from .sources import Sources
-from .tiles import add_product, row_offsets, source_pointer, tile
+from .tiles import add_product, pick, row_offsets, tile
 
 
 @triton.jit
@@ -20,18 +21,12 @@ def weight_grad_kernel(
     out,
     rows,
     rows_bucket,
-    rows_r,
-    rows_q,
+    patches,
     channels,
     outputs,
     stride_b,
-    stride_r,
-    stride_q,
-    first,
-    jump_r,
-    jump_q,
+    stride_n,
     SOURCES: tl.constexpr,
-    WINDOW: tl.constexpr,
     EVEN_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -46,12 +41,12 @@ def weight_grad_kernel(
     o_n = i_n % tiles_c * BLOCK_N + tl.arange(0, BLOCK_N)
     m_g, m_a = (o_m < outputs)[None, :], (o_n < channels)[None, :]
     p_g = grad + o_m[None, :]
-    p_a = source_pointer(tensors, source, first, jump_r, jump_q, WINDOW) + o_n[None, :]
+    p_a = pick(tensors, source) + o_n[None, :]
 
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, rows, BLOCK_K):
         o_k = start + tl.arange(0, BLOCK_K)
-        o_a = row_offsets(o_k, rows_r, rows_q, stride_b, stride_r, stride_q)[:, None]
+        o_a = row_offsets(o_k, patches, stride_b, stride_n)[:, None]
         o_g = o_k.to(tl.int64)[:, None] * outputs
         if EVEN_ROWS:
             b_g = tl.load(p_g + o_g, mask=m_g, other=0.0)  # [BK, BM]
@@ -74,18 +69,12 @@ def source_grad_kernel(
     grad,
     rows,
     rows_bucket,
-    rows_r,
-    rows_q,
+    patches,
     channels,
     outputs,
     stride_b,
-    stride_r,
-    stride_q,
-    first,
-    jump_r,
-    jump_q,
+    stride_n,
     SOURCES: tl.constexpr,
-    WINDOW: tl.constexpr,
     EVEN_OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -118,43 +107,41 @@ def source_grad_kernel(
         p_w += BLOCK_K * width
 
     m_out = (o_m < rows)[:, None] & (o_n < channels)[None, :]
-    row = row_offsets(o_m, rows_r, rows_q, stride_b, stride_r, stride_q)
-    tl.store(
-        source_pointer(tensors, source, first, jump_r, jump_q, WINDOW) + row[:, None] + o_n[None, :], total, mask=m_out
-    )
+    row = row_offsets(o_m, patches, stride_b, stride_n)
+    tl.store(pick(tensors, source) + row[:, None] + o_n[None, :], total, mask=m_out)
 
 
 WEIGHT_GRAD = tuned(weight_grad_kernel, HALF_GRADIENT_CONFIGS)
 SOURCE_GRAD = tuned(source_grad_kernel, HALF_GRADIENT_CONFIGS)
 
 
-def weight_grad(sources: Sources, grad: Tensor) -> Tensor:
+def weight_grad(sources: Sequence[Tensor], grad: Tensor) -> Tensor:
     """dW [O, S*C] from the sources and contiguous dZ [M, O]."""
-    channels, outputs = sources.channels, grad.shape[1]
-    out = torch.empty((outputs, sources.count * channels), dtype=grad.dtype, device=grad.device)
+    count, channels, (rows, outputs) = len(sources), sources[0].shape[2], grad.shape
+    out = torch.empty((outputs, count * channels), dtype=grad.dtype, device=grad.device)
     launch(
         WEIGHT_GRAD,
-        lambda blocks: (
-            triton.cdiv(outputs, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * sources.count
-        ),
+        lambda blocks: triton.cdiv(outputs, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * count,
         sources,
         grad=grad,
         out=out,
         outputs=outputs,
-        EVEN_ROWS=sources.rows % WIDEST_K == 0,
+        EVEN_ROWS=rows % WIDEST_K == 0,
     )
     return out
 
 
-def write_source_grads(places: Sources, weight: Tensor, grad: Tensor) -> None:
-    """Write dA_s into the places of the sources, from contiguous weight [O, S*C] and dZ [M, O]."""
-    rows, channels, outputs = places.rows, places.channels, weight.shape[0]
+def source_grads(sources: Sequence[Tensor], weight: Tensor, grad: Tensor) -> list[Tensor]:
+    """dA_s, each as large as its source, from contiguous weight [O, S*C] and dZ [M, O]."""
+    out = [torch.empty(source.shape, dtype=grad.dtype, device=grad.device) for source in sources]
+    count, channels, (rows, outputs) = len(sources), sources[0].shape[2], grad.shape
     launch(
         SOURCE_GRAD,
-        lambda blocks: triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * places.count,
-        places,
+        lambda blocks: triton.cdiv(rows, blocks["BLOCK_M"]) * triton.cdiv(channels, blocks["BLOCK_N"]) * count,
+        out,
         weight=weight,
         grad=grad,
         outputs=outputs,
         EVEN_OUTPUTS=outputs % WIDEST_K == 0,
     )
+    return out

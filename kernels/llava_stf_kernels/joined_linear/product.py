@@ -1,17 +1,18 @@
-"""One matrix product over an input that is spread over several tensors or strided views, which are never joined.
+"""One matrix product over an input that is spread over several tensors, which are never joined.
 
     y[m, :] = GELU(sum_s A_s[m, :] W_s^T + bias)        s = 1..S sources
 
 The K loop walks through the channels of one source after the other, so the address of the A tile is a source's base
 plus an offset per row, and the weight [O, S*C] is read as it lies. `fuse_blocks` passes a source per tower state,
-`fuse_windows` one per place in a window.
+`fuse_windows` its gathered windows as the only one.
 
 The backward pass computes the product once more and writes dZ = dY * GELU'(Z) in its epilogue: nothing but the inputs
 is kept between the passes. The gradients of weight and sources are two more products on dZ.
 
-Names: M rows (B * R * Q), O outputs, C channels of a source; `i_` program indices, `o_` offsets, `p_` pointers, `b_`
-tiles.
+Names: M rows (B * N), O outputs, C channels of a source; `i_` program indices, `o_` offsets, `p_` pointers, `b_` tiles.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,8 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import HALF_CONFIGS, WIDEST_K, launch, tuned
-from .sources import Sources
-from .tiles import add_product, row_offsets, source_pointer, tile
+from .tiles import add_product, pick, row_offsets, tile
 
 
 @triton.jit
@@ -56,18 +56,12 @@ def product_kernel(
     out,
     rows,
     rows_bucket,
-    rows_r,
-    rows_q,
+    patches,
     channels,
     outputs,
     stride_b,
-    stride_r,
-    stride_q,
-    first,
-    jump_r,
-    jump_q,
+    stride_n,
     SOURCES: tl.constexpr,
-    WINDOW: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BACKWARD: tl.constexpr,
     EVEN_CHANNELS: tl.constexpr,
@@ -82,7 +76,7 @@ def product_kernel(
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     o_k = tl.arange(0, BLOCK_K)
     # Rows and outputs beyond the end read the first one instead, and are not stored: no mask in the loop.
-    row = row_offsets(tl.where(o_m < rows, o_m, 0), rows_r, rows_q, stride_b, stride_r, stride_q)
+    row = row_offsets(tl.where(o_m < rows, o_m, 0), patches, stride_b, stride_n)
     column = tl.where(o_n < outputs, o_n, 0).to(tl.int64) * (channels * SOURCES)
     o_a = row[:, None] + o_k[None, :]  # [BM, BK]
     o_w = column[:, None] + o_k[None, :]  # [BN, BK]
@@ -90,7 +84,7 @@ def product_kernel(
     z = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     source, channel = 0, 0
     for _ in range(SOURCES * tl.cdiv(channels, BLOCK_K)):
-        p_a = source_pointer(tensors, source, first, jump_r, jump_q, WINDOW) + channel + o_a
+        p_a = pick(tensors, source) + channel + o_a
         p_w = weight + (source * channels + channel) + o_w
         if EVEN_CHANNELS:
             b_a, b_w = tl.load(p_a), tl.load(p_w)
@@ -116,12 +110,13 @@ def product_kernel(
 PRODUCT = tuned(product_kernel, HALF_CONFIGS)
 
 
-def joined_linear(sources: Sources, weight: Tensor, bias: Tensor | None, grad: Tensor | None = None) -> Tensor:
+def joined_linear(sources: Sequence[Tensor], weight: Tensor, bias: Tensor | None, grad: Tensor | None = None) -> Tensor:
     """GELU(sum_s A_s W_s^T + bias) [M, O], or, given a contiguous `grad` [M, O], grad * GELU'(...).
 
-    `weight` is [O, S*C], contiguous; `bias` [O] or `None`.
+    `sources` are as `launch` takes them; `weight` is [O, S*C], contiguous; `bias` [O] or `None`.
     """
-    rows, outputs = sources.rows, weight.shape[0]
+    batch, patches, channels = sources[0].shape
+    rows, outputs = batch * patches, weight.shape[0]
     out = torch.empty((rows, outputs), dtype=weight.dtype, device=weight.device)
     launch(
         PRODUCT,
@@ -134,6 +129,6 @@ def joined_linear(sources: Sources, weight: Tensor, bias: Tensor | None, grad: T
         outputs=outputs,
         HAS_BIAS=bias is not None,
         BACKWARD=grad is not None,
-        EVEN_CHANNELS=sources.channels % WIDEST_K == 0,
+        EVEN_CHANNELS=channels % WIDEST_K == 0,
     )
     return out

@@ -1,4 +1,4 @@
-"""What the joined products share on the device: how a tile finds its rows, its source and its place."""
+"""What the joined products share on the device: how a tile finds its place, its source and its rows."""
 
 import triton
 import triton.language as tl
@@ -27,18 +27,9 @@ def pick(pointers, index):
 
 
 @triton.jit
-def source_pointer(tensors, source, first, jump_r, jump_q, WINDOW: tl.constexpr):
-    """Where a source begins: in a tensor of its own, or at its place in the windows of the only one."""
-    if len(tensors) > 1:
-        return pick(tensors, source) + first
-    return tensors[0] + first + (source // WINDOW) * jump_r + (source % WINDOW) * jump_q
-
-
-@triton.jit
-def row_offsets(o_m, rows_r, rows_q, stride_b, stride_r, stride_q):
-    """Where rows [b, r, q] of a source begin, in elements."""
-    row = o_m // rows_q
-    return (row // rows_r).to(tl.int64) * stride_b + (row % rows_r) * stride_r + (o_m % rows_q) * stride_q
+def row_offsets(o_m, patches, stride_b, stride_n):
+    """Where rows [b, n] of a source begin, in elements."""
+    return (o_m // patches).to(tl.int64) * stride_b + (o_m % patches) * stride_n
 
 
 @triton.jit

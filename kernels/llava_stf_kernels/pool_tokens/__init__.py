@@ -1,4 +1,4 @@
-"""Mean of adjacent patches, straight from a tower state."""
+"""Mean of adjacent patches."""
 
 from .naive import naive_pool_tokens
 from .op import pool_tokens

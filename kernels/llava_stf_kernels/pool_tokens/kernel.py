@@ -1,4 +1,4 @@
-"""`pool_tokens` on Triton: every patch is read once and every token written once; the class token is stepped over.
+"""`pool_tokens` on Triton: every patch is read once and every token written once.
 
 Names: T tokens (B * M, the rows), C channels; `o_` offsets, `p_` pointers, `b_` tiles [BT tokens, BC channels].
 """
@@ -25,15 +25,15 @@ INTERPRETED_CONFIGS = [_config(4, 128, 4)]
 
 @triton.jit
 def _window_rows(o_t, side, window, stride_b, stride_n):
-    """Where the first patch of each token's window begins, in elements; patch 0 lies behind the class token."""
+    """Where the first patch of each token's window begins, in elements."""
     tokens = side * side
     first = (o_t % tokens // side) * (window * window * side) + (o_t % side) * window
-    return (o_t // tokens).to(tl.int64) * stride_b + (first + 1).to(tl.int64) * stride_n
+    return (o_t // tokens).to(tl.int64) * stride_b + first.to(tl.int64) * stride_n
 
 
 @triton.jit
 def pool_kernel(
-    states,
+    x,
     out,
     rows,
     rows_bucket,
@@ -45,16 +45,16 @@ def pool_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out [T, C] = mean over each window of states [B, 1 + N, C]; `side` windows a side."""
+    """out [T, C] = mean over each window of x [B, N, C]; `side` windows a side."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (o_t < rows)[:, None] & (o_c < channels)[None, :]
-    p_window = states + _window_rows(o_t, side, window, stride_b, stride_n)[:, None] + o_c[None, :]
+    p_window = x + _window_rows(o_t, side, window, stride_b, stride_n)[:, None] + o_c[None, :]
     total = tl.zeros((BLOCK_T, BLOCK_C), dtype=tl.float32)
     for dy in tl.static_range(window):
         for dx in tl.static_range(window):
-            patch = (dy * window * side + dx) * stride_n
-            total += tl.load(p_window + patch, mask=inside, other=0.0).to(tl.float32)
+            place = (dy * window * side + dx) * stride_n
+            total += tl.load(p_window + place, mask=inside, other=0.0).to(tl.float32)
     o_out = o_t.to(tl.int64)[:, None] * channels + o_c[None, :]
     tl.store(out + o_out, total / (window * window), mask=inside)
 
@@ -73,7 +73,7 @@ def spread_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradient: each token's grad [T, C], shared out equally, to the patches of out [B, 1 + N, C]."""
+    """The gradient: each token's grad [T, C], shared out equally, to the patches of out [B, N, C]."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (o_t < rows)[:, None] & (o_c < channels)[None, :]
@@ -94,28 +94,27 @@ def _tuned(kernel: triton.JITFunction) -> TunedKernel:
 POOL, SPREAD = _tuned(pool_kernel), _tuned(spread_kernel)
 
 
-def forward(states: Tensor, window: int) -> Tensor:
-    """states [B, 1 + N, C] -> [B, N / k**2, C]."""
-    if states.stride(-1) != 1:
-        states = states.contiguous()
-    batch, patches, channels = states.shape[0], states.shape[1] - 1, states.shape[2]
-    out = torch.empty(batch, patches // window**2, channels, dtype=states.dtype, device=states.device)
-    _launch(POOL, states, window, states=states, out=out)
+def forward(x: Tensor, window: int) -> Tensor:
+    """x [B, N, C] -> [B, N / k**2, C]."""
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    batch, patches, channels = x.shape
+    out = torch.empty(batch, patches // window**2, channels, dtype=x.dtype, device=x.device)
+    _launch(POOL, x, window, x=x, out=out)
     return out
 
 
 def backward(grad: Tensor, window: int) -> Tensor:
-    """grad [B, N / k**2, C] -> [B, 1 + N, C]; the class token takes no part."""
+    """grad [B, N / k**2, C] -> [B, N, C]."""
     batch, tokens, channels = grad.shape
-    out = torch.empty(batch, 1 + tokens * window**2, channels, dtype=grad.dtype, device=grad.device)
+    out = torch.empty(batch, tokens * window**2, channels, dtype=grad.dtype, device=grad.device)
     _launch(SPREAD, out, window, grad=grad.contiguous(), out=out)
-    out[:, 0] = 0
     return out
 
 
 def _launch(kernel: TunedKernel, patches: Tensor, window: int, **tensors: Tensor) -> None:
     batch, count, channels = patches.shape
-    side = grid_side(count - 1, window) // window
+    side = grid_side(count, window) // window
     rows = batch * side * side
     kernel.launch(
         lambda blocks: (triton.cdiv(rows, blocks["BLOCK_T"]), triton.cdiv(channels, blocks["BLOCK_C"])),

@@ -13,39 +13,39 @@ from ..windows import grid_side
 from .naive import naive_pool_tokens
 
 
-def pool_tokens(states: Tensor, window: int, *, backend: str | None = None) -> Tensor:
+def pool_tokens(x: Tensor, window: int, *, backend: str | None = None) -> Tensor:
     """Mean over each k x k window of adjacent patches: the average-pooling baseline of token reduction.
 
     Args:
-        states: [B, 1 + N, C], the class token at index 0, then patches in raster order on a square grid.
+        x: [B, N, C] patches in raster order on a square grid; a view of a tower state is read where it lies.
         window: side k of a window; must divide the grid.
         backend: `"triton"`, `"torch"`, or `None` for `LLAVA_STF_KERNELS`, else the best that the device has.
 
     Returns:
-        [B, N / k**2, C] in the dtype of `states` (float32, bfloat16 or float16), summed in float32, windows in raster
+        [B, N / k**2, C] in the dtype of `x` (float32, bfloat16 or float16), summed in float32, windows in raster
         order.
 
     Raises:
         ValueError: the window does not divide the grid, or Triton was asked for where it cannot run (`BackendError`).
     """
-    if states.dim() != 3:
-        raise ValueError(f"Expected states [B, 1 + N, C], found {tuple(states.shape)}.")
-    grid_side(states.shape[1] - 1, window)
-    if choose_backend(backend, states) == "torch":
-        return naive_pool_tokens(states, window)
-    if launches_directly(states):
-        return kernel_module(__package__).forward(states, window)
-    return ops.pool_tokens(states, window)
+    if x.dim() != 3:
+        raise ValueError(f"Expected patches [B, N, C], found {tuple(x.shape)}.")
+    grid_side(x.shape[1], window)
+    if choose_backend(backend, x) == "torch":
+        return naive_pool_tokens(x, window)
+    if launches_directly(x):
+        return kernel_module(__package__).forward(x, window)
+    return ops.pool_tokens(x, window)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("pool_tokens"), mutates_args=())
-def _forward(states: Tensor, window: int) -> Tensor:
-    return kernel_module(__package__).forward(states, window)
+def _forward(x: Tensor, window: int) -> Tensor:
+    return kernel_module(__package__).forward(x, window)
 
 
 @_forward.register_fake
-def _(states: Tensor, window: int) -> Tensor:
-    return states.new_empty(states.shape[0], (states.shape[1] - 1) // window**2, states.shape[2])
+def _(x: Tensor, window: int) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // window**2, x.shape[2])
 
 
 @torch.library.custom_op(add_op_namespace_prefix("pool_tokens_backward"), mutates_args=())
@@ -55,7 +55,7 @@ def _backward(grad: Tensor, window: int) -> Tensor:
 
 @_backward.register_fake
 def _(grad: Tensor, window: int) -> Tensor:
-    return grad.new_empty(grad.shape[0], 1 + grad.shape[1] * window**2, grad.shape[2])
+    return grad.new_empty(grad.shape[0], grad.shape[1] * window**2, grad.shape[2])
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:

@@ -151,7 +151,7 @@ def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes:
         image_sizes: as in `num_image_tokens`.
 
     Returns:
-        Tokens per image: the model's default where it has no other, or where the placeholders fit none of those that it has.
+        Tokens per image: the model's default where it has no other, or where the placeholders fit none.
     """
     counts = token_budgets(config)
     if len(counts) > 1:

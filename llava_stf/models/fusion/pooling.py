@@ -13,7 +13,7 @@ from llava_stf_kernels import pool_tokens
 
 
 class PooledProjector(TwoLayerMlp):
-    """LLaVA-1.5's projector, then the mean over each window: K hidden states [B, 1 + N, C] -> [B, M, H].
+    """LLaVA-1.5's projector, then the mean over each window: K hidden states [B, N, C] -> [B, M, H].
 
     It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
     """
@@ -24,6 +24,5 @@ class PooledProjector(TwoLayerMlp):
         self.window = config.fusion_window
 
     def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
-        # The class token goes along and is stepped over by the pooling: cheaper than a copy without it.
         joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
         return pool_tokens(self.layers(joined), window or self.window, backend=self.kernels)

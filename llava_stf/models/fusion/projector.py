@@ -23,7 +23,7 @@ from llava_stf_kernels import fuse_blocks, fuse_windows, gather_windows
 
 
 class MultiBlockTokenFusion(TwoLayerMlp):
-    """Squeeze K hidden states [B, 1 + N, C] to one, the class token dropped: [B, N, C].
+    """Squeeze K hidden states [B, N, C] to one of that shape.
 
     The first layer's weight is [4C, K*C], its columns in the order of the states.
     """
@@ -34,7 +34,7 @@ class MultiBlockTokenFusion(TwoLayerMlp):
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         if not self.takes_kernels():
-            return self.layers(torch.cat([state[:, 1:] for state in states], dim=-1))
+            return self.layers(torch.cat(list(states), dim=-1))
         return self.linear_2(fuse_blocks(states, self.linear_1.weight, self.linear_1.bias, backend=self.kernels))
 
 
@@ -117,7 +117,7 @@ class SpatialTokenFusion(TwoLayerMlp):
 
 
 class LlavaStfProjector(nn.Module):
-    """The projector of LLaVA-STF: MBTF, then STF. K hidden states [B, 1 + N, C] -> [B, N / k**2, H].
+    """The projector of LLaVA-STF: MBTF, then STF. K hidden states [B, N, C] -> [B, N / k**2, H].
 
     `window` is k, by default the one that the weights are laid out for.
     """

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import output_capturing
 
@@ -52,14 +51,12 @@ def select_hidden_states(tower: PreTrainedModel, pixel_values: Tensor, layers: S
 
 
 def select_patch_states(tower: PreTrainedModel, pixel_values: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """As `select_hidden_states`, with one row before the N patches whatever the tower has there: each [B, 1 + N, C]."""
+    """As `select_hidden_states`, of the patches alone: each a view [B, N, C] of what the tower gave."""
     patch = tower.config.patch_size
     patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
     states = select_hidden_states(tower, pixel_values, layers)
     special = states[0].shape[1] - patches
-    if special == 0:
-        return [functional.pad(state, (0, 0, 1, 0)) for state in states]
-    return [state[:, special - 1 :] for state in states]
+    return [state[:, special:] for state in states]
 
 
 def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

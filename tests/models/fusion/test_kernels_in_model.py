@@ -6,17 +6,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from llava_stf import apply_pooling, apply_stf, convert_checkpoint, load_model
 from llava_stf.errors import KernelError
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import CompiledGeneration
-from llava_stf.models.fusion.build import use_kernels
+from llava_stf.models.fusion.build import build_projector, use_kernels
 from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of
 from llava_stf_kernels import dispatch, place_tokens
 from llava_stf_kernels.dispatch import is_interpreting
+
+from ..llava_stf.test_config import config
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -86,19 +90,53 @@ def test_a_training_step_gives_the_same_loss_and_gradients(plain_folder, patch, 
         assert error < 1e-4, name  # float32 sums in another order, through the whole network
 
 
-def test_weights_that_change_are_laid_out_again(stf_folder, device):
+@pytest.mark.parametrize("change", ["in place", "data", "a new parameter", "merged adapter", "merged in a copy"])
+def test_a_weight_that_changed_between_two_calls_is_seen(stf_folder, device, change):
+    """However it changes: not all ways move torch's version counter or the address."""
     llava = model_with("triton", stf_folder, device)
-    inputs, layer = inputs_of(llava), llava.model.model.multi_modal_projector.spatial_fusion.linear_1
+    model, projector = llava.model, llava.model.model.multi_modal_projector
+    inputs, layer = inputs_of(llava), projector.spatial_fusion.linear_1
     with torch.no_grad():
-        before = llava.model(**inputs).logits
-        layer.weight.mul_(-2)
-        changed = llava.model(**inputs).logits
-        assert not torch.allclose(before, changed)
-        use_kernels(llava.model.model.multi_modal_projector, "torch")
-        torch.testing.assert_close(changed, llava.model(**inputs).logits)
-        use_kernels(llava.model.model.multi_modal_projector, "triton")
-        layer.weight = nn.Parameter(layer.weight * -0.5)
-        torch.testing.assert_close(llava.model(**inputs).logits, before)
+        before = model(**inputs).logits
+        if change == "in place":
+            layer.weight.mul_(-2)
+        elif change == "data":
+            layer.weight.data.mul_(-2)
+        elif change == "a new parameter":
+            layer.weight = nn.Parameter(layer.weight * -2)
+        else:
+            peft = pytest.importorskip("peft", reason="needs the extra 'train'")
+            config = peft.LoraConfig(r=2, target_modules=r".*spatial_fusion\.linear_1", init_lora_weights=False)
+            model = peft.get_peft_model(model, config).merge_and_unload(safe_merge=change == "merged in a copy")
+        changed = model(**inputs).logits
+        use_kernels(projector, "torch")
+        expected = model(**inputs).logits
+    torch.testing.assert_close(changed, expected)
+    assert not torch.allclose(before, expected)
+
+
+def test_a_sharded_projector_sees_every_step(device, tmp_path):
+    """FSDP2 gathers weights behind the version counter, often at the address of the step before."""
+    torch.manual_seed(0)
+    projector = build_projector(config(grid=4, width=32)).to(device)
+    states = [torch.randn(1, 16, 32, device=device) for _ in range(2)]
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        fully_shard(projector, mesh=init_device_mesh(device, (1,)))
+        optimizer = torch.optim.SGD(projector.parameters(), 0.05)
+        for _ in range(6):
+            by_kernels = []
+            for kernels in ("triton", "torch"):
+                use_kernels(projector, kernels)
+                with torch.no_grad():
+                    by_kernels.append(projector(states))
+            torch.testing.assert_close(*by_kernels, atol=1e-5, rtol=0)
+            use_kernels(projector, "triton")
+            projector(states).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_compiled_model_sees_weights_that_change(stf_folder, device):
@@ -121,7 +159,7 @@ def test_a_compiled_model_sees_weights_that_change(stf_folder, device):
     assert not torch.allclose(first_scores(compiled), before)
 
 
-def test_the_kernels_order_is_never_saved(stf_folder, device, tmp_path):
+def test_the_checkpoints_order_is_saved(stf_folder, device, tmp_path):
     llava = model_with("triton", stf_folder, device)
     with torch.no_grad():
         llava.model(**inputs_of(llava))

@@ -37,7 +37,7 @@ def test_warm_start_is_exactly_mean_pooling(window, blocks):
     projector = LlavaStfProjector(cfg).double()
     pooled.double()
     init_from_pooling(projector, pooled)
-    states = list(torch.randn(len(cfg.fusion_states), 2, 17, 16, dtype=torch.double))
+    states = list(torch.randn(len(cfg.fusion_states), 2, 16, 16, dtype=torch.double))
     expected = pooled(states[:1])
     # The base's weights pass through float32 on their way; they are float32 values.
     torch.testing.assert_close(projector(states), expected, atol=1e-14, rtol=0)
@@ -48,7 +48,7 @@ def test_warm_start_leaves_every_unused_unit_able_to_learn():
     base = LlavaMultiModalProjector(config(grid=4, fusion="pool"))
     projector = LlavaStfProjector(cfg)
     init_from_pooling(projector, base)
-    projector(list(torch.randn(2, 2, 17, 16))).square().sum().backward()
+    projector(list(torch.randn(2, 2, 16, 16))).square().sum().backward()
     for layer in (projector.block_fusion.linear_2, projector.spatial_fusion.linear_2):
         assert (layer.weight.grad.abs().sum(0) > 0).float().mean() > 0.9
 
@@ -75,8 +75,7 @@ def test_equals_the_authors_modules(golden_stf, case):
     ):
         ours.linear_1.load_state_dict({k: weights[f"model.{theirs}.0.{k}"] for k in ("weight", "bias")})
         ours.linear_2.load_state_dict({k: weights[f"model.{theirs}.2.{k}"] for k in ("weight", "bias")})
-    patches = reference["mbtf_input_concat"].split(32, dim=-1)
-    states = [torch.nn.functional.pad(state, (0, 0, 1, 0), value=float("nan")) for state in patches]  # a class token
+    states = reference["mbtf_input_concat"].split(32, dim=-1)
     fused = projector.block_fusion(states)
     torch.testing.assert_close(fused, reference["mbtf_output"], atol=1e-4, rtol=0)
     windows = gather_windows(reference["mbtf_output"], 2)

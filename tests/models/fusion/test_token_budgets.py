@@ -51,8 +51,8 @@ def test_the_warm_start_is_mean_pooling_in_every_window(base_folder, hidden):
     base = model.model.multi_modal_projector.double()
     projector = LlavaStfProjector(fused_config(model, fusion_hidden_size=hidden)).double()
     init_from_pooling(projector, base)
-    states = [torch.randn(2, 1 + GRID**2, 16, dtype=torch.float64) for _ in fused_config(model).fusion_states]
-    outputs = base(states[0][:, 1:])
+    states = [torch.randn(2, GRID**2, 16, dtype=torch.float64) for _ in fused_config(model).fusion_states]
+    outputs = base(states[0])
     for k in WINDOWS:
         windows = outputs.view(2, GRID // k, k, GRID // k, k, -1)
         pooled = windows.mean(dim=(2, 4)).flatten(1, 2)
