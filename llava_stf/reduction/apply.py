@@ -124,7 +124,7 @@ def apply_stf(
         processor: its processor, changed in place to count and tokenise for the fused model.
         window: side k of a window; must divide the patch grid (24 at 336 px). An adapter file brings its own. A list
             makes a model for each of its windows with one set of weights, those for 2x2; the first is the default.
-        fusion_layers: tower states that MBTF joins, in channel order; default by the tower's depth.
+        fusion_layers: hidden states that MBTF joins, in channel order; default by the tower's depth.
         init: `"pool"` starts as the exact mean of the base projector's outputs over each window, `"random"` with
             PyTorch's Linear initialisation as in the paper's first stage, a path loads the adapter file (safetensors
             or `mm_projector.bin`) written there.

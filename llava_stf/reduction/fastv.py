@@ -52,18 +52,20 @@ def last_token_attention(
     return scores.float().masked_fill(~valid[:, None], -torch.inf).softmax(-1).mean(1)
 
 
-def tokens_left(attention: Tensor, places: Tensor, attention_mask: Tensor, patches: int, count: int) -> Tensor:
+def tokens_left(
+    attention: Tensor, image_token_mask: Tensor, attention_mask: Tensor, patches: int, count: int
+) -> Tensor:
     """Which tokens of the prompt stay: all text, and the `count` most attended to of each image. bool [B, T].
 
     Args:
         attention: float32 [B, T].
-        places: bool [B, T], the placeholders, `patches` for each image; rows may hold different numbers of images.
+        image_token_mask: bool [B, T], the placeholders, `patches` for each image; rows may hold different numbers.
         attention_mask: [B, T], zero for padding.
     """
-    rows, columns = places.nonzero(as_tuple=True)
+    rows, columns = image_token_mask.nonzero(as_tuple=True)
     best = attention[rows, columns].view(-1, patches).topk(count, dim=-1).indices
-    chosen = torch.zeros(len(best), patches, dtype=torch.bool, device=places.device).scatter(1, best, True)
-    left = attention_mask.bool() & ~places
+    chosen = torch.zeros(len(best), patches, dtype=torch.bool, device=image_token_mask.device).scatter(1, best, True)
+    left = attention_mask.bool() & ~image_token_mask
     left[rows, columns] = chosen.flatten()
     return left
 
@@ -81,7 +83,7 @@ class _Pass:
     """What the layers of one forward pass share: made by the model, read and filled by the layers' hooks."""
 
     attention_mask: Tensor  # [B, S]
-    places: Tensor | None  # bool [B, T] in the pass that reads a prompt with images
+    image_token_mask: Tensor | None  # bool [B, T] in the pass that reads a prompt with images
     patches: int
     vision_tokens: int
     upper_mask: Tensor | None  # [B, tokens that the layers above have seen, this pass included]
@@ -91,9 +93,9 @@ class _Pass:
 
     def choose(self, layer: LlamaDecoderLayer, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> None:
         """Decide, at the input of the last layer that sees everything, what the layers above get."""
-        assert self.places is not None
+        assert self.image_token_mask is not None
         attention = last_token_attention(layer, hidden, rotary, self.attention_mask)
-        left = tokens_left(attention, self.places, self.attention_mask, self.patches, self.vision_tokens)
+        left = tokens_left(attention, self.image_token_mask, self.attention_mask, self.patches, self.vision_tokens)
         # A stable sort puts what is dropped in front: shorter rows are padded on the left, the rest stays in order.
         longest = int(left.sum(-1).max())
         self.order = left.to(torch.uint8).argsort(dim=-1, stable=True)[:, left.shape[1] - longest :]
@@ -139,7 +141,7 @@ class FastVModel(ReducedLlavaModel):
             )
         if attention_mask is None:
             attention_mask = input_ids.new_ones(len(input_ids), seen + input_ids.shape[1])
-        places = None
+        image_token_mask = None
         if pixel_values is not None or kwargs.get("mm_encoder_outputs"):
             static = cache is not None and cache.is_compileable
             if seen or static or attention_mask.dim() != 2:
@@ -147,12 +149,14 @@ class FastVModel(ReducedLlavaModel):
                     "FastV prunes a whole prompt with its images at once: expected an empty dynamic cache and a mask "
                     "[B, T]; a static cache and images in a later pass do not work."
                 )
-            places = input_ids == self.config.image_token_id
+            image_token_mask = input_ids == self.config.image_token_id
         upper_mask = attention_mask
         if seen and vars(cache).get(STATE) is not None:
             prompt_mask, prompt = vars(cache)[STATE]
             upper_mask = torch.cat([prompt_mask, attention_mask[:, prompt:]], dim=1)
-        state = _Pass(attention_mask, places, self.reduction.patches, self.reduction.vision_tokens, upper_mask)
+        state = _Pass(
+            attention_mask, image_token_mask, self.reduction.patches, self.reduction.vision_tokens, upper_mask
+        )
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -170,7 +174,7 @@ def _before_layer(
     if state is None:
         raise FusionError("FastV prunes in the whole LLaVA; its language model cannot be called or compiled alone.")
     hidden = args[0]
-    if index == full_layers - 1 and state.places is not None:
+    if index == full_layers - 1 and state.image_token_mask is not None:
         state.choose(layer, hidden, kwargs["position_embeddings"])
     if index < full_layers:
         return args, kwargs

@@ -27,14 +27,14 @@ class TrainingFreeMethod(Method):
         """Raise `FusionError` where the tower's hidden states are not those of a LLaVA-1.5."""
         if not isinstance(config.vision_feature_layer, int):
             raise FusionError(
-                f"'{self.name}' needs one tower state, as in LLaVA-1.5; found vision_feature_layer "
+                f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer "
                 f"{config.vision_feature_layer}."
             )
         before = 1 if config.vision_feature_select_strategy == "default" else 0
         special = special_tokens_of(config.vision_config)
         if special != before:
             raise FusionError(
-                f"'{self.name}' takes the patches to follow {before} other tokens in the tower's states, as "
+                f"'{self.name}' takes the patches to follow {before} other tokens in the tower's hidden states, as "
                 f"vision_feature_select_strategy '{config.vision_feature_select_strategy}' says; in a "
                 f"{config.vision_config.model_type} they follow {special}. Fuse tokens instead (apply_stf, "
                 "apply_pooling), which counts them."
@@ -105,7 +105,7 @@ class ReducedLlavaModel(LlavaModel):
         asked = (vision_feature_layer, vision_feature_select_strategy)
         own = (config.vision_feature_layer, config.vision_feature_select_strategy)
         if any(value not in (None, known) for value, known in zip(asked, own, strict=True)) or image_sizes is not None:
-            raise FusionError("A reduced LLaVA takes the tower state of its config and square images of one size.")
+            raise FusionError("A reduced LLaVA takes the hidden state of its config and square images of one size.")
         method = self.reduction.method
         assert isinstance(method, TrainingFreeMethod)
         tokens = method.image_tokens(self, pixel_values)

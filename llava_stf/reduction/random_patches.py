@@ -13,14 +13,14 @@ from llava_stf.reduction.tensors import gather_tokens
 
 
 def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) -> Tensor:
-    """Raster indices of `count` of `patches` patches, drawn for each picture from the seed and its own pixels.
+    """Raster indices of `count` of `patches` patches, drawn for each image from the seed and its own pixels.
 
-    Pixels [B, 3, height, width] -> ascending int64 [B, count] on the same device. The same picture in the same dtype
+    Pixels [B, 3, height, width] -> ascending int64 [B, count] on the same device. The same image in the same dtype
     has the same patches, whatever stands beside it in the batch and on whatever device.
     """
     chosen = []
-    for picture in pixel_values.detach().cpu().contiguous():
-        pixels = picture.view(torch.uint8).numpy().tobytes()
+    for image in pixel_values.detach().cpu().contiguous():
+        pixels = image.view(torch.uint8).numpy().tobytes()
         digest = hashlib.blake2b(pixels, digest_size=7, key=str(seed).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
         chosen.append(torch.randperm(patches, generator=generator)[:count].sort().values)
@@ -33,7 +33,7 @@ class RandomPatches(TrainingFreeMethod):
     name = "random"
     title = "random patches"
     reference = "the baseline of UniPruneBench, arXiv 2511.02650"
-    needs = "Nothing; the pixels are read once on the host to draw the same patches for the same picture."
+    needs = "Nothing; the pixels are read once on the host to draw the same patches for the same image."
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
         states = model.patch_states(pixel_values)

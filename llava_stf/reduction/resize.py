@@ -1,4 +1,4 @@
-"""Bilinear resizing of the token grid, as pictures are resized."""
+"""Bilinear resizing of the token grid, as images are resized."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def resize_grid(x: Tensor, side: int) -> Tensor:
     At half the grid each token is the mean of a 2x2 window, which is pooling.
     """
     grid = isqrt(x.shape[1])
-    picture = x.transpose(1, 2).unflatten(2, (grid, grid))
-    resized = functional.interpolate(picture, size=(side, side), mode="bilinear", align_corners=False)
+    image = x.transpose(1, 2).unflatten(2, (grid, grid))
+    resized = functional.interpolate(image, size=(side, side), mode="bilinear", align_corners=False)
     return resized.flatten(2).transpose(1, 2)
 
 

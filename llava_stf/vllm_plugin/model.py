@@ -1,4 +1,4 @@
-"""LLaVA-STF as a vLLM model: vLLM's LLaVA with several tower states, the fusing projector and its token counts."""
+"""LLaVA-STF as a vLLM model: vLLM's LLaVA with several hidden states, the fusing projector and its token counts."""
 
 from __future__ import annotations
 

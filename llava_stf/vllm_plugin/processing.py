@@ -1,7 +1,7 @@
 """What vLLM's front end does with the images of a request: how many tokens each takes, and its pixels.
 
 A model for several token counts takes `mm_processor_kwargs={"vision_tokens": N}` with each request. The count is part
-of what vLLM tells images apart by, so one picture at two counts is cached twice.
+of what vLLM tells images apart by, so one image at two counts is cached twice.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
         """Tokens per image that a request's options ask for, or the server's, or by default the model's.
 
         Raises `FusionError` for a count that the model does not have, and for any other option: the model takes
-        pictures of one size, so nothing else about them can be chosen.
+        images of one size, so nothing else about them can be chosen.
         """
         unknown = sorted(set(options) - {OPTION})
         if unknown:
@@ -68,13 +68,13 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
 
 
 class LlavaStfDummyInputsBuilder(LlavaDummyInputsBuilder[LlavaStfProcessingInfo]):
-    """The pictures that vLLM measures memory with, at the largest count."""
+    """The images that vLLM measures memory with, at the largest count."""
 
 
 class LlavaStfMultiModalProcessor(BaseLlavaMultiModalProcessor[LlavaStfProcessingInfo]):
     """Pixels and placeholders of a request's images.
 
-    `apply` raises `PromptError` if markers and images differ in number, `ImageError` for a picture that `load_image`
+    `apply` raises `PromptError` if markers and images differ in number, `ImageError` for an image that `load_image`
     refuses, and `FusionError` for a token count that the model does not have. vLLM answers them with status 400.
     """
 
@@ -92,7 +92,7 @@ class LlavaStfMultiModalProcessor(BaseLlavaMultiModalProcessor[LlavaStfProcessin
         return inputs
 
     def _call_hf_processor(self, hf_data: Mapping[str, Any], hf_kwargs: Mapping[str, object]) -> BatchFeature:
-        # A picture of a few bytes may be thousands of pixels long: padded to a square it would fill the memory.
+        # An image of a few bytes may be thousands of pixels long: padded to a square it would fill the memory.
         images = [load_image(image) for image in hf_data["images"]]
         pixels = self.info.get_hf_processor()(images=images, return_tensors="pt")["pixel_values"]
         counts = torch.full((len(images),), self.info.vision_tokens(hf_kwargs))

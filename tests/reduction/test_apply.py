@@ -329,7 +329,7 @@ def test_only_a_plain_llava_is_reduced(plain):
     model, processor = plain
     with pytest.raises(FusionError, match="fuses tokens by 'stf'"):
         check_reduction(LlavaStfConfig(**{**llava_7b().to_dict(), "model_type": "llava_stf"}), "random", 144)
-    with pytest.raises(FusionError, match="one tower state"):
+    with pytest.raises(FusionError, match="one hidden state"):
         check_reduction(LlavaConfig(vision_feature_layer=[-2, -5]), "random", 144)
     apply_stf(model, processor)
     with pytest.raises(FusionError, match="found LlavaStfForConditionalGeneration"):

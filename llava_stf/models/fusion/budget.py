@@ -143,7 +143,7 @@ def tokens_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) ->
 
 
 def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes: ImageSizes) -> int:
-    """The budget that a prompt asks a fused model for, told from how many image tokens it has places for.
+    """The budget that a prompt asks a fused model for, told from how many image tokens it has placeholders for.
 
     Args:
         config: of the fused model.
@@ -151,7 +151,7 @@ def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes:
         image_sizes: as in `num_image_tokens`.
 
     Returns:
-        Tokens per image: the model's default where it has no other, or where the places fit none of those that it has.
+        Tokens per image: the model's default where it has no other, or where the placeholders fit none.
     """
     counts = token_budgets(config)
     if len(counts) > 1:

@@ -117,7 +117,7 @@ class SpatialTokenFusion(TwoLayerMlp):
 
 
 class LlavaStfProjector(nn.Module):
-    """The projector of LLaVA-STF: MBTF, then STF. K tower states [B, N, C] -> [B, N / k**2, H].
+    """The projector of LLaVA-STF: MBTF, then STF. K hidden states [B, N, C] -> [B, N / k**2, H].
 
     `window` is k, by default the one that the weights are laid out for.
     """

@@ -1,4 +1,4 @@
-"""Configuration of LLaVA-STF: which tower states are fused, how large a window is, and how wide the two modules are."""
+"""Configuration of LLaVA-STF: which hidden states are fused, how large a window is, how wide the two modules are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LlavaStfConfig(LlavaConfig):
     Args:
         fusion: `"stf"` for MBTF and STF (the paper), `"pool"` for the baseline that averages the stock projector's
             output over each window.
-        fusion_layers: tower states joined by MBTF, in the order of their channels; another name of
+        fusion_layers: hidden states joined by MBTF, in the order of their channels; another name of
             `vision_feature_layer`. `None` takes `default_fusion_layers` of the tower's depth; `"pool"` keeps the one
             select layer.
         fusion_window: side k of a window; k*k patches become one token. Must divide the patch grid. Of a model for

@@ -27,11 +27,11 @@ def load_tower(
     Args:
         folder: a vision model, or a whole model with a `vision_config`, such as a CLIP or SigLIP.
         options: for `from_pretrained`.
-        image_size: side in pixels; by default what the folder's preprocessor cuts pictures to, else the config's. A
+        image_size: side in pixels; by default what the folder's preprocessor cuts images to, else the config's. A
             tower made for another gets its position table resized by its own rule.
 
     Raises:
-        CheckpointError: it cannot be loaded, or is no plain Vision Transformer for square pictures.
+        CheckpointError: it cannot be loaded, or is no plain Vision Transformer for square images.
         LlavaStfError: the patch does not divide `image_size`.
     """
     if not folder.is_dir():
@@ -54,7 +54,7 @@ def load_tower(
         special_tokens(tower)
     except (CheckpointError, RuntimeError, ValueError, TypeError) as error:
         raise CheckpointError(f"{folder} cannot be a vision tower: {' '.join(str(error).split())}") from error
-    # The whole square that LLaVA pads a picture to is shown; cutting its border off would lose what lies there.
+    # The whole square that LLaVA pads an image to is shown; cutting its border off would lose what lies there.
     whole = {"size": {"shortest_edge": wanted}, "crop_size": {"height": wanted, "width": wanted}}
     return tower, {**preprocessor, **whole, "do_resize": True, "do_center_crop": True}
 
@@ -77,7 +77,7 @@ def _load(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
 
 
 def _cut_to(preprocessor: dict[str, Any]) -> int | None:
-    """Side of the square pictures that a preprocessor_config.json asks for."""
+    """Side of the square images that a preprocessor_config.json asks for."""
     cut = preprocessor.get("crop_size") if preprocessor.get("do_center_crop", True) else None
     size = cut or preprocessor.get("size")
     if isinstance(size, dict):
@@ -101,7 +101,7 @@ def special_tokens_of(config: PreTrainedConfig) -> int:
 
 
 def special_tokens(tower: PreTrainedModel) -> int:
-    """How many tokens stand before the patches in the tower's states: seen, not told by its kind.
+    """How many tokens stand before the patches in the tower's hidden states: seen, not told by its kind.
 
     Raises `CheckpointError` unless the N patches follow them in raster order to the end, in all states alike.
     """
@@ -119,14 +119,14 @@ def special_tokens(tower: PreTrainedModel) -> int:
     expected = sorted({tokens - grid**2, tokens - 1})
     if shapes != {(tokens, tower.config.hidden_size)} or touched != expected or tokens < grid**2:
         raise CheckpointError(
-            f"expected states that end with the {grid}x{grid} patches of a picture in raster order, found states of "
+            f"expected states that end with the {grid}x{grid} patches of an image in raster order, found states of "
             f"{sorted(shapes)}, in the first of which the first and the last patch touch {touched[:5]}."
         )
     return tokens - grid**2
 
 
 def resized(tower: PreTrainedModel, image_size: int) -> PreTrainedModel:
-    """A copy of the tower for pictures of `image_size` pixels a side, its position table resized by its own rule.
+    """A copy of the tower for images of `image_size` pixels a side, its position table resized by its own rule.
 
     Raises `CheckpointError` if it has a table and no rule.
     """

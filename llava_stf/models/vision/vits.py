@@ -1,7 +1,7 @@
 """The Vision Transformers of the pre-training methods, as configs of transformers' own `ViTModel`.
 
 The methods share one pre-norm ViT and differ in head counts, in the bias of queries, keys and values, in the epsilon of
-LayerNorm, and in the statistics that their pictures are normalised with. A head count cannot be read from weights.
+LayerNorm, and in the statistics that their images are normalised with. A head count cannot be read from weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Architecture:
         heads: attention heads by width.
         qkv_bias: whether queries, keys and values have a bias.
         layer_norm_eps: of every LayerNorm.
-        cifar_statistics: whether pictures of CIFAR's size are normalised with CIFAR's statistics, not ImageNet's.
+        cifar_statistics: whether images of CIFAR's size are normalised with CIFAR's statistics, not ImageNet's.
     """
 
     heads: Mapping[int, int]
@@ -102,7 +102,7 @@ def check_patches(image_size: int, patch_size: int) -> None:
 
 
 def statistics(method: str, image_size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, of values in [0, 1], that the method normalises its pictures with.
+    """Mean and standard deviation per channel, of values in [0, 1], that the method normalises its images with.
 
     `method` may be "timm" too: ImageNet's, as MoCo v3, DINO, iBOT, MAE and Mugs take them.
     """
