@@ -273,7 +273,7 @@ def test_a_tokenizer_of_another_model_is_noticed(stf_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Path, str], ids=["Path", "str"])
-def test_a_path_is_never_an_embedded_model(kind, plain_folder, tmp_path, monkeypatch):
+def test_a_path_is_never_a_bundled_model(kind, plain_folder, tmp_path, monkeypatch):
     shutil.copytree(plain_folder, tmp_path / "tiny-full")
     monkeypatch.chdir(tmp_path)
     name = Path("tiny-full") if kind is Path else "./tiny-full"
@@ -284,7 +284,7 @@ def test_a_path_is_never_an_embedded_model(kind, plain_folder, tmp_path, monkeyp
         load_model(Path("tiny"))
 
 
-def test_a_folder_in_the_shade_of_an_embedded_model_is_named(plain_folder, tmp_path, monkeypatch, caplog):
+def test_a_folder_in_the_shade_of_a_bundled_model_is_named(plain_folder, tmp_path, monkeypatch, caplog):
     shutil.copytree(plain_folder, tmp_path / "tiny-full")
     monkeypatch.chdir(tmp_path)
     assert load_model("tiny-full").vision_tokens == 64
