@@ -18,6 +18,10 @@ class ModelNotFoundError(LlavaStfError, OSError):
     """No model stands under that name or path, or it cannot be fetched from here."""
 
 
+class DeviceMemoryError(LlavaStfError, MemoryError):
+    """A model does not fit into the memory of the device that it was to be loaded to."""
+
+
 class ImageError(LlavaStfError, ValueError):
     """An image cannot be read: broken, too large, of an unknown kind, or not allowed to be fetched."""
 

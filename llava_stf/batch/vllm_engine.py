@@ -23,7 +23,7 @@ class VllmEngine(Engine):
     The prompts reach vLLM as token ids, so that they are those of transformers, for a plain LLaVA, too.
     """
 
-    def __init__(self, llm: LLM, processor: Any, job: BatchJob, suppressed: range) -> None:
+    def __init__(self, llm: LLM, processor: Any, job: BatchJob, suppressed: Sequence[int]) -> None:
         from vllm import SamplingParams
 
         from llava_stf.data.preparation import tokens_per_image
@@ -49,9 +49,9 @@ class VllmEngine(Engine):
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        from llava_stf.models.llava_stf.conversation import tokenize_chunks
+        from llava_stf.models.llava_stf.conversation import render_chat, tokenize_chunks
 
-        text = self._processor.apply_chat_template([prompt.message], add_generation_prompt=True)
+        text = render_chat(self._processor, [prompt.message])
         image_id = self._processor.image_token_id
         ids = tokenize_chunks(self._processor.tokenizer, text, image_token_id=image_id)
         length = len(ids) + len(prompt.images) * (self._tokens_per_image - 1)
@@ -77,7 +77,7 @@ def load_vllm(job: BatchJob) -> VllmEngine:
     """
     from llava_stf.loading import BUNDLED, bundled_folder, load_processor, read_config
     from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-    from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
+    from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 
     if job.quantization is not None or job.device is not None:
         raise LlavaStfError("quantization and device are for transformers; vLLM takes them from the checkpoint itself.")
@@ -100,4 +100,4 @@ def load_vllm(job: BatchJob) -> VllmEngine:
     except (TypeError, ValueError) as error:
         raise LlavaStfError(f"vLLM does not take {job.model} with {options}: {error}") from error
     processor = load_processor(job.model, vision_tokens=vision_tokens)
-    return VllmEngine(llm, processor, job, suppressed_ids(config))
+    return VllmEngine(llm, processor, job, suppressed_ids(config, processor.tokenizer))

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of 
 imported here; what a command needs is imported when it runs, so that `--help` is instant.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
+    _take_any_text()
     try:
         code = app(given, prog_name="llava-stf", standalone_mode=False) or 0
         sys.stdout.flush()
@@ -91,6 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the last stop: one line for the user, all of it with --debug
         hint = f"internal error: {type(error).__name__}: {error} (llava-stf --debug shows where)"
         return _report(error, hint, debug, code=1)
+
+
+def _take_any_text() -> None:
+    """Keep a terminal or pipe in another encoding than the text's from ending a command.
+
+    What is no text on stdin becomes lone surrogates, which are refused in a sentence, and what stdout cannot show is
+    shown as an escape.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 def _report(error: Exception, sentence: str, debug: bool, code: int) -> int:

@@ -12,7 +12,7 @@ from filelock import FileLock
 from llava_stf.conversion.convert import convert_checkpoint
 from llava_stf.errors import LlavaStfError
 
-_FORMAT = 1  # raise it when a conversion's result changes, so that older copies are made anew
+_FORMAT = 2  # raise it when a conversion's result changes, so that older copies are made anew
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ from llava_stf.conversion.processors import build_processor, read_generation, re
 from llava_stf.conversion.sources import Format, Source
 from llava_stf.conversion.state import CheckpointState, build_config, fusion_fields, public_tensors
 from llava_stf.errors import CheckpointError
+from llava_stf.io.json import write_json
 from llava_stf.io.weights import save_shards
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, PROJECTOR, original_table
@@ -48,7 +49,7 @@ def read_hugging_face(
         config=config,
         stored_rows=config.text_config.vocab_size,
         source_name=lambda name: name,
-        generation=read_generation(source.folder, config),
+        generation=read_generation(source.folder),
         processor=processor,
         image_processor=image_processor,
         sentencepiece=sentencepiece if sentencepiece.is_file() else None,
@@ -79,14 +80,14 @@ def _with_adapter(
 def write_hugging_face(state: CheckpointState, folder: Path, *, on_written: Callable[[int], None]) -> None:
     """Write `state` into the empty `folder`: config, weights under public names, processor files.
 
-    The vocabulary's new rows are the mean of the old ones; generation never emits their ids.
+    The vocabulary's new rows are the mean of the old ones, whose logits are never the largest.
     """
     rows = state.config.text_config.vocab_size
     tensors = {
         name: stored.with_rows(rows) if name in (EMBEDDING, HEAD) else stored for name, stored in state.tensors.items()
     }
     state.config.save_pretrained(folder)
-    state.generation.save_pretrained(folder)
+    write_json(folder / "generation_config.json", state.generation)
     if state.processor is not None:
         state.processor.save_pretrained(folder)
         if state.sentencepiece is not None:

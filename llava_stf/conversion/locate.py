@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from llava_stf.errors import ModelNotFoundError
+from llava_stf.errors import LlavaStfError, ModelNotFoundError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SMALL_FILES = (".json", ".jinja", ".model", ".txt")
@@ -25,13 +25,19 @@ def locate(
     Args:
         name: a path, or owner/name on the hub. What exists locally is taken first.
         subfolder: folder inside it that holds the checkpoint.
-        revision: branch, tag or commit on the hub; a local path has none and ignores it.
+        revision: branch, tag or commit on the hub; a local path has none.
         weights: fetch the weights too, not only the small files beside them.
 
-    Raises `ModelNotFoundError` with what was looked for, where, and what to do.
+    Raises `ModelNotFoundError` with what was looked for, where, and what to do, `LlavaStfError` for a revision of a
+    local path.
     """
     path = Path(name).expanduser()
     if path.exists():
+        if revision is not None:
+            raise LlavaStfError(
+                f"'{name}' is a local path, which has no revision '{revision}'; leave revision out, or check out that "
+                "revision there."
+            )
         return _inside(path, subfolder, name)
     if not is_hub_id(str(name)):
         raise ModelNotFoundError(

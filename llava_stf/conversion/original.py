@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from llava_stf.conversion.processors import (
+    PAD_TOKEN,
     add_placeholders,
     build_image_processor,
     build_processor,
+    greedy_generation,
     read_generation,
     read_tokenizer,
     tokenizer_folder,
@@ -22,6 +24,7 @@ from llava_stf.conversion.tower import Tower, find_tower
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import StoredTensor
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.models.llava_stf.keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
 
 ROW_MULTIPLE = 64
@@ -63,7 +66,9 @@ def read_original(
     if not inside:
         tensors |= tower.tensors()
 
-    model_config = _model_config(source, config, tower, tensors, fusion_layers)
+    notes: list[str] = []
+    tokenizer = _tokenizer(source, config, notes)
+    model_config = _model_config(source, config, tower, tensors, fusion_layers, tokenizer)
     fused = isinstance(model_config, LlavaStfConfig)
     table = public_to_original(fused)
     image_processor = build_image_processor(
@@ -75,12 +80,12 @@ def read_original(
         config=model_config,
         stored_rows=config["vocab_size"],
         source_name=lambda name: rename(name, table) or name,
-        generation=read_generation(source.folder, model_config),
-        processor=None,
+        generation=greedy_generation(read_generation(source.folder), model_config),
+        processor=None if tokenizer is None else build_processor(model_config, image_processor, tokenizer),
         image_processor=image_processor,
-        sentencepiece=None,
+        sentencepiece=_sentencepiece(source.folder) if tokenizer is not None else None,
+        notes=notes,
     )
-    _add_processor(state, config)
     if (
         isinstance(model_config, LlavaStfConfig)
         and fusion_layers is None
@@ -116,10 +121,14 @@ def _model_config(
     tower: Tower,
     tensors: dict[str, StoredTensor],
     fusion_layers: list[int] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> LlavaConfig:
-    """The config of the model to be written; its vocabulary has two placeholders more and is rounded up."""
+    """The config of the model to be written; its vocabulary has both placeholders and is rounded up."""
     vocab_size = config["vocab_size"]
-    padded = -(-(vocab_size + 2) // ROW_MULTIPLE) * ROW_MULTIPLE
+    image_id, pad_id = vocab_size, vocab_size + 1
+    if tokenizer is not None:
+        image_id, pad_id = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, PAD_TOKEN])
+    padded = -(-max(vocab_size, image_id + 1, pad_id + 1) // ROW_MULTIPLE) * ROW_MULTIPLE
     text = {name: config[name] for name in _LLAMA_FIELDS if config.get(name) is not None}
     vision = {name: tower.config[name] for name in _CLIP_FIELDS if tower.config.get(name) is not None}
     feature = config.get("mm_vision_select_feature", "patch")
@@ -128,10 +137,10 @@ def _model_config(
             f"{source.folder / 'config.json'}: mm_vision_select_feature must be 'patch', found {feature!r}."
         )
     fields: dict[str, Any] = {
-        "text_config": {**text, "model_type": "llama", "vocab_size": padded, "pad_token_id": vocab_size + 1},
+        "text_config": {**text, "model_type": "llama", "vocab_size": padded, "pad_token_id": pad_id},
         "vision_config": {**vision, "model_type": "clip_vision_model"},
-        "image_token_index": vocab_size,
-        "pad_token_id": vocab_size + 1,
+        "image_token_index": image_id,
+        "pad_token_id": pad_id,
         "image_seq_length": (tower.config["image_size"] // tower.config["patch_size"]) ** 2,
         "vision_feature_layer": config.get("mm_vision_select_layer", -2),
         "vision_feature_select_strategy": _SELECT_STRATEGY[feature],
@@ -155,23 +164,25 @@ def _model_config(
     return fused
 
 
-def _add_processor(state: CheckpointState, config: dict[str, Any]) -> None:
-    """Give `state` a processor with the checkpoint's tokenizer, or a note why there is none."""
-    folder = tokenizer_folder(state.source.folder)
+def _tokenizer(source: Source, config: dict[str, Any], notes: list[str]) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer with the placeholders; `None`, and a note why, where none fits."""
+    folder = tokenizer_folder(source.folder)
     if folder is None:
-        state.notes.append(
-            f"{state.source.folder} has no tokenizer files: the model is converted alone and cannot be asked in words."
+        notes.append(
+            f"{source.folder} has no tokenizer files: the model is converted alone and cannot be asked in words."
         )
-        return
-    tokenizer = read_tokenizer(folder)
-    vocab_size = config["vocab_size"]
+        return None
+    tokenizer, vocab_size = read_tokenizer(folder), config["vocab_size"]
     if len(tokenizer) > vocab_size:
-        state.notes.append(
+        notes.append(
             f"The tokenizer in {folder} was not taken: it has {len(tokenizer)} tokens and the model {vocab_size}. The "
             "model is converted alone and cannot be asked in words."
         )
-        return
-    tokenizer = add_placeholders(tokenizer, vocab_size, config.get("tokenizer_model_max_length"))
-    state.processor = build_processor(state.config, state.image_processor, tokenizer)
-    sentencepiece = folder / "tokenizer.model"
-    state.sentencepiece = sentencepiece if sentencepiece.is_file() else None
+        return None
+    return add_placeholders(tokenizer, vocab_size, config.get("tokenizer_model_max_length"))
+
+
+def _sentencepiece(folder: Path) -> Path | None:
+    place = tokenizer_folder(folder)
+    file = None if place is None else place / "tokenizer.model"
+    return file if file is not None and file.is_file() else None

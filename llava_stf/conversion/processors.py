@@ -10,7 +10,6 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
-    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaImageProcessorPil,
@@ -21,10 +20,11 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_stf.errors import CheckpointError
-from llava_stf.io.weights import read_json
+from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"
@@ -45,7 +45,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder; raises `CheckpointError` if its files cannot be read."""
     try:
         # With a config of its own it does not look into the folder's config.json, whose model type it does not know.
-        return AutoTokenizer.from_pretrained(folder, config=LlamaConfig())
+        with without_byte_order_marks(folder) as readable:
+            return AutoTokenizer.from_pretrained(readable, config=LlamaConfig())
     except Exception as error:  # three libraries read these files, each with its own exceptions
         raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
 
@@ -53,18 +54,17 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def add_placeholders(
     tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_length: int | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<image>` as id `vocab_size` and `<pad>` as the next, padding on the left.
+    """The tokenizer with `<image>` and `<pad>`, each where it is or from id `vocab_size` on, padding on the left.
 
     The result is a plain fast tokenizer: `LlamaTokenizer` forgets its `legacy` flag when it is saved and would split
     the text behind `</s>` otherwise afterwards. A vocabulary smaller than the model's is filled up with unused tokens.
 
-    Raises `CheckpointError` if the vocabulary is larger than the model's or holds one of the two tokens already.
+    Raises `CheckpointError` if the vocabulary is larger than the model's.
     """
     vocabulary = tokenizer.get_vocab()
-    if len(vocabulary) > vocab_size or IMAGE_TOKEN in vocabulary or PAD_TOKEN in vocabulary:
+    if len(vocabulary) > vocab_size:
         raise CheckpointError(
-            f"{tokenizer.name_or_path}: expected a tokenizer of at most {vocab_size} tokens without {IMAGE_TOKEN} and "
-            f"{PAD_TOKEN}, found {len(vocabulary)} tokens."
+            f"{tokenizer.name_or_path}: expected a tokenizer of at most {vocab_size} tokens, found {len(vocabulary)}."
         )
     special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
     converted = PreTrainedTokenizerFast(
@@ -72,10 +72,11 @@ def add_placeholders(
         model_max_length=max_length or tokenizer.model_max_length,
         padding_side="left",
         clean_up_tokenization_spaces=False,
+        chat_template=tokenizer.chat_template,
         **special,
     )
     unused = [UNUSED_TOKEN.format(number) for number in range(len(vocabulary), vocab_size)]
-    names = [*unused, IMAGE_TOKEN, PAD_TOKEN]
+    names = [*unused, *(name for name in (IMAGE_TOKEN, PAD_TOKEN) if name not in vocabulary)]
     converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     converted.pad_token = PAD_TOKEN
     return converted
@@ -129,29 +130,31 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         image_size = config.vision_config.image_size
         return None, build_image_processor(values, image_size, pad=values.get("do_pad") is True)
     try:
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
+        with without_byte_order_marks(folder) as readable:
+            processor = AutoProcessor.from_pretrained(readable, backend="pil")
     except Exception as error:  # as in read_tokenizer
         raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+    ensure_pad_token(processor.tokenizer)
     return processor, processor.image_processor
 
 
-def read_generation(folder: Path, config: LlavaConfig) -> GenerationConfig:
-    """The checkpoint's generation_config.json, made greedy and kept from emitting placeholder ids.
+def read_generation(folder: Path) -> dict[str, Any]:
+    """The values of a checkpoint's generation_config.json; none where there is no such file."""
+    file = folder / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
+def greedy_generation(values: dict[str, Any], config: LlavaConfig) -> dict[str, Any]:
+    """An original checkpoint's generation settings for a converted model: greedy, and kept from its placeholders.
 
     The authors' file has `do_sample` set, to get past a check of their training library; they evaluate greedily.
     """
-    file = folder / "generation_config.json"
-    values = read_json(file) if file.is_file() else {}
+    sampling = ("do_sample", "temperature", "top_p", "top_k", "typical_p", "transformers_version")
     text = config.text_config
-    for name in ("temperature", "top_p", "top_k", "typical_p", "transformers_version"):
-        values.pop(name, None)
-    defaults = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
-    return GenerationConfig(
-        **{
-            **defaults,
-            **values,
-            "do_sample": False,
-            "pad_token_id": text.pad_token_id,
-            "suppress_tokens": list(range(config.image_token_id, text.vocab_size)),
-        }
-    )
+    return {
+        "bos_token_id": text.bos_token_id,
+        "eos_token_id": text.eos_token_id,
+        **{name: value for name, value in values.items() if name not in sampling},
+        "pad_token_id": text.pad_token_id,
+        "suppress_tokens": sorted({*(values.get("suppress_tokens") or ()), config.image_token_id, text.pad_token_id}),
+    }

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import CheckpointError, ModelNotFoundError
-from llava_stf.io.weights import StoredTensor, read_index, read_json, weight_files
+from llava_stf.io.json import read_json
+from llava_stf.io.weights import StoredTensor, read_index, weight_files
 from llava_stf.models.llava_stf.keys import adapter_name
 
 _LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_stf.conversion.sources import Source
@@ -26,9 +26,9 @@ from llava_stf.models.vision.layers import default_fusion_layers
 class CheckpointState:
     """One LLaVA or LLaVA-STF.
 
-    `tensors` are by public name. `config` is that of the model to be written, and its `image_token_id` the number of
-    vocabulary rows that the original has: ids from there on are placeholders. `stored_rows` is how many the source has.
-    `source_name` translates a public name into the source's, for messages. `notes` say what the user should know.
+    `tensors` are by public name, `config` is that of the model to be written. `stored_rows` is how many vocabulary rows
+    the source has. `source_name` translates a public name into the source's, for messages. `generation` are the values
+    of generation_config.json. `notes` say what the user should know.
     """
 
     source: Source
@@ -36,7 +36,7 @@ class CheckpointState:
     config: LlavaConfig
     stored_rows: int
     source_name: Callable[[str], str]
-    generation: GenerationConfig
+    generation: dict[str, Any]
     processor: LlavaProcessor | None
     image_processor: BaseImageProcessor | None
     sentencepiece: Path | None
@@ -49,9 +49,10 @@ class CheckpointState:
 
 
 def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]) -> dict[str, StoredTensor]:
-    """The tensors, given by a name that `table` knows, by public name; without those of no use.
+    """The tensors, given by a name that `table` knows, by public name; without those of no use, whatever they hold.
 
-    Raises `CheckpointError` naming the first that `table` does not know, or that another tensor already stands for.
+    Raises `CheckpointError` naming the first that `table` does not know, that another tensor already stands for, or
+    that holds no floating-point numbers.
     """
     public: dict[str, StoredTensor] = {}
     unknown = []
@@ -64,7 +65,7 @@ def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]
         elif name in public:
             raise CheckpointError(f"{stored.file}: {public[name].name} and {stored.name} are the same weight twice.")
         else:
-            public[name] = stored
+            public[name] = stored.require_float()
     if unknown:
         raise CheckpointError(
             f"{unknown[0].file} holds weights that no LLaVA-1.5 has: {_some([stored.name for stored in unknown])}."

@@ -14,7 +14,8 @@ from llava_stf.conversion.processors import UNUSED_TOKEN
 from llava_stf.conversion.state import CheckpointState, layers_of
 from llava_stf.conversion.tower import CLIP_L_336, CLIP_L_336_CONFIG
 from llava_stf.errors import CheckpointError
-from llava_stf.io.weights import save_shards, write_json
+from llava_stf.io.json import write_json
+from llava_stf.io.weights import save_shards
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, public_to_original, rename
 
@@ -34,7 +35,8 @@ def write_original(
 ) -> None:
     """Write `state` into the empty `folder` as the authors' class would.
 
-    The vocabulary is cut to its original rows. The tower's weights are inside, as in the authors' files, but their
+    The vocabulary is cut behind the last token that is text; those that a user added behind the placeholders stay, and
+    with them the placeholders between. The tower's weights are inside, as in the authors' files, but their
     tools load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower,
     else a folder beside the weights.
 
@@ -47,13 +49,20 @@ def write_original(
     tower = str(vision_tower or (CLIP_L_336 if known else _FOLDER))
     table = public_to_original(state.fused)
     tensors = {
-        str(rename(name, table)): stored.with_rows(config.image_token_id) if name in (EMBEDDING, HEAD) else stored
+        str(rename(name, table)): stored.with_rows(_rows(state)) if name in (EMBEDDING, HEAD) else stored
         for name, stored in state.tensors.items()
     }
     write_json(folder / "config.json", _config(state, tower))
     text: LlamaConfig = config.text_config
-    ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id, "pad_token_id": _PAD_ID}
-    write_json(folder / "generation_config.json", {**ids, "transformers_version": "4.37.2"})
+    ids = {"bos_token_id": text.bos_token_id, "eos_token_id": text.eos_token_id}
+    generation = {**ids, **state.generation, "pad_token_id": _PAD_ID, "transformers_version": "4.37.2"}
+    silent = {config.image_token_id, text.pad_token_id}
+    generation["suppress_tokens"] = [
+        id_ for id_ in generation.get("suppress_tokens") or () if id_ not in silent and id_ < _rows(state)
+    ] or None
+    write_json(
+        folder / "generation_config.json", {name: value for name, value in generation.items() if value is not None}
+    )
     if state.processor is not None:
         _write_tokenizer(state, folder)
     save_shards(folder, tensors, on_written=on_written)
@@ -140,8 +149,19 @@ def _config(state: CheckpointState, tower: str) -> dict[str, Any]:
         "transformers_version": "4.37.2",
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
-        "vocab_size": config.image_token_id,
+        "vocab_size": _rows(state),
     }
+
+
+def _rows(state: CheckpointState) -> int:
+    """Rows that the vocabulary has in the original format."""
+    first: int = state.config.image_token_id
+    if state.processor is None:
+        return first
+    placeholders = (state.processor.image_token, state.processor.tokenizer.pad_token)
+    tokens = state.processor.tokenizer.get_vocab().items()
+    text = (id_ for name, id_ in tokens if name not in placeholders and name != UNUSED_TOKEN.format(id_))
+    return max(first, max(text) + 1)
 
 
 def _max_length(state: CheckpointState) -> int:
@@ -151,17 +171,18 @@ def _max_length(state: CheckpointState) -> int:
 
 
 def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
-    """The tokenizer without the tokens that were added for Hugging Face."""
+    """The tokenizer with the tokens that have a row, those that fill up the vocabulary aside."""
     assert state.processor is not None
     tokenizer: PreTrainedTokenizerBase = state.processor.tokenizer
     data = json.loads(tokenizer.backend_tokenizer.to_str())
-    first = state.config.image_token_id
+    rows = _rows(state)
     data["added_tokens"] = [
         token
         for token in data["added_tokens"]
-        if token["id"] < first and token["content"] != UNUSED_TOKEN.format(token["id"])
+        if token["id"] < rows and token["content"] != UNUSED_TOKEN.format(token["id"])
     ]
-    data["model"]["vocab"] = {token: number for token, number in data["model"]["vocab"].items() if number < first}
+    data["model"]["vocab"] = {token: number for token, number in data["model"]["vocab"].items() if number < rows}
+    added = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in data["added_tokens"]}
     if state.sentencepiece is not None:
         shutil.copyfile(state.sentencepiece, folder / "tokenizer.model")
     else:
@@ -186,6 +207,8 @@ def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
             "model_max_length": _max_length(state),
             "clean_up_tokenization_spaces": False,
             "sp_model_kwargs": {},
+            "added_tokens_decoder": added,
+            **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
         },
     )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from llava_stf.conversion.locate import is_hub_id, locate
 from llava_stf.errors import CheckpointError, ModelNotFoundError
-from llava_stf.io.weights import StoredTensor, read_index, read_json, weight_files
-from llava_stf.models.llava_stf.keys import TOWER_FOLDER, rename
+from llava_stf.io.json import read_json
+from llava_stf.io.weights import StoredTensor, read_index, weight_files
+from llava_stf.models.llava_stf.keys import TOWER_FOLDER, is_unused, rename
 
 # The tower of LLaVA-1.5 and of the authors' release, described here so that a checkpoint which holds its weights
 # converts without another download.
@@ -45,7 +46,8 @@ class Tower:
         if not files:
             raise CheckpointError(f"The vision tower's folder {self.folder} holds no weights.")
         index = read_index(files).values()
-        return {name: stored for stored in index if (name := rename(stored.name, TOWER_FOLDER))}
+        named = ((rename(stored.name, TOWER_FOLDER), stored) for stored in index if not is_unused(stored.name))
+        return {name: stored.require_float() for name, stored in named if name is not None}
 
 
 def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, *, weights_inside: bool) -> Tower:

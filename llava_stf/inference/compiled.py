@@ -49,6 +49,7 @@ _OTHER_WAYS = (
     "cache_implementation", "cache", "past_key_values", "prefill_chunk_size", "generation_config", "stop_strings",
     "guidance_scale", "penalty_alpha", "dola_layers",
 )  # fmt: skip
+_RECORD = "return_dict_in_generate"  # with what each step gave, which the loop here does not keep
 # One thread for all compiled work of the process. torch keeps CUDA graphs per thread, so a stream, which generates
 # beside the thread that reads it, would record its own; and two requests must not write one cache at a time.
 _WORKER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llava_stf_compiled")
@@ -94,7 +95,10 @@ class CompiledGeneration:
     def covers(self, options: dict[str, Any]) -> bool:
         """Whether `generate` with these keywords is compiled; says once, in a sentence, that others are not."""
         defaults = self._model.generation_config
+        settings = options.get("generation_config") or defaults
         other = [name for name in _OTHER_WAYS if options.get(name, getattr(defaults, name, None)) not in (None, 1)]
+        if options.get(_RECORD, getattr(settings, _RECORD, None)):
+            other.append(_RECORD)
         if other and other not in self._told:
             self._told.append(other)
             logger.warning("Generation with %s is not compiled and runs eagerly.", " and ".join(other))

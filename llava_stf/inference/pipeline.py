@@ -19,16 +19,16 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from jinja2 import TemplateError
 from PIL import Image
-from transformers import BatchFeature, LlavaForConditionalGeneration, StoppingCriteriaList
+from transformers import BatchFeature, GenerationConfig, LlavaForConditionalGeneration, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.fusion.budget import VisionTokens, num_image_tokens, tokens_per_image
-from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
+from llava_stf.models.llava_stf.conversation import render_chat
+from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
 if TYPE_CHECKING:
     from llava_stf.inference.compiled import CompiledGeneration
@@ -175,13 +175,13 @@ class LlavaStf:
             `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, 3, height, width].
 
         Raises:
-            PromptError: places and images differ in number, the chat template refuses the messages, or a prompt does
-                not fit the model's positions.
+            PromptError: places and images differ in number, the chat template refuses the messages, a text is no valid
+                Unicode, or a prompt does not fit the model's positions.
             FusionError: the model was not trained for that number of vision tokens.
         """
         processor = self._require_processor()
         count = self._count(vision_tokens)
-        prompts = [_render(processor, conversation) for conversation in conversations]
+        prompts = [c if isinstance(c, str) else render_chat(processor, c) for c in conversations]
         flat = [image for group in images for image in group]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         if count is not None:
@@ -212,26 +212,30 @@ class LlavaStf:
         """Most tokens that a prompt and its answer have together."""
         return self.model.config.text_config.max_position_embeddings
 
-    def generate(self, inputs: BatchFeature, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> torch.Tensor:
+    def generate(self, inputs: BatchFeature, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Any:
         """Prompt and new ids [B, L + T] of what `encode` gave; greedy unless told otherwise, compiled where asked for.
 
-        T is at most `max_new_tokens` and what the shortest row has positions for. Raises `PromptError` below 1.
+        T is at most `max_new_tokens` and what the shortest row has positions for. With `return_dict_in_generate`, here
+        or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
+        `PromptError` below 1.
         """
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
         room = self.positions - int(inputs["attention_mask"].sum(-1).min())
-        options = {
-            "do_sample": False,
-            "suppress_tokens": list(suppressed_ids(self.model.config)),
-            **generate_kwargs,
-            "max_new_tokens": min(max_new_tokens, room),
-        }
+        greedy = {} if "generation_config" in generate_kwargs else {"do_sample": False}
+        options = {**greedy, **generate_kwargs, "max_new_tokens": min(max_new_tokens, room)}
+        tokenizer = None if self.processor is None else self.processor.tokenizer
+        options["suppress_tokens"] = with_suppressed(
+            options, self.model.generation_config, self.model.config, tokenizer
+        )
         if self._compiled is not None and self._compiled.covers(options):
             return self._compiled.generate(inputs, options)
         return self.model.generate(**inputs, **options)
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
-        new = self.generate(inputs, max_new_tokens=max_new_tokens, **generate_kwargs)[:, inputs["input_ids"].shape[1] :]
+        _check_answers(generate_kwargs, self.model.generation_config)
+        options = {**generate_kwargs, "return_dict_in_generate": False}
+        new = self.generate(inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
         rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
         texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -248,6 +252,7 @@ class LlavaStf:
             return torch.full((ids.shape[0],), closed.is_set(), device=ids.device)
 
         criteria = StoppingCriteriaList([*generate_kwargs.get("stopping_criteria", []), is_closed])
+        _check_answers(generate_kwargs, self.model.generation_config)
         options = {**generate_kwargs, "streamer": streamer, "stopping_criteria": criteria}
 
         def run() -> None:
@@ -365,15 +370,6 @@ def user_turn(question: str, images: int) -> Message:
     return {"role": "user", "content": [*places, {"type": "text", "text": question}]}
 
 
-def _render(processor: LlavaStfProcessor, conversation: Conversation) -> str:
-    if isinstance(conversation, str):
-        return conversation
-    try:
-        return processor.apply_chat_template(list(conversation), add_generation_prompt=True)
-    except TemplateError as error:
-        raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
-
-
 def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
     """Median seconds to the first token over `runs`, after one run to warm up, or three where generation is compiled.
 
@@ -396,6 +392,16 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _check_answers(options: dict[str, Any], defaults: GenerationConfig) -> None:
+    """Raise `PromptError` for several answers to a question, of which a text has no place for the others."""
+    settings = options.get("generation_config") or defaults
+    count = options.get("num_return_sequences", settings.num_return_sequences)
+    if count not in (None, 1):
+        raise PromptError(
+            f"A question gets one answer, and num_return_sequences is {count}; call LlavaStf.generate for several."
+        )
 
 
 def _as_list(images: Images, *, required: bool = False) -> list[ImageSource]:

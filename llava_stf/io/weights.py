@@ -18,9 +18,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llava_stf.errors import CheckpointError
+from llava_stf.io.json import read_json, write_json
 
 MAX_SHARD_BYTES = 5 * 10**9
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -45,7 +59,17 @@ class StoredTensor:
         return torch.Size(self.final_shape).numel() * self.dtype.itemsize
 
     def with_rows(self, rows: int) -> StoredTensor:
+        """The same tensor with another number of rows asked for."""
         return replace(self, rows=rows)
+
+    def require_float(self) -> StoredTensor:
+        """Itself; raises `CheckpointError` unless it holds floating-point numbers of at least 16 bits."""
+        if self.dtype.is_floating_point and self.dtype.itemsize >= 2:
+            return self
+        raise CheckpointError(
+            f"{self.file}: {self.name} is {str(self.dtype).removeprefix('torch.')}; expected floating point of 16, 32 "
+            "or 64 bits (a quantized checkpoint cannot be converted, take the unquantized one)."
+        )
 
 
 class Reader:
@@ -106,8 +130,7 @@ def _indexed_files(index: Path) -> list[Path]:
 def read_index(files: list[Path]) -> dict[str, StoredTensor]:
     """Every tensor of the files by name, in file order; only headers are read.
 
-    Raises `CheckpointError` naming the file if one is damaged, holds anything but floating-point tensors, or repeats
-    a name.
+    Raises `CheckpointError` naming the file if one is damaged or repeats a name.
     """
     index: dict[str, StoredTensor] = {}
     for file in files:
@@ -125,20 +148,11 @@ def _file_index(file: Path) -> Iterator[StoredTensor]:
                 part = opened.get_slice(name)
                 dtype = _DTYPES.get(part.get_dtype())
                 if dtype is None:
-                    raise _not_float(file, name, part.get_dtype())
+                    raise CheckpointError(f"{file}: {name} is {part.get_dtype()}, a type of numbers that is not known.")
                 yield StoredTensor(file, name, tuple(part.get_shape()), dtype)
     else:
         for name, tensor in _open_pickle(file).items():
-            if tensor.dtype not in _DTYPES.values():
-                raise _not_float(file, name, str(tensor.dtype).removeprefix("torch."))
             yield StoredTensor(file, name, tuple(tensor.shape), tensor.dtype)
-
-
-def _not_float(file: Path, name: str, dtype: str) -> CheckpointError:
-    return CheckpointError(
-        f"{file}: {name} is {dtype}; expected 16-, 32- or 64-bit floating point (a quantized checkpoint cannot be "
-        "converted, take the unquantized one)."
-    )
 
 
 def _open_safetensors(file: Path) -> Any:
@@ -164,21 +178,6 @@ def _open_pickle(file: Path) -> dict[str, Tensor]:
     ):
         raise CheckpointError(f"{file}: expected a dict from names to tensors, found something else in the pickle.")
     return state
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `CheckpointError` naming the file if it is absent, broken or no object."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}.")
-    return value
-
-
-def write_json(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def save_shards(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     LlavaConfig,
@@ -19,10 +22,17 @@ from llava_stf.conversion.locate import locate
 from llava_stf.conversion.processors import read_processor
 from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import build_config, check_tensors, public_tensors
-from llava_stf.errors import CheckpointError, FusionError, KernelError, LlavaStfError, ModelNotFoundError
+from llava_stf.errors import (
+    CheckpointError,
+    DeviceMemoryError,
+    FusionError,
+    KernelError,
+    LlavaStfError,
+    ModelNotFoundError,
+)
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import compile_generation
-from llava_stf.io.weights import read_json
+from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.fusion.budget import resolve_windows
@@ -31,7 +41,10 @@ from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
 from llava_stf.reduction.apply import apply_stf
+
+logger = logging.getLogger(__name__)
 
 # The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
 BUNDLED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
@@ -58,12 +71,14 @@ def load_model(
     Args:
         name_or_path: `"tiny"` (the bundled LLaVA-STF) or `"tiny-full"` (its 100 % twin); else a folder or hub id of a
             LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
-            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). Or a folder of LoRA weights that finetuning wrote: they
+            `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). `Path("tiny")` and `"./tiny"` are a folder of that name,
+            never the bundled model. Or a folder of LoRA weights that finetuning wrote: they
             are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
         vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
             the window of patches that gives it, or the default of a model that was trained for several. `"all"`: a
             plain LLaVA, untouched. A list: a plain LLaVA patched for all these counts, the first being the default.
-        subfolder, revision: of the hub repository.
+        subfolder: folder inside the repository or local folder that holds the checkpoint.
+        revision: branch, tag or commit of the hub repository; a local folder has none.
         device: default a GPU if there is one.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
         quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
@@ -87,6 +102,7 @@ def load_model(
         FusionError: the model cannot be had at that number of vision tokens.
         KernelError: Triton kernels were asked for where they cannot run.
         MissingDependencyError: quantization without bitsandbytes.
+        DeviceMemoryError: the device has no room for the model.
         LlavaStfError: an option has no such value.
     """
     options = from_pretrained_options(device, dtype, quantization, attn_implementation)
@@ -97,7 +113,7 @@ def load_model(
         folder, config = source.folder, _config(source)
     else:
         folder, config = lora.folder, lora.config
-    window = _window(config, BUNDLED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    window = _window(config, _default_tokens(name_or_path) if vision_tokens is None else vision_tokens)
     if isinstance(config, LlavaStfConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
     processor = _read_processor(folder, config)
@@ -114,6 +130,7 @@ def load_model(
         use_kernels(model.model.multi_modal_projector, kernels)
     elif kernels == "triton":
         raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
+    remember_tokenizer(model, processor)
     model.eval()
     return LlavaStf(model, processor, compile_generation(model) if compile else None)
 
@@ -156,7 +173,7 @@ def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = N
 
 def is_llava(name_or_path: str | Path) -> bool:
     """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower. Raises as `load_model`."""
-    if str(name_or_path) in BUNDLED:
+    if is_bundled(name_or_path):
         return True
     file = locate(name_or_path, weights=False) / "config.json"
     return file.is_file() and read_json(file).get("model_type") in _LLAVAS
@@ -173,7 +190,7 @@ def load_processor(
     else:
         source = _loadable(path, None)
         folder, config = source.folder, _config(source)
-    window = _window(config, BUNDLED.get(str(name_or_path)) if vision_tokens is None else vision_tokens)
+    window = _window(config, _default_tokens(name_or_path) if vision_tokens is None else vision_tokens)
     processor = _read_processor(folder, config)
     if processor is None:
         raise CheckpointError(f"{folder} has no tokenizer, and nothing can be counted in tokens.")
@@ -186,9 +203,22 @@ def _config(source: Source) -> LlavaConfig:
     return build_config(source, LlavaStfConfig if source.format is Format.STF else LlavaConfig, source.config)
 
 
+def is_bundled(name: str | Path) -> bool:
+    """Whether a name is that of an `BUNDLED` model; a path never is, whatever it is called."""
+    return isinstance(name, str) and name in BUNDLED
+
+
+def _default_tokens(name: str | Path) -> Literal["all"] | None:
+    return BUNDLED[str(name)] if is_bundled(name) else None
+
+
 def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Path:
-    if name not in BUNDLED:
+    if not is_bundled(name):
         return locate(name, subfolder=subfolder, revision=revision)
+    if subfolder is not None or revision is not None:
+        raise LlavaStfError(f"'{name}' is a bundled model, which has neither subfolder nor revision.")
+    if Path(name).exists():
+        logger.warning("'%s' is the bundled model; for the folder of that name here give './%s'.", name, name)
     return bundled_folder(str(name))
 
 
@@ -227,25 +257,25 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[
     return None if window == 1 else window
 
 
-def _check_weights(source: Source, config: LlavaConfig) -> None:
-    """Name damaged files and what is wrong in them, which transformers does not, and with quantization cannot."""
-    index = source.index()
-    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
-        check_tensors(source, config, public_tensors(index, HUGGING_FACE))
-
-
 def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
     """The model with all its weights and no others."""
     generation = source.folder / "generation_config.json"
     if generation.is_file():
         read_json(generation)  # transformers passes over a broken one
-    if "quantization_config" not in source.config:
-        _check_weights(source, config)
+    if "quantization_config" in options and "quantization_config" not in source.config:
+        _check_headers(source, config)
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            source.folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        with without_byte_order_marks(source.folder) as readable:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                readable, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"{source.folder} does not fit into the memory of {options['device_map']['']}: free some, load it with "
+            f"quantization='4bit' or a smaller dtype, or take device='cpu' ({str(error).partition('.')[0]})."
+        ) from error
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        source.index()  # names the file if one is damaged
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = sorted(str(key) for key in report[problem] if not is_unused(str(key)))
@@ -255,6 +285,12 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
                 f"{found[0]}."
             )
     return model
+
+
+def _check_headers(source: Source, config: LlavaConfig) -> None:
+    """Name weights that do not fit before they are quantized, when transformers can tell their shapes no more."""
+    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
+        check_tensors(source, config, public_tensors(source.index(), HUGGING_FACE))
 
 
 def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
@@ -274,7 +310,18 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
             patch_size=config.vision_config.patch_size,
-            chat_template=processor.chat_template or CHAT_TEMPLATE,
+            chat_template=processor.chat_template or _tokenizers_template(processor) or CHAT_TEMPLATE,
             fusion_window=1,
         )
     return processor
+
+
+def _tokenizers_template(processor: LlavaProcessor) -> str | None:
+    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
+    template = processor.tokenizer.chat_template
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
+    except (TemplateError, ValueError, TypeError):
+        return None
+    return template if prompt.count(processor.image_token) == 1 else None

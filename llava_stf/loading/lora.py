@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import CheckpointError, MissingDependencyError
-from llava_stf.io.weights import read_json
+from llava_stf.io.json import read_json
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.registry import is_plain
 from llava_stf.reduction.apply import apply_untrained
@@ -98,8 +98,11 @@ class LoraFolder:
 
 
 def is_lora_folder(path: Path) -> bool:
-    """Whether `path` is such a folder; other LoRA folders have no config.json of the trained model."""
-    return all((path / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json"))
+    """Whether `path` is such a folder: other LoRA folders have no config.json of the trained model, or LLaVA's own."""
+    if not all((path / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")):
+        return False
+    config = read_json(path / "config.json")
+    return config.get("model_type") in ("llava", LlavaStfConfig.model_type) and "mm_vision_tower" not in config
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:

@@ -23,7 +23,7 @@ from llava_stf.data.preparation import Preparation
 from llava_stf.data.records import Reason, SampleError, sample_id
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
-from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IMAGE_TOKEN, tokenize_chunks
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IMAGE_TOKEN, render_chat, tokenize_chunks
 from llava_stf.training.label_file import LabelFile
 
 
@@ -181,7 +181,7 @@ class Labeller:
                 dialogue.answers.append(answer)
 
     def _prompt(self, dialogue: _Dialogue) -> str:
-        return self.processor.apply_chat_template(dialogue.messages(), add_generation_prompt=True)
+        return render_chat(self.processor, dialogue.messages())
 
     def _fits(self, dialogue: _Dialogue) -> bool:
         image_id = self.prepare.image_token_id

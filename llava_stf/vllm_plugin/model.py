@@ -12,10 +12,11 @@ from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalKwargsItem
+from vllm.tokenizers import cached_tokenizer_from_config
 
 from llava_stf.models.fusion.budget import resolve_window, token_budgets
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.modeling_llava_stf import suppressed_ids
+from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.vllm_plugin.processing import (
     OPTION,
     LlavaStfDummyInputsBuilder,
@@ -29,8 +30,8 @@ from llava_stf.vllm_plugin.projector import build_shared_projector
     LlavaStfMultiModalProcessor, info=LlavaStfProcessingInfo, dummy_inputs=LlavaStfDummyInputsBuilder
 )
 class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
-    """vLLM's LLaVA, modified: the tower gives every fusion state, the projector fuses them, and no placeholder id is
-    ever generated. The vision tower and the language model are vLLM's own, in parallel and quantized as there.
+    """vLLM's LLaVA, modified: the tower gives every fusion state, the projector fuses them, and no id that is no
+    text is ever generated. The vision tower and the language model are vLLM's own, in parallel and quantized as there.
 
     Reads the names that every version of transformers writes: those of the tower with and without `vision_model`.
     """
@@ -43,6 +44,9 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
+        # vLLM's own cache: the one that its front end tokenises with, `None` where it was told to take ids alone.
+        tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        self._suppressed = suppressed_ids(self.config, tokenizer)
         # Of a server that takes no images vLLM leaves out what they need.
         if not isinstance(self.multi_modal_projector, StageMissingLayer):
             self.multi_modal_projector = build_shared_projector(self.config)
@@ -75,7 +79,7 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         """As vLLM's, never choosing an id that is no text (see `suppressed_ids`)."""
         logits = super().compute_logits(hidden_states)
         if logits is not None:
-            logits[..., suppressed_ids(self.config).start :] = -torch.inf
+            logits[..., self._suppressed] = -torch.inf
         return logits
 
     def get_mm_lora_token_counts(

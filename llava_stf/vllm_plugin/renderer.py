@@ -22,7 +22,7 @@ class LlavaStfRenderer(HfRenderer):
         image_token_id = self.model_config.hf_config.image_token_id
         ids = tokenize_chunks(
             tokenizer,
-            prompt["prompt"].removeprefix(tokenizer.bos_token or ""),
+            prompt["prompt"],
             image_token_id=image_token_id,
             image_token=tokenizer.decode([image_token_id]),
         )

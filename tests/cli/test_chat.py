@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,3 +56,27 @@ def test_a_bad_line_from_a_pipe_ends_the_chat(
     assert (result.code, result.out) == (2, "")
     assert said in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_text_in_another_encoding_than_the_terminals(encoding: str, stf_folder: Path, pictures: list[Path]) -> None:
+    def say_bytes(line: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [
+            sys.executable,
+            "-c",
+            "import sys, llava_stf.cli; sys.exit(llava_stf.cli.main())",
+            "chat",
+            str(pictures[0]),
+            "--json",
+            "--max-new-tokens",
+            "2",
+        ]
+        settings = os.environ | {"PYTHONIOENCODING": encoding}
+        return subprocess.run([*command, "--model", str(stf_folder)], input=line, env=settings, capture_output=True)
+
+    refused = say_bytes("caf\xe9?\n".encode("latin-1"))
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert b"no valid Unicode" in refused.stderr
+    if encoding == "utf-8":
+        answered = say_bytes("caf\xe9?\n".encode())
+        assert (answered.returncode, json.loads(answered.stdout)["question"]) == (0, "caf\xe9?")

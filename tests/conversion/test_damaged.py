@@ -155,7 +155,7 @@ def test_an_index_that_does_not_fit_is_named(weight_map, message, attempt):
 
 def test_quantized_weights_are_refused(attempt):
     message = attempt(change_tensors(lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.int8)})))
-    assert "lm_head.weight is I8" in message
+    assert "lm_head.weight is int8" in message
 
 
 def test_a_name_in_two_shards_is_refused(tmp_path):

@@ -17,7 +17,9 @@ from torch._dynamo.utils import counters
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf import load_model, remove_stf
-from llava_stf.inference import LlavaStf
+from llava_stf.errors import PromptError
+from llava_stf.images import load_image
+from llava_stf.inference import LlavaStf, user_turn
 from llava_stf.inference.compiled import CompiledGeneration, cache_bucket, compile_generation, prompt_bucket
 from llava_stf.world import draw
 
@@ -255,3 +257,27 @@ def test_buckets_hold_their_requests_and_waste_little(length: int) -> None:
 def test_buckets_are_few() -> None:
     assert len({prompt_bucket(length) for length in range(1, 4097)}) <= 40
     assert len({cache_bucket(length) for length in range(1, 4097)}) <= 8
+
+
+def test_the_record_of_a_generation_is_given_as_without_compiling(
+    stf_folder: Path, pictures: list[np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    eager = untouched(stf_folder)
+    llava, graphs = traced(*eager)
+    inputs = llava.encode([[user_turn(QUESTION, 1)]], [[load_image(pictures[0])]])
+    options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
+    found, expected = llava.generate(inputs, **options), eager.generate(inputs, **options)
+    assert type(found) is type(expected)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert len(found.scores) == len(expected.scores)
+    assert "return_dict_in_generate" in caplog.text
+    llava.model.generation_config.return_dict_in_generate = True
+    assert llava.ask(pictures[0], QUESTION, max_new_tokens=4) == eager.ask(pictures[0], QUESTION, max_new_tokens=4)
+    assert graphs, "an answer in words is compiled all the same"
+
+
+def test_several_answers_to_a_question_are_refused(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+    llava = untouched(stf_folder)
+    for ask in (llava.ask, llava.stream):
+        with pytest.raises(PromptError, match="num_return_sequences is 2"):
+            list(ask(pictures[0], QUESTION, max_new_tokens=4, do_sample=True, num_return_sequences=2))

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfProcessor, convert_checkpoint, load_model
 from llava_stf.errors import (
     CheckpointError,
+    DeviceMemoryError,
     FusionError,
     LlavaStfError,
     MissingDependencyError,
     ModelNotFoundError,
 )
+from llava_stf.loading import load_processor
 
 IMAGE = Image.radial_gradient("L").convert("RGB")
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"
@@ -267,3 +270,60 @@ def test_a_tokenizer_of_another_model_is_noticed(stf_folder, tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "image_token_index": 7}))
     with pytest.raises(CheckpointError, match="as id"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("kind", [Path, str], ids=["Path", "str"])
+def test_a_path_is_never_a_bundled_model(kind, plain_folder, tmp_path, monkeypatch):
+    shutil.copytree(plain_folder, tmp_path / "tiny-full")
+    monkeypatch.chdir(tmp_path)
+    name = Path("tiny-full") if kind is Path else "./tiny-full"
+    llava = load_model(name)
+    assert (llava.vision_tokens, llava.model.config.vision_config.hidden_size) == (4, 16)
+    assert load_processor(name).fusion_window == 2
+    with pytest.raises(ModelNotFoundError, match="no such file or folder"):
+        load_model(Path("tiny"))
+
+
+def test_a_folder_in_the_shade_of_a_bundled_model_is_named(plain_folder, tmp_path, monkeypatch, caplog):
+    shutil.copytree(plain_folder, tmp_path / "tiny-full")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("tiny-full").vision_tokens == 64
+    assert "'./tiny-full'" in caplog.text
+
+
+def test_subfolder_and_revision_of_a_local_folder(stf_folder):
+    assert load_model(stf_folder.parent, subfolder=stf_folder.name).vision_tokens == 4
+    with pytest.raises(LlavaStfError, match="no revision 'main'"):
+        load_model(stf_folder, revision="main")
+    with pytest.raises(LlavaStfError, match="neither subfolder nor revision"):
+        load_model("tiny", revision="main")
+
+
+def test_a_device_without_room_is_no_damaged_checkpoint(stf_folder, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", full)
+    with pytest.raises(DeviceMemoryError, match=r"does not fit into the memory of cpu.*CUDA out of memory") as caught:
+        load_model(stf_folder, device="cpu")
+    assert not isinstance(caught.value, CheckpointError)
+
+
+def test_the_lora_folder_of_another_tool_is_told(stf_folder, tmp_path):
+    save_file({"base_model.model.model.layers.0.lora_A.weight": torch.zeros(2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}')
+    (tmp_path / "config.json").write_text('{"model_type": "llava", "mm_vision_tower": "openai/clip"}')
+    torch.save({}, tmp_path / "non_lora_trainables.bin")
+    with pytest.raises(CheckpointError, match=r"LoRA weights.*merge"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_damaged_shard_is_named(shards, stf_folder, tmp_path):
+    model, processor = load_model(stf_folder)
+    model.save_pretrained(tmp_path, max_shard_size="5MB" if shards == 1 else "60KB")
+    processor.save_pretrained(tmp_path)
+    file = sorted(tmp_path.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=file.name):
+        load_model(tmp_path)

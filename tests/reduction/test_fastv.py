@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaModel
 from llava_stf import load_model
 from llava_stf.errors import FusionError
 from llava_stf.inference import user_turn
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, suppressed_ids
+from llava_stf.models.llava_stf.modeling_llava_stf import CACHE
+from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.reduction.fastv import FastV, last_token_attention, tokens_left
 from llava_stf.world import draw
@@ -51,7 +52,7 @@ def settings(model, **others):
     """Greedy, always `NEW` tokens."""
     return {
         "do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "return_dict_in_generate": True,
-        "suppress_tokens": list(suppressed_ids(model.config)), "output_logits": True, **others,
+        "suppress_tokens": suppressed_ids(model.config), "output_logits": True, **others,
     }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def load_adapter(path: str | Path) -> Adapter:
     state = {}
     for name, stored in read_index([path]).items():
         public = rename(adapter_name(name), STF_PROJECTOR) or name
-        state[public.removeprefix(PROJECTOR)] = reader.read(stored)
+        state[public.removeprefix(PROJECTOR)] = reader.read(stored.require_float())
     missing, unknown = sorted(set(_KEYS) - set(state)), sorted(set(state) - set(_KEYS))
     if missing or unknown:
         raise CheckpointError(

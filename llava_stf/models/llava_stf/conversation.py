@@ -8,13 +8,16 @@ puts a word-start piece in front of every text it gets, and the language model h
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llava_stf.errors import DataError
+from jinja2 import TemplateError
+
+from llava_stf.errors import DataError, PromptError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +53,76 @@ CHAT_TEMPLATE = (
 )
 
 
+# Stand around a control token that a person wrote, from the rendering of a message to its tokenising: noncharacters of
+# Unicode, which no text holds.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_QUOTES = re.compile(f"[{_OPEN}{_CLOSE}]")
+
+
+def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt of these messages by the processor's chat template, up to where the assistant answers.
+
+    What a message says is text: a control token in it (`</s>`, or any special token that the template writes itself) is
+    quoted, and `tokenize_chunks` gives it the ids of its characters. Image markers stay markers.
+
+    Args:
+        processor: with a tokenizer and a chat template.
+        messages: in Hugging Face's form.
+
+    Raises:
+        PromptError: the template refuses the messages, or one is no valid Unicode text.
+    """
+    controls = _control_tokens(processor.tokenizer, str(processor.chat_template))
+    try:
+        quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
+        return processor.apply_chat_template(quoted, add_generation_prompt=True)
+    except TemplateError as error:
+        raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
+    except UnicodeEncodeError as error:
+        raise PromptError(f"A message is no valid Unicode text: {error.reason}.") from error
+
+
+def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
+    if isinstance(content, str):
+        return _quote(content, controls)
+    if not isinstance(content, Sequence):
+        return content
+    return [
+        {**item, "text": _quote(item["text"], controls)} if item.get("type") == "text" else item for item in content
+    ]
+
+
+def _quote(text: str, controls: re.Pattern[str]) -> str:
+    """`text` with its control tokens quoted. Raises `UnicodeEncodeError` for a lone surrogate."""
+    text.encode("utf-8")
+    return controls.sub(rf"{_OPEN}\g<0>{_CLOSE}", _QUOTES.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
+    """What ends, begins or parts a prompt: the named special tokens, and those that the template writes."""
+    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    written = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    found = {token for token in named if token} | {token for token in written if token in template}
+    longest_first = sorted(found - {IMAGE_TOKEN}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
 def tokenize_chunks(
     tokenizer: PreTrainedTokenizerBase, text: str, *, image_token_id: int, image_token: str = IMAGE_TOKEN
 ) -> list[int]:
     """Token ids of a prompt: BOS, then each chunk between image markers tokenised on its own, one id per marker.
 
-    Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row.
+    Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row. A BOS
+    that the text itself begins with, as some chat templates write it, is not doubled.
+
+    Raises `PromptError` for a lone surrogate.
     """
-    return _join(_tokenize(tokenizer, text.split(image_token)), image_token_id, tokenizer.bos_token_id)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"The prompt is no valid Unicode text: {error.reason}.") from error
+    chunks = text.removeprefix(tokenizer.bos_token or "").split(image_token)
+    return _join(_tokenize(tokenizer, chunks), image_token_id, tokenizer.bos_token_id)
 
 
 def encode_conversation(
@@ -76,9 +141,10 @@ def encode_conversation(
     logged.
 
     Raises:
-        DataError: the turns do not alternate human, gpt; or a plain sample is not one image and one caption.
+        DataError: the turns do not alternate human, gpt; one is no valid Unicode text; or a plain sample is not one
+            image and one caption.
     """
-    turns = _checked_turns(conversation)
+    turns = _checked_turns(conversation, _control_tokens(tokenizer, END))
     if template == "plain":
         return _encode_plain(tokenizer, turns, image_token_id)
     return _encode_v1(tokenizer, render_v1(turns), image_token_id)
@@ -101,10 +167,15 @@ def render_v1(turns: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def _checked_turns(conversation: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
-    """(speaker, text) pairs that begin with a human turn (an opening gpt turn is dropped) and alternate."""
+def _checked_turns(conversation: Sequence[Mapping[str, str]], controls: re.Pattern[str]) -> list[tuple[str, str]]:
+    """(speaker, text) pairs that begin with a human turn (an opening gpt turn is dropped) and alternate.
+
+    Control tokens in the texts are quoted.
+    """
     try:
-        turns = [(turn["from"], images_first(turn["value"])) for turn in conversation]
+        turns = [(turn["from"], _quote(images_first(turn["value"]), controls)) for turn in conversation]
+    except UnicodeEncodeError as error:
+        raise DataError(f"a turn is no valid Unicode text: {error.reason}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"every turn must be an object with the texts 'from' and 'value', found {conversation!r:.200}"
@@ -133,7 +204,7 @@ def _encode_plain(
 
 def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int) -> tuple[list[int], list[int]]:
     """Ids and labels of a v1 text; the lengths of a round and of its instruction come from tokenising them alone."""
-    rounds = [piece for piece in text.split(END) if piece]
+    rounds = [piece for piece in re.split(rf"(?<!{_OPEN}){END}", text) if piece]
     instructions = [piece.split(ANSWER_TAG)[0] + ANSWER_TAG for piece in rounds]
     texts = [text, *rounds, *instructions]
     split_texts = [piece.split(IMAGE_TOKEN) for piece in texts]
@@ -158,19 +229,41 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
         answer = position + len(instruction_ids[i]) - 2 - shift
         labels[answer:end] = ids[answer:end]
         position = end
-    expected = sum(i != tokenizer.pad_token_id for i in ids)
-    if position != expected:
+    if position != len(ids):
         logger.warning(
             "the rounds of a conversation have %d token ids, the whole has %d: all of it is masked; it begins %r",
-            position, expected, text[len(SYSTEM_PROMPT) + 1 :][:80],
+            position, len(ids), _QUOTES.sub("", text)[len(SYSTEM_PROMPT) + 1 :][:80],
         )  # fmt: skip
         labels = [IGNORE_INDEX] * len(ids)
     return ids, labels
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The ids of each text on its own, without BOS, in one call."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    """The ids of each text on its own, without BOS, in one call; quoted control tokens are text."""
+    pieces = [_QUOTES.split(text) for text in texts]
+    if all(len(split) == 1 for split in pieces):
+        return _ids(tokenizer, texts)
+    # A piece behind a control token is tokenised as one that stands there, and the token is then spelled out.
+    starts = [[split[0], *(a + b for a, b in zip(split[1::2], split[2::2], strict=True))] for split in pieces]
+    encoded = iter(_ids(tokenizer, [piece for split in starts for piece in split]))
+    joined = []
+    for split in pieces:
+        ids = list(next(encoded))
+        for control in split[1::2]:
+            ids += _spelled(tokenizer, control) + next(encoded)[1:]
+        joined.append(ids)
+    return joined
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, control: str) -> list[int]:
+    """The ids of a control token's characters, without a word-start piece in front of them."""
+    before, with_control = _ids(tokenizer, ["\n", f"\n{control}"], split_special_tokens=True)
+    return with_control[len(before) :]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: Any) -> list[list[int]]:
+    settings = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    return tokenizer(texts, **settings, **options)["input_ids"]
 
 
 def _join(chunks: Sequence[list[int]], image_token_id: int, bos_token_id: int | None) -> list[int]:

@@ -17,6 +17,7 @@ from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import VisionTokens, budget_of_prompt, num_image_tokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.vocabulary import tokenizer_beside, with_suppressed
 from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
 from llava_stf_kernels import check_count, place_tokens
 
@@ -117,8 +118,8 @@ class LlavaStfModel(LlavaModel):
 class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
     """LLaVA that sees (grid / k)**2 vision tokens per image: 144 where LLaVA-1.5 sees 576.
 
-    Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids from
-    `config.image_token_id` upwards are placeholders and padding rows; `generate` never emits them.
+    Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids that
+    are no text (see `llava_stf.models.llava_stf.vocabulary`) are never emitted by `generate`.
     """
 
     config_class = LlavaStfConfig
@@ -131,7 +132,7 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
         self.post_init()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `GenerationMixin.generate`, never emitting a placeholder id (see `suppressed_ids`).
+        """As `GenerationMixin.generate`, never emitting an id that is no text (see `suppressed_ids`).
 
         Raises `ValueError` if the prompt has another number of placeholders than the images have tokens.
         """
@@ -141,9 +142,7 @@ class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
             image_token_mask, sizes = (ids == self.config.image_token_id).cpu(), sizes_of(pixel_values)
             kwargs["vision_tokens"] = budget_of_prompt(self.config, image_token_mask, sizes)
             check_count(image_token_mask, sum(num_image_tokens(self.config, sizes, kwargs["vision_tokens"])))
-        generation_config = kwargs.get("generation_config") or self.generation_config
-        asked = kwargs.get("suppress_tokens") or generation_config.suppress_tokens or []
-        kwargs["suppress_tokens"] = sorted({*asked, *suppressed_ids(self.config)})
+        kwargs["suppress_tokens"] = with_suppressed(kwargs, self.generation_config, self.config, tokenizer_beside(self))
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -167,11 +166,6 @@ def image_tokens_of(outputs: ModelOutput) -> Tensor:
 def sizes_of(pixel_values: Tensor) -> list[tuple[int, int]]:
     """Height and width of each image of `pixel_values` [B, 3, height, width]."""
     return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
-
-
-def suppressed_ids(config: LlavaStfConfig) -> range:
-    """Ids that are no text: the image placeholder, the added pad token and the rows that fill up the vocabulary."""
-    return range(config.image_token_id, config.text_config.vocab_size)
 
 
 def register_key_names() -> None:

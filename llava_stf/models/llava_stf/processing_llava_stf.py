@@ -12,6 +12,7 @@ from transformers.processing_utils import MultiModalData
 from llava_stf.errors import PromptError
 from llava_stf.models.fusion.budget import ImageSizes, tokens_of_pixels
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 
 
 class LlavaStfProcessor(LlavaProcessor):
@@ -48,6 +49,8 @@ class LlavaStfProcessor(LlavaProcessor):
             num_additional_image_tokens=num_additional_image_tokens,
             **kwargs,
         )
+        if self.tokenizer is not None:
+            ensure_pad_token(self.tokenizer)
 
     def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: int | None = None) -> list[int]:
         """LLM tokens of each preprocessed image.

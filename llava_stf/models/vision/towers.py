@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from llava_stf.errors import CheckpointError
-from llava_stf.io.weights import read_json
+from llava_stf.io.json import read_json
 from llava_stf.models.vision.states import select_hidden_states
 from llava_stf.models.vision.vits import check_patches
 

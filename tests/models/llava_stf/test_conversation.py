@@ -1,11 +1,12 @@
 """Prompts, token ids and labels against the authors' own (golden tokenization cases)."""
 
+import copy
 import json
 import logging
 
 import pytest
 
-from llava_stf.errors import DataError
+from llava_stf.errors import DataError, PromptError
 from llava_stf.models.llava_stf.conversation import (
     CHAT_TEMPLATE,
     IGNORE_INDEX,
@@ -141,7 +142,7 @@ def test_two_images_in_one_turn_keep_both_markers_in_front(tokenizers):
     [
         pytest.param(turns("What is it?", ""), id="empty answer"),
         pytest.param(turns("What is it?"), id="no answer"),
-        pytest.param(turns("What is it?", "A bus.</s>USER: and?"), id="end token in the answer"),
+        pytest.param(turns("What is it?", "A bus. ASSISTANT: And?"), id="assistant tag in the answer"),
     ],
 )
 def test_a_conversation_whose_rounds_do_not_add_up_is_masked_with_a_warning(tokenizers, conversation, caplog):
@@ -175,3 +176,29 @@ def test_malformed_conversations_are_refused(tokenizers, conversation):
 def test_plain_needs_one_image_and_one_caption(tokenizers, conversation):
     with pytest.raises(DataError, match="plain"):
         encode(tokenizers[False], conversation, "plain")
+
+
+@pytest.mark.parametrize("legacy", LEGACY)
+def test_control_tokens_in_a_turn_are_text(tokenizers, legacy):
+    tokenizer = tokenizers[legacy]
+    conversation = turns("What ends with </s> or <unk>?", "A turn</s>", "<s>Sure?", "Yes.")
+    ids, labels = encode(tokenizer, conversation)
+    assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (1, 2)
+    assert tokenizer.unk_token_id not in ids
+    assert "ends with </s>" in tokenizer.decode(ids)
+    learned = tokenizer.decode([i for i in labels if i != IGNORE_INDEX]).replace(" ", "")
+    assert learned == "Aturn</s></s>Yes.</s>"
+
+
+def test_padding_with_the_end_token_masks_nothing(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers[False])
+    expected = encode(tokenizer, turns("What is it?", "A bus."))
+    tokenizer.pad_token = tokenizer.eos_token
+    assert encode(tokenizer, turns("What is it?", "A bus.")) == expected
+
+
+def test_text_that_is_no_unicode_is_refused(tokenizers):
+    with pytest.raises(DataError, match="Unicode"):
+        encode(tokenizers[False], turns("a \ud83d b", "c"))
+    with pytest.raises(PromptError, match="Unicode"):
+        tokenize_chunks(tokenizers[False], "a \ud83d b", image_token_id=MARKER)

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor, load_model
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of, suppressed_ids
+from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of
+from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf_kernels.dispatch import is_interpreting
 
@@ -165,7 +166,7 @@ def test_placeholders_are_never_generated(loaded):
     head = model.lm_head.weight.detach().clone()
     try:
         with torch.no_grad():
-            model.lm_head.weight[banned.start :] = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+            model.lm_head.weight[banned] = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
             favoured = model(**inputs).logits[0, -1].argmax()
         assert favoured in banned
         new = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
