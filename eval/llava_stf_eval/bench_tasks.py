@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.publish import write_json
 from llava_stf_eval.bench_child import WorkerArgs, failure
-from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user, write_json
+from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user
 from llava_stf_eval.bench_machine import machine, versions
 from llava_stf_eval.bench_models import ModelOptions, checkpoint_hash
 from llava_stf_eval.data_schemas import check_data, datasets_cache
