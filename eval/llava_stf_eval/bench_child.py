@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf_eval.bench_folder import RunFolder, write_json
+from llava_stf.io.publish import commit, write_json
+from llava_stf_eval.bench_folder import RunFolder
 from llava_stf_eval.bench_models import ModelOptions
 from llava_stf_eval.bench_samples import write_samples
 from llava_stf_eval.plugin import MODEL_ID
@@ -123,7 +124,9 @@ def _submission(folder: RunFolder, benchmark: str, server: bool) -> str | None:
     files = sorted(path for path in folder.written(benchmark).rglob("*") if path.is_file())
     if files:
         folder.submissions.mkdir(exist_ok=True)
-    moved = [path.replace(folder.submissions / path.name) for path in files]
+    moved = [folder.submissions / path.name for path in files]
+    for written, place in zip(files, moved, strict=True):
+        commit(written, place)
     tables = [path for path in moved if path.suffix == ".xlsx"]
     found = tables or (moved if server else [])
     return str(found[0].relative_to(folder.root)) if found else None

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from llava_stf.errors import DataError
-from llava_stf_eval.bench_folder import write_text
+from llava_stf.io.publish import write_file
 from llava_stf_eval.data_tables import TABLES
 from llava_stf_eval.protocols import BENCHMARKS, parse
 
@@ -135,4 +135,4 @@ def _download(remote: Remote, files: list[str], target: Path) -> None:
         if own and all((target / file).is_file() for file in own):
             present[config].append({"split": split, "path": own})
     configs = [{"config_name": config, "data_files": entries} for config, entries in present.items()]
-    write_text(target / "README.md", f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n")
+    write_file(target / "README.md", f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n")

@@ -1,9 +1,8 @@
-"""The folder of a run: what lies where, which run it belongs to, and files that appear whole or not at all."""
+"""The folder of a run: what lies where, and which run it belongs to."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import fsync_entry
+from llava_stf.io.publish import write_json
 
 
 @dataclass(frozen=True)
@@ -100,18 +99,3 @@ def sole_user(folder: RunFolder) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replaces the file by one that is on the disk as a whole."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces the file by one that is on the disk as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    fsync_entry(beside)
-    os.replace(beside, path)
-    fsync_entry(path.parent)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llava_stf.errors import FusionError, LlavaStfError, ModelNotFoundError, nearest
+from llava_stf.errors import FusionError, LlavaStfError, nearest
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from llava_stf.inference import LlavaStf
 
 FULL, STF = "full", "stf"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -151,28 +149,3 @@ def check_method(method: str) -> None:
 
     if method not in METHODS:
         raise LlavaStfError(f"Unknown method '{method}': {nearest(method, [FULL, *METHODS])}")
-
-
-def checkpoint_hash(name_or_path: str) -> str:
-    """SHA-256 over the names and contents of a checkpoint's weight files, those of a LoRA folder's base included.
-
-    Args:
-        name_or_path: a bundled model, or a local file or folder, as `ModelOptions.resolved` gives.
-    """
-    from llava_stf.conversion.locate import locate
-    from llava_stf.loading import BUNDLED, bundled_folder
-    from llava_stf.loading.lora import is_lora_folder, read_lora_folder
-
-    path = bundled_folder(str(name_or_path)) if name_or_path in BUNDLED else Path(name_or_path)
-    paths = sorted(p for p in path.iterdir() if p.suffix in _WEIGHTS) if path.is_dir() else [path]
-    if not paths:
-        raise ModelNotFoundError(f"{path} holds no weights ({', '.join(_WEIGHTS)}).")
-    digest = hashlib.sha256()
-    for file in paths:
-        digest.update(file.name.encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    if is_lora_folder(path):
-        base = read_lora_folder(path).base
-        digest.update(checkpoint_hash(base if base in BUNDLED else str(locate(base))).encode())
-    return digest.hexdigest()

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llava_stf_eval.bench_folder import RunFolder, write_text
+from llava_stf.io.publish import write_file
+from llava_stf_eval.bench_folder import RunFolder
 from llava_stf_eval.protocols import sample_score, tasks
 from llava_stf_eval.report.runs import RIGHT
 from llava_stf_eval.scoring.choices import ROTATION
@@ -61,7 +62,7 @@ def write_samples(
             "category": doc.get("category"),
         }
         lines.append(json.dumps(record, ensure_ascii=False, default=str))
-    write_text(folder.samples(benchmark), "".join(f"{line}\n" for line in lines))
+    write_file(folder.samples(benchmark), "".join(f"{line}\n" for line in lines))
 
 
 def _ids(samples: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -104,5 +105,5 @@ def _keep(folder: RunFolder, image: Image) -> str:
     content = io.BytesIO()
     image.save(content, "JPEG", quality=90, subsampling=0)
     path = folder.images / f"{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.jpg"
-    path.write_bytes(content.getvalue())
+    write_file(path, content.getvalue())
     return str(path.relative_to(folder.root))

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.publish import write_json
+from llava_stf.loading.digest import model_digest
 from llava_stf_eval.bench_child import WorkerArgs, failure
-from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user, write_json
+from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user
 from llava_stf_eval.bench_machine import machine, versions
-from llava_stf_eval.bench_models import ModelOptions, checkpoint_hash
+from llava_stf_eval.bench_models import ModelOptions
 from llava_stf_eval.data_schemas import check_data, datasets_cache
 from llava_stf_eval.protocols import BENCHMARKS, parse, tasks
 from llava_stf_eval.requirements import lmms_eval_folder
@@ -76,7 +78,7 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
     names = list(dict.fromkeys(options.benchmarks)) or list(BENCHMARKS)
     _check(options, names)
     model = options.model.resolved()
-    digest = checkpoint_hash(model.pretrained)
+    digest = model_digest(model.pretrained)
     shown = "/".join(filter(None, (options.model.pretrained, options.model.subfolder)))
     about = {
         "model": shown,

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.io.fsync import fsync_tree
+from llava_stf.io.publish import publish
 from llava_stf_eval.data_tables import TABLES, Table, features
 from llava_stf_eval.drawn_rows import ROWS, Rows, drawn_images
 from llava_stf_eval.protocols import BENCHMARKS, parse
@@ -46,9 +45,7 @@ def write_benchmarks(
     counts: dict[str, int] = {}
     for dataset, members in by_dataset.items():
         target = folder / dataset
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
-            beside = Path(temporary) / target.name
+        with publish(target) as beside:
             written: dict[str, dict[str, str]] = {}
             for name in members:
                 rows = ROWS[name](drawn)
@@ -56,8 +53,6 @@ def write_benchmarks(
                     written[table.config] = _write_table(beside, table, rows)
                 counts[name] = len(rows[TABLES[name][0].config, TABLES[name][0].splits[BENCHMARKS[name].splits[0]]])
             (beside / "README.md").write_text(_readme(written))
-            fsync_tree(beside)
-            beside.rename(target)
     return counts
 
 

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from llava_stf.errors import LlavaStfError, nearest
-from llava_stf.io.fsync import fsync_tree
+from llava_stf.io.publish import publish, reserve
 from llava_stf_eval.requirements import lmms_eval_folder
 from llava_stf_eval.scoring.choices import option_letter, options_of
 
@@ -190,17 +189,11 @@ def include_path(protocol: str) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tasks-", dir=cache) as temporary:
-            beside = Path(temporary) / folder.name
-            beside.mkdir()
-            for name, text in files.items():
-                (beside / name).write_text(text)
-            fsync_tree(beside)
-            try:
-                beside.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # not another process that was first
-                    raise
+        with reserve(folder, wait=True):
+            if not folder.is_dir():  # not another process that was first
+                with publish(folder) as beside:
+                    for name, text in files.items():
+                        (beside / name).write_text(text)
     except OSError as error:
         raise LlavaStfError(f"The task files cannot be written to {cache} ({error}); set XDG_CACHE_HOME.") from error
     return folder

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_stf import __version__
 from llava_stf.batch.rows import Rows, open_rows
 from llava_stf.errors import DataError
 
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
-_BLOCK, _BLOCKS = 2**12, 2**10  # bytes, and how many of them of each file: 4 MiB, and smaller files as a whole
 # What can differ between two commands that go on with each other's output: where things are, and how fast it goes.
-_NOT_IN_MANIFEST = ("input", "output", "batch_size", "device", "vllm_options")
+_NOT_IN_MANIFEST = ("input", "output", "batch_size", "device")
+_VLLM_SPEED = {
+    *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    *("gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "enforce_eager", "enable_prefix_caching"),
+    *("swap_space", "num_gpu_blocks_override", "disable_log_stats"),
+}
 
 
 @dataclass(frozen=True)
@@ -63,26 +68,26 @@ class BatchJob:
         return open_rows(self.input, question=self.question, images=self.images, allow_urls=self.allow_urls)
 
     def manifest(self, rows: Rows) -> dict[str, Any]:
-        """All that the results depend on."""
+        """All that the results depend on. Raises as `model_digest`, whose cost is that of reading the weights once."""
+        from llava_stf.loading.digest import model_digest
+
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_IN_MANIFEST}
         kept["images"] = None if self.images is None else str(self.images)
-        return {"rows": len(rows), "input_sha256": rows.fingerprint, "weights": _weights_digest(self.model), **kept}
+        kept["vllm_options"] = {name: value for name, value in self.vllm_options.items() if name not in _VLLM_SPEED}
+        return {
+            "rows": len(rows),
+            "input_sha256": rows.fingerprint,
+            **kept,
+            "model_sha256": model_digest(self.model),
+            "versions": _versions(self.engine),
+        }
 
 
-def _weights_digest(model: str) -> str | None:
-    """What tells the weights in a folder from others of the same shapes; `None` for what is no folder.
-
-    Of a large file blocks all over it are read: whatever part was trained on, some of them lie in it.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\n".encode())
-        with path.open("rb") as file:
-            for place in range(0, size, max(_BLOCK, size // _BLOCKS)):
-                file.seek(place)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
+def _versions(engine: str) -> dict[str, str]:
+    """Of what makes prompts of rows, pixels of images, and answers of both."""
+    names = ["transformers", "tokenizers", "pillow", *(["vllm"] if engine == "vllm" else [])]
+    found = {"llava-stf": __version__}
+    for name in names:
+        with suppress(PackageNotFoundError):  # vLLM: loading says so
+            found[name] = version(name)
+    return found

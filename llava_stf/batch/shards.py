@@ -9,22 +9,18 @@ runs on one machine or on several share a folder without talking to each other.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
-from llava_stf.io.fsync import fsync_entry
+from llava_stf.io.publish import Reserved, reserve
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +68,12 @@ class Shards:
 
         Raises `DataError` if the folder cannot be written to or its file system has no locks.
         """
-        beside, target = self.folder / f".{self._name(shard)}", self.folder / self._name(shard)
-        with _writing(target):
-            file = open(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "wb", buffering=0)  # noqa: SIM115
-        with file:
+        target = self.folder / self._name(shard)
+        with ExitStack() as stack:
             with _writing(target):
-                taken = _lock(file.fileno())
-                # Who had it may have renamed it between our look and our lock.
-                if taken and target.exists():
-                    beside.unlink(missing_ok=True)
-                    taken = False
-            yield Claim(file, beside, target) if taken else None
+                reserved = stack.enter_context(reserve(target))
+            # Who had it may have written it between our look and our lock.
+            yield None if reserved is None or target.exists() else Claim(reserved)
 
     def check(self) -> int:
         """Makes sure that every row has exactly one result, in order; returns how many of them are errors.
@@ -113,20 +104,12 @@ class Shards:
 class Claim:
     """A shard that this process has taken."""
 
-    file: FileIO
-    beside: Path
-    target: Path
+    reserved: Reserved
 
     def write(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Writes the shard; it is on the disk when this returns. Raises `DataError` if that is not possible."""
-        rest = memoryview(b"".join(json.dumps(result).encode() + b"\n" for result in results))
-        with _writing(self.target):
-            self.file.truncate(0)  # what a run that was killed left
-            while rest:
-                rest = rest[self.file.write(rest) :]
-            os.fsync(self.file.fileno())
-            self.beside.rename(self.target)
-            fsync_entry(self.target.parent)
+        with _writing(self.reserved.path):
+            self.reserved.write(b"".join(json.dumps(result).encode() + b"\n" for result in results))
 
 
 def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -141,7 +124,9 @@ def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
         if others and not path.exists():
             raise DataError(f"{folder} holds something else than a batch, {others[0]} for one: name a new folder.")
         if not others:
-            _create(path, json.dumps(manifest, indent=2).encode() + b"\n")
+            with reserve(path, wait=True) as reserved:
+                if reserved is not None and not path.exists():  # another run can have been faster
+                    reserved.write(json.dumps(manifest, indent=2).encode() + b"\n")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot write to {folder}: {error.strerror}.") from error
@@ -151,22 +136,6 @@ def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
         raise DataError(f"{path} is no JSON: name a new folder.") from error
     if found != json.loads(json.dumps(manifest)):
         raise DataError(f"{folder} is the output of another command ({_difference(found, manifest)}): name a new one.")
-
-
-def _create(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole, unless another run was faster."""
-    beside = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        with beside.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(beside, path)
-    except FileExistsError:
-        return
-    finally:
-        beside.unlink(missing_ok=True)
-    fsync_entry(path.parent)
 
 
 def _difference(found: Any, manifest: Mapping[str, Any]) -> str:
@@ -185,13 +154,3 @@ def _writing(target: Path) -> Iterator[None]:
         raise DataError(
             f"Cannot write {target} ({error.strerror}): put that right, and the same command goes on from here."
         ) from error
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        raise
-    return True

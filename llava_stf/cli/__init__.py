@@ -1,7 +1,7 @@
 """The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | assemble | merge | data | ...`.
 
-Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 interrupted. Only typer is
-imported here; what a command needs is imported when it runs, so that `--help` is instant.
+Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 and 143 stopped by SIGINT and
+SIGTERM. Only typer is imported here; what a command needs is imported when it runs, so that `--help` is instant.
 """
 
 import io
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from llava_stf import __version__
 from llava_stf.cli.ask import ask
@@ -28,11 +29,24 @@ from llava_stf.cli.merge import merge
 from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
 from llava_stf.errors import LlavaStfError
+from llava_stf.signals import report, terminable
 
 # Newer typer brings its own click, older typer needs click; its public error leads to the base class in both.
 ClickError: type[Any] = typer.BadParameter.__bases__[0].__bases__[0]
 
+
+class _Commands(TyperGroup):
+    """Commands that a signal ends with our sentence; typer would make a mere exit code of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(report(stop)) from stop
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="llava-stf",
     no_args_is_help=True,
     add_completion=False,
@@ -75,11 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
     _take_any_text()
     try:
-        code = app(given, prog_name="llava-stf", standalone_mode=False) or 0
-        sys.stdout.flush()
+        with terminable():
+            code = app(given, prog_name="llava-stf", standalone_mode=False) or 0
+            sys.stdout.flush()
         return code
-    except (typer.Abort, KeyboardInterrupt):
-        return 130
+    except KeyboardInterrupt as stop:  # before a command has begun, or when it has ended
+        return report(stop)
     except BrokenPipeError:  # the reader, `head` for instance, has gone; keep Python's last flush quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

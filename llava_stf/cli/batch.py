@@ -63,6 +63,7 @@ def batch(
     from llava_stf.batch.job import BatchJob
     from llava_stf.batch.run import Distribute, run_batch
     from llava_stf.errors import LlavaStfError
+    from llava_stf.signals import keeping
 
     if engine != "ray" and (ray_address, workers, ray_engine) != (None, None, "transformers"):
         raise LlavaStfError("--ray-address, --ray-engine and --workers are for --engine ray.")
@@ -100,7 +101,7 @@ def batch(
             if bar.disable:
                 print(f"{done:,} of {rows:,} rows", file=sys.stderr, flush=True)
 
-        with _stdout_on_stderr():
+        with _stdout_on_stderr(), keeping(f"the shards in {output} are kept, and the same command goes on from there"):
             summary = run_batch(job, distribute=distribute, progress=show)
     record = {
         "output": output,

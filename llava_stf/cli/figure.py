@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
 from llava_stf.cli.answers import Asked, Cost, Shown
+from llava_stf.io.publish import write_figure
 
 INK, MUTED, RIGHT, WRONG, FUSED_INK = "#1f2430", "#6b7280", "#15803d", "#b91c1c", "#f59e0b"
 PAD_COLOUR = (122, 116, 104)  # LLaVA's canvas around an image that is not square
@@ -59,7 +60,7 @@ def save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], *,
         f"{share}",
         fontsize=12, color=MUTED, va="center",
     )  # fmt: skip
-    figure.savefig(path, dpi=110, format="png")
+    write_figure(path, figure)
 
 
 def _draw_patches(axes: Axes, grid: int) -> None:

@@ -49,6 +49,7 @@ def label(
     Every prompt about every image of a folder; or of each record in a file the human turns, each asked with the turns
     before it. The output is what --data of finetuning takes. The same command goes on where an earlier one was killed.
     """
+    from llava_stf.signals import keeping
     from llava_stf.training.label_file import open_labels
 
     questions, folder = _questions(source, images, prompt, prompts)
@@ -60,7 +61,8 @@ def label(
         "dtype": dtype,
         "max_new_tokens": max_new_tokens,
     }
-    with open_labels(Path(output), questions, range(first - 1, len(questions), parts), teacher) as labels:
+    kept = keeping(f"the answers in {output} are kept, and the same command goes on from there")
+    with kept, open_labels(Path(output), questions, range(first - 1, len(questions), parts), teacher) as labels:
         before, todo = labels.answered, len(labels.open)
         if not todo:
             print(f"{output} has all {before:,} answers already")

@@ -10,6 +10,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
+from llava_stf.io.publish import write_figure
+
 if TYPE_CHECKING:
     from llava_stf.analysis.visualise import Visualisation
 
@@ -40,9 +42,7 @@ def save_visualisation(path: Path, seen: "Visualisation", *, name: str, method: 
         _draw_kept(tokens, seen.grid, seen.kept)
     for part in lower:
         _draw_contributions(part, seen, shares, rows, columns)
-    beside = path.with_name(path.name + ".tmp")
-    figure.savefig(beside, dpi=110, format="png")
-    beside.replace(path)
+    write_figure(path, figure)
     return title
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import fsync_entry, fsync_tree
+from llava_stf.io.publish import commit
 
 if TYPE_CHECKING:
     import torch
@@ -125,9 +125,7 @@ def publish_checkpoint(output: Path, name: str, *, keep: int) -> None:
     At every moment either the older checkpoint or the new one is whole and on the disk.
     """
     partial = output / PARTIAL
-    fsync_tree(partial / name)
-    (partial / name).rename(output / name)
-    fsync_entry(output)
+    commit(partial / name, output / name)
     for outdated in sorted(_complete_checkpoints(output), key=checkpoint_step)[:-keep]:
         outdated.rename(partial / outdated.name)
     shutil.rmtree(partial)
@@ -163,12 +161,10 @@ def save_model(
     with reported_writing("the trained model", output):
         save(model, partial, dtype, state_dict)
         processor.save_pretrained(partial)
-        fsync_tree(partial)
         (output / LAST_FILE).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == LAST_FILE):
-            path.replace(output / path.name)
+            commit(path, output / path.name)
         partial.rmdir()
-        fsync_entry(output)
 
 
 @contextmanager

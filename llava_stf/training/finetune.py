@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.io.runs import check_options, prepare_output, remove_run, save_model, save_whole
+from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
+from llava_stf.signals import keeping, report, terminable
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.start import adopt_prompt, check_start, load_start
 
@@ -177,7 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when trained, 2 with one sentence on stderr for an error of the user's."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     try:
-        finetune(parse(sys.argv[1:] if argv is None else argv))
+        config = parse(sys.argv[1:] if argv is None else argv)
+        with terminable(), keeping(lambda: f"{describe_newest(Path(config.output))}; go on with --resume"):
+            finetune(config)
+    except KeyboardInterrupt as stop:
+        return report(stop)
     except LlavaStfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,14 +27,13 @@ from llava_stf.io.runs import (
     reported_writing,
     write_options,
 )
+from llava_stf.signals import StepEnd, shield_worker
 from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
 from llava_stf.training.lora import save_model_config
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.sampling import grouped_order
 
-# What a shell reports for a process that SIGTERM ended: a stopped run is neither trained (0) nor failed (1, 2).
-EXIT_TERMINATED = 128 + signal.SIGTERM
 NAMED_SAMPLES = 16
 
 logger = logging.getLogger(__name__)
@@ -49,7 +43,7 @@ class FinetuneTrainer(Trainer):
     """`Trainer` for a `FinetuneConfig`, whose result depends on neither interruptions nor the number of processes.
 
     Modifications:
-        train: stops with a checkpoint on SIGTERM; a finished run that is resumed takes no step more.
+        train: stops with a checkpoint on SIGTERM and SIGINT; a finished run that is resumed takes no step more.
         get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
         create_optimizer: AdamW over one parameter group per part of the model.
         training_step: brings the batch to the step's vision tokens, counts samples and tokens, and remembers losses and
@@ -72,7 +66,7 @@ class FinetuneTrainer(Trainer):
         self.finetune_config = config
         self.budgets, self.prepared_budget = budgets, prepared_budget
         self.terminating = False  # in all processes, from the same step on
-        self._sigterm = False  # in this process
+        self._step_end = StepEnd()
         self._saving = False
         self._step_losses: list[tuple[list[str], Tensor]] = []
         self.add_callback(_StepCallback(self))
@@ -81,29 +75,24 @@ class FinetuneTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`.
 
-        Raises `SystemExit(143)` after SIGTERM, when the step under way is done and its checkpoint written, and
-        `LlavaStfError` for a loss that is not finite and for a checkpoint that cannot be written.
+        Raises `SystemExit(143)` after SIGTERM, and 130 after SIGINT, when the step under way is done and its
+        checkpoint written, and `LlavaStfError` for a loss that is not finite or a checkpoint that cannot be written.
         """
         if resume_from_checkpoint is not None:
             step = checkpoint_step(Path(resume_from_checkpoint))
             if step >= self._total_steps():
                 return TrainOutput(step, 0.0, {})
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm)
-        try:
+        with self._step_end:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            signal.signal(signal.SIGTERM, previous)
         if self.terminating and output.global_step < self.state.max_steps:
-            logger.warning("stopped by SIGTERM after step %d: go on with --resume", output.global_step)
-            raise SystemExit(EXIT_TERMINATED)
+            raise self._step_end.stop(output.global_step)
         return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         loader = super().get_train_dataloader()
-        if sys.platform == "linux":  # nowhere else does a process learn who sent a signal
-            # Accelerate's loader wraps torch's, and a resumed epoch copies this attribute from it.
-            inner = loader.base_dataloader
-            inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+        # Accelerate's loader wraps torch's, and a resumed epoch copies this attribute from it.
+        inner = loader.base_dataloader
+        inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
         return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -179,7 +168,7 @@ class FinetuneTrainer(Trainer):
         return norm
 
     def _agree(self, grad_norm: float) -> None:
-        """Let all processes stop at the same step, for a SIGTERM or a value that is not finite in any of them.
+        """Let all processes stop at the same step, for a signal or a value that is not finite in any of them.
 
         The only wait for the device in a step, at a moment when the device has nothing left to do but the update.
         Raises `LlavaStfError` for such a value.
@@ -189,7 +178,7 @@ class FinetuneTrainer(Trainer):
         self._step_losses = []
         bad = [name for names, loss in zip(ids, losses, strict=True) if not math.isfinite(loss) for name in names]
         finite = math.isfinite(grad_norm) and all(map(math.isfinite, losses))
-        flags = torch.tensor([not finite, self._sigterm], dtype=torch.int64, device=self.args.device)
+        flags = torch.tensor([not finite, self._step_end.asked], dtype=torch.int64, device=self.args.device)
         anywhere_bad, anywhere_terminated = self.accelerator.reduce(flags, reduction="sum").tolist()
         self.terminating = anywhere_terminated > 0
         if anywhere_bad:
@@ -224,9 +213,6 @@ class FinetuneTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         pass
-
-    def _on_sigterm(self, *_: Any) -> None:
-        self._sigterm = True
 
 
 class EpochSampler(Sampler[int]):
@@ -264,7 +250,7 @@ class EpochSampler(Sampler[int]):
 
 
 class _StepCallback(TrainerCallback):
-    """Random numbers that depend on the step alone, lines of the log where a run can be cut, and the end by SIGTERM."""
+    """Random numbers that depend on the step alone, lines of the log where a run can be cut, and signals."""
 
     def __init__(self, trainer: FinetuneTrainer) -> None:
         self.trainer = trainer
@@ -288,22 +274,9 @@ class _StepCallback(TrainerCallback):
 
 
 def _start_worker(initialise: Callable[[int], None] | None, worker: int) -> None:
-    """Let a worker process end by its parent's SIGTERM alone.
-
-    A machine that is taken away may send it to all processes, and the last step still needs its samples.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey_parent, daemon=True).start()
+    shield_worker()
     if initialise is not None:  # the Trainer gives a stream's workers none
         initialise(worker)
-
-
-def _obey_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
-        pass
-    os._exit(0)
 
 
 def _listed(names: list[str]) -> str:

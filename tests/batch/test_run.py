@@ -157,7 +157,7 @@ def test_other_weights_in_the_same_folder_are_refused(album: Path, plain_folder:
     job = BatchJob(album / "more", tmp_path / "output", question=QUESTION, model=str(model), max_new_tokens=2)
     run_batch(job)
     load_model(plain_folder, vision_tokens=4, init="random").model.save_pretrained(model)
-    with pytest.raises(DataError, match=r"another command \(weights was "):
+    with pytest.raises(DataError, match=r"another command \(model_sha256 was "):
         run_batch(job)
 
 

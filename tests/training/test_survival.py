@@ -160,15 +160,16 @@ def test_run_killed_before_its_model_is_written_takes_no_further_step(arguments,
     assert_same_result(output, undisturbed, atol=0)
 
 
-def test_terminated_run_writes_a_checkpoint_and_goes_on_later(arguments, processes, undisturbed, tmp_path):
-    output = tmp_path / "terminated"
-    process = processes(arguments("terminated", num_workers=1))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_run_writes_a_checkpoint_and_goes_on_later(arguments, processes, undisturbed, tmp_path, number):
+    output = tmp_path / "stopped"
+    process = processes(arguments("stopped", num_workers=1))
     until(lambda: newest_checkpoint(output) is not None, process)
-    signal_all(process, signal.SIGTERM)  # as a machine does that is taken away
-    assert process.wait(60) == 143
+    signal_all(process, number)  # as a machine does that is taken away, and as a terminal does
+    assert process.wait(60) == 128 + number
     assert 2 < checkpoint_step(newest_checkpoint(output)) < STEPS
     assert not (output / "config.json").exists()
-    assert main(arguments("terminated", "--resume")) == 0
+    assert main(arguments("stopped", "--resume")) == 0
     assert_same_weights(output, undisturbed)
 
 

@@ -59,7 +59,8 @@ def serve(
     import shlex
 
     with waiting("Importing torch and transformers"):
-        from llava_stf_eval.bench_result import open_folder, write_result
+        from llava_stf.io.publish import write_json
+        from llava_stf_eval.bench_result import open_folder
         from llava_stf_eval.serving.output import RESULT, failures, print_table, save_figure
         from llava_stf_eval.serving.run import Plan, measure
     from rich.console import Console
@@ -89,10 +90,10 @@ def serve(
     result = measure(
         plan,
         output,
-        on_row=lambda so_far: write_result(output / RESULT, so_far),
+        on_row=lambda so_far: write_json(output / RESULT, so_far),
         progress=lambda text: print(text, file=sys.stderr),
     )
-    written = write_result(output / RESULT, result), save_figure(output, result)
+    written = write_json(output / RESULT, result), save_figure(output, result)
     if as_json:
         print(json.dumps(result))
     else:

@@ -49,7 +49,8 @@ def speed(
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """
     with waiting("Importing torch and transformers"):
-        from llava_stf_eval.bench_result import open_folder, write_result
+        from llava_stf.io.publish import write_json
+        from llava_stf_eval.bench_result import open_folder
         from llava_stf_eval.speed.output import RESULT, print_tables, save_figure
         from llava_stf_eval.speed.run import Plan, measure
         from llava_stf_eval.speed.verdict import verdicts
@@ -73,11 +74,11 @@ def speed(
     open_folder(output / RESULT, overwrite=overwrite)
     result = measure(
         plan,
-        on_row=lambda so_far: write_result(output / RESULT, so_far),
+        on_row=lambda so_far: write_json(output / RESULT, so_far),
         progress=lambda text: print(text, file=sys.stderr),
     )
     result["verdicts"] = verdicts(result)
-    written = write_result(output / RESULT, result), save_figure(output, result)
+    written = write_json(output / RESULT, result), save_figure(output, result)
     if as_json:
         print(json.dumps(result))
         return

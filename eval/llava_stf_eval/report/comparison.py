@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.publish import write_file
 from llava_stf_eval.compare import FEW, Comparison, Difference, Pair
 from llava_stf_eval.report.bootstrap import CONFIDENCE
 from llava_stf_eval.report.page import Item, Page, Table, fair_share, render
 from llava_stf_eval.report.scores import title
-from llava_stf_eval.report.write import MAX_ITEMS, reference_text, write_whole
+from llava_stf_eval.report.write import MAX_ITEMS, reference_text
 
 GAINED, LOST = "wrong in A, right in B", "right in A, wrong in B"
 SUFFIXES = (".html", ".jsonl")
@@ -31,7 +32,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the flipped answers, as a page with the table (`.html`) or one JSON object a line (`.jsonl`)."""
     check_output(path)
     text = render(_page(comparison)) if path.suffix == ".html" else flips_as_lines(comparison)
-    return write_whole(path, text.encode())
+    return write_file(path, text)
 
 
 def flips_as_lines(comparison: Comparison) -> str:

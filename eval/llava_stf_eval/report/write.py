@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava_stf.errors import LlavaStfError
-from llava_stf.io.fsync import fsync_entry
+from llava_stf.io.publish import write_file
 from llava_stf_eval.protocols import BENCHMARKS
 from llava_stf_eval.published import published_rows
 from llava_stf_eval.report.images import data_uri
@@ -40,20 +38,7 @@ def write_report(folder: Path | str, others: Sequence[Path | str] = ()) -> list[
     files["report.html"] = render(_page(runs, plots)).encode()
     if "radar.png" not in files:
         runs[0].folder.joinpath("radar.png").unlink(missing_ok=True)  # of an earlier report
-    return [write_whole(runs[0].folder / name, content) for name, content in files.items()]
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file beside its name and rename it, so that it appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        fsync_entry(beside)
-        beside.replace(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise LlavaStfError(f"{path} cannot be written: {error.strerror}; name another place.") from error
-    return path
+    return [write_file(runs[0].folder / name, content) for name, content in files.items()]
 
 
 def settings(run: Run) -> list[tuple[str, str]]:

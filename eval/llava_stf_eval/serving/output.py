@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_stf.io.publish import write_figure
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -82,9 +84,7 @@ def save_figure(folder: Path, result: dict[str, Any]) -> Path:
     throughput.margins(x=0.15)
     throughput.set_xlabel("requests a second")
     first.set_xlabel("ms to the first token, median; line to the 99th percentile")
-    path = folder / FIGURE
-    figure.savefig(path, dpi=110, format="png")
-    return path
+    return write_figure(folder / FIGURE, figure)
 
 
 def _base(result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:

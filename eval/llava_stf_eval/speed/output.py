@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava_stf.io.publish import write_figure
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -101,9 +103,7 @@ def save_figure(folder: Path, result: dict[str, Any]) -> Path:
         f"{machine['gpu'] or machine['cpu']}",
         fontsize=11,
     )
-    path = folder / FIGURE
-    figure.savefig(path, dpi=110, format="png")
-    return path
+    return write_figure(folder / FIGURE, figure)
 
 
 def _by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:

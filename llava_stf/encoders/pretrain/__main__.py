@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from llava_stf.encoders.pretrain.config import parse
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.runs import describe_newest
+from llava_stf.signals import keeping, report, terminable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if argv is None else argv)
         from llava_stf.encoders.pretrain.loop import pretrain
 
-        pretrain(config)
+        with terminable(), keeping(lambda: f"{describe_newest(Path(config.output))}; go on with --resume"):
+            pretrain(config)
+    except KeyboardInterrupt as stop:
+        return report(stop)
     except LlavaStfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -36,6 +36,7 @@ from llava_stf.io.runs import (
     save_model,
     write_options,
 )
+from llava_stf.signals import StepEnd, shield_worker
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,13 @@ def pretrain(config: PretrainConfig) -> Path | None:
         dataset,
         batch_sampler=batches,
         num_workers=config.num_workers,
+        worker_init_fn=_start_worker,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # its own: starting the loader must not move the run's generator
     )
     try:
-        finished = _train(config, accelerator, model, optimizer, loader, batches)
+        with StepEnd() as step_end:
+            finished = _train(config, accelerator, model, optimizer, loader, batches, step_end)
     except DataError as error:
         # From a worker process the message comes inside that process's traceback, as its last line.
         raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
@@ -100,9 +103,18 @@ def pretrain(config: PretrainConfig) -> Path | None:
 
 
 def _train(
-    config: PretrainConfig, accelerator: Accelerator, model: Any, optimizer: Any, loader: DataLoader, batches: Batches
+    config: PretrainConfig,
+    accelerator: Accelerator,
+    model: Any,
+    optimizer: Any,
+    loader: DataLoader,
+    batches: Batches,
+    step_end: StepEnd,
 ) -> bool:
-    """All steps from `batches.start` on, or the `stop_after` first of them; whether the run is complete."""
+    """All steps from `batches.start` on, or the `stop_after` first of them; whether the run is complete.
+
+    Raises `SystemExit` after a signal, with the checkpoint of the step under way written.
+    """
     objective: Objective = accelerator.unwrap_model(model)
     model.train()
     output, parts = Path(config.output), iter(loader)
@@ -125,7 +137,8 @@ def _train(
         seen += batches.step_size
         done = step + 1
         logs = done % config.logging_steps == 0 or done == last
-        saves = done % config.save_steps == 0 or done == last
+        stops = _anywhere(step_end.asked, accelerator)
+        saves = done % config.save_steps == 0 or done == last or stops
         if logs or saves:
             _check_finite(losses, done, output)
         if logs:
@@ -136,7 +149,20 @@ def _train(
             seen, since = 0, time.perf_counter()
         if saves:
             _save_checkpoint(config, accelerator, done)
+        if stops and done < last:
+            raise step_end.stop(done)
     return last == batches.steps
+
+
+def _anywhere(here: bool, accelerator: Accelerator) -> bool:
+    """Whether it is so in one process of the run; all of them learn it in the same step."""
+    if accelerator.num_processes == 1:
+        return here
+    return bool(accelerator.reduce(torch.tensor(int(here), device=accelerator.device), reduction="sum").item())
+
+
+def _start_worker(worker: int) -> None:
+    shield_worker()
 
 
 def images_of(pixels: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_stf.cli import main
 from llava_stf.errors import LlavaStfError, MissingDependencyError
-from llava_stf_eval.bench_result import write_result
+from llava_stf.io.publish import write_json
 from llava_stf_eval.serving.models import Served
 from llava_stf_eval.serving.output import COLUMNS, RESULT, failures, markdown, save_figure, table
 from llava_stf_eval.serving.run import Plan, measure
@@ -151,7 +151,7 @@ def test_a_load_without_an_answer_is_shown_as_none(compared, tmp_path) -> None:
 def test_results_reach_the_document_between_its_markers(compared, tmp_path) -> None:
     for name in ("b-run", "a-run"):
         (tmp_path / name).mkdir()
-        write_result(tmp_path / name / RESULT, compared)
+        write_json(tmp_path / name / RESULT, compared)
         save_figure(tmp_path / name, compared)
     found = collect(tmp_path, tmp_path / "docs")
     assert sorted(file.name for file in (tmp_path / "docs").iterdir()) == [

@@ -1,0 +1,121 @@
+"""How every command ends on a signal: 130 after SIGINT, 143 after SIGTERM, and a sentence on what is kept.
+
+SIGTERM unwinds a command as Ctrl-C does, so that whatever it opened is closed and what it began is taken away. Training
+does the step under way and writes its checkpoint first.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self
+
+logger = logging.getLogger(__name__)
+
+NOTHING = "nothing is kept, and the same command starts afresh"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where `terminable` has it end a command."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in this process meanwhile; a process that it forks ends at once, as by default."""
+    owner = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def keeping(what: str | Callable[[], str]) -> Iterator[None]:
+    """Say what is left of a command that a signal ends in here, and how it goes on.
+
+    Args:
+        what: half a sentence, or what makes one when the signal has come.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(what if isinstance(what, str) else what())
+        raise
+
+
+def report(stop: KeyboardInterrupt) -> int:
+    """Print the sentence of the innermost `keeping` on stderr; returns the command's exit code."""
+    number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+    kept = getattr(stop, "__notes__", [NOTHING])[0]
+    print(f"Stopped by {number.name}: {kept}.", file=sys.stderr)
+    return 128 + number
+
+
+class StepEnd:
+    """Signals of a training run, put off to the end of the step under way; a second SIGINT is one at once.
+
+    Attributes:
+        asked: whether this process has been told to stop.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def asked(self) -> bool:
+        return self._number is not None
+
+    def stop(self, step: int) -> SystemExit:
+        """What ends the process after a step whose checkpoint is written: neither trained (0) nor failed (1, 2)."""
+        number = signal.Signals(self._number or signal.SIGTERM)  # it came to another process of the run
+        logger.warning("stopped by %s after step %d: go on with --resume", number.name, step)
+        return SystemExit(128 + number)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if number == self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._number = number
+
+
+def shield_worker() -> None:
+    """Let a worker process, which this is, end by its parent's SIGTERM alone.
+
+    A machine that is taken away may send it to all processes, as a terminal sends SIGINT, and the last step still needs
+    its samples. Only on Linux does a process learn who sent a signal; elsewhere nothing changes.
+    """
+    if sys.platform != "linux":
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)
