@@ -29,7 +29,7 @@ from llava_stf.cli.merge import merge
 from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
 from llava_stf.errors import LlavaStfError
-from llava_stf.signals import report, terminable
+from llava_stf.io.signals import report, terminable
 
 # Newer typer brings its own click, older typer needs click; its public error leads to the base class in both.
 ClickError: type[Any] = typer.BadParameter.__bases__[0].__bases__[0]

@@ -63,7 +63,7 @@ def batch(
     from llava_stf.batch.job import BatchJob
     from llava_stf.batch.run import Distribute, run_batch
     from llava_stf.errors import LlavaStfError
-    from llava_stf.signals import keeping
+    from llava_stf.io.signals import keeping
 
     if engine != "ray" and (ray_address, workers, ray_engine) != (None, None, "transformers"):
         raise LlavaStfError("--ray-address, --ray-engine and --workers are for --engine ray.")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
-from llava_stf.signals import keeping, report, terminable
+from llava_stf.io.signals import keeping, report, terminable
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.start import adopt_prompt, check_start, load_start
 

@@ -27,7 +27,7 @@ from llava_stf.io.runs import (
     reported_writing,
     write_options,
 )
-from llava_stf.signals import StepEnd, shield_worker
+from llava_stf.io.signals import StepEnd, shield_worker
 from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
 from llava_stf.training.lora import save_model_config

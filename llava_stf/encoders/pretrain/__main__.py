@@ -10,7 +10,7 @@ from pathlib import Path
 from llava_stf.encoders.pretrain.config import parse
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.runs import describe_newest
-from llava_stf.signals import keeping, report, terminable
+from llava_stf.io.signals import keeping, report, terminable
 
 
 def main(argv: Sequence[str] | None = None) -> int:

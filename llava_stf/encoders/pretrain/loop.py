@@ -36,7 +36,7 @@ from llava_stf.io.runs import (
     save_model,
     write_options,
 )
-from llava_stf.signals import StepEnd, shield_worker
+from llava_stf.io.signals import StepEnd, shield_worker
 
 logger = logging.getLogger(__name__)
 
