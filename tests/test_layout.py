@@ -81,3 +81,9 @@ def test_package_is_marked_as_typed(package: str) -> None:
 def test_import_loads_neither_torch_nor_transformers() -> None:
     code = "import sys, llava_stf; print(*sorted({'torch', 'transformers'} & sys.modules.keys()))"
     assert run_python(code, search_path=BARE_CHECKOUT) == ""
+
+
+@pytest.mark.parametrize("first", ["llava_stf.cli", "llava_stf_eval.cli"])
+def test_commands_import_in_either_order_and_without_torch(first: str) -> None:
+    code = f"import sys, {first}, llava_stf.cli, llava_stf_eval.cli; print(*sorted({{'torch'}} & sys.modules.keys()))"
+    assert run_python(code, search_path=BARE_CHECKOUT) == ""

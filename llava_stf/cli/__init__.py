@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -59,8 +60,13 @@ for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(encoders, name="encoders")
-for group in command_groups():
-    app.add_typer(group.load(), name=group.name)
+
+
+@cache
+def _add_groups() -> None:
+    """Not at import: what is added imports from this package."""
+    for group in command_groups():
+        app.add_typer(group.load(), name=group.name)
 
 
 def _print_version(asked: bool) -> None:
@@ -90,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _take_any_text()
     try:
         with terminable():
+            _add_groups()
             code = app(given, prog_name="llava-stf", standalone_mode=False) or 0
             sys.stdout.flush()
         return code
