@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, ProcessorMixin
 
 from llava_stf.errors import FusionError, nearest
 from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
+from llava_stf.models.llava_stf.vocabulary import processor_beside, remember_tokenizer
 from llava_stf.models.registry import family_of
 from llava_stf.models.vision.states import run_all_blocks, skip_unused_blocks
 from llava_stf.reduction.catalogue import METHODS
@@ -41,6 +42,7 @@ class _FormerModel:
     projector: nn.Module | None
     hooks: list[RemovableHandle]
     processor: LlavaProcessor | None
+    remembered: ProcessorMixin | None  # the processor beside the model, whose tokenizer it knows
 
 
 @dataclass
@@ -236,6 +238,7 @@ def remove_reduction(
     inner.config = model.config = former.config
     _become(model, former.classes[0])
     _become(inner, former.classes[1])
+    remember_tokenizer(model, former.remembered)
     delattr(model, _FORMER)
     return model
 
@@ -247,7 +250,7 @@ def _apply(model: LlavaForConditionalGeneration, processor: LlavaProcessor | Non
     """Make the change; nothing in here can fail once the tower is found to have blocks."""
     inner, key = model.model, uuid.uuid4().hex
     skip_unused_blocks(inner.vision_tower, change.tower_layers)
-    former = _FormerModel(key, (type(model), type(inner)), model.config, None, [], processor)
+    former = _FormerModel(key, (type(model), type(inner)), model.config, None, [], processor, processor_beside(model))
     if change.projector is not None:
         former.projector, inner.multi_modal_projector = inner.multi_modal_projector, change.projector
     if change.reduction is not None:
@@ -259,6 +262,7 @@ def _apply(model: LlavaForConditionalGeneration, processor: LlavaProcessor | Non
     setattr(model, _FORMER, former)
     if processor is not None:
         _change_processor(processor, change, key)
+        remember_tokenizer(model, processor)
     return model
 
 

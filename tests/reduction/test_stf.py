@@ -149,3 +149,16 @@ def test_patched_model_trains(plain):
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     gradients = [p.grad for p in model.model.multi_modal_projector.parameters()]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_rows_without_a_token_are_not_generated_by_a_model_patched_with_its_processor(plain):
+    model, processor = plain
+    tokenizer, rows = processor.tokenizer, model.config.text_config.vocab_size
+    model.resize_token_embeddings(rows + 8, mean_resizing=False)
+    apply_stf(model, processor)
+    inputs = processor(images=PICTURE, text=PROMPT, return_tensors="pt")
+    with torch.no_grad():
+        model.lm_head.weight[rows:] = 10 * model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
+        assert model(**inputs).logits[0, -1].argmax() >= len(tokenizer)
+    new = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert new.max() < len(tokenizer)

@@ -58,13 +58,24 @@ def with_suppressed(
 
 
 def remember_tokenizer(model: PreTrainedModel, processor: ProcessorMixin | None) -> None:
-    """Let a model know the processor beside it, whose tokenizer tells which of the model's rows have a token."""
-    setattr(model, _PROCESSOR, processor)
+    """Let a model know the processor beside it, whose tokenizer tells which of the model's rows have a token.
+
+    `None` lets it forget.
+    """
+    if processor is None:
+        vars(model).pop(_PROCESSOR, None)
+    else:
+        setattr(model, _PROCESSOR, processor)
+
+
+def processor_beside(model: PreTrainedModel) -> ProcessorMixin | None:
+    """The processor that `remember_tokenizer` showed to the model."""
+    return vars(model).get(_PROCESSOR)
 
 
 def tokenizer_beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
     """The tokenizer that `remember_tokenizer` showed to the model, as it is now."""
-    return getattr(getattr(model, _PROCESSOR, None), "tokenizer", None)
+    return getattr(processor_beside(model), "tokenizer", None)
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
