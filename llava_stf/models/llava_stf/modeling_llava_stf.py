@@ -14,6 +14,7 @@ from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
+from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import VisionTokens, budget_of_prompt, num_image_tokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
@@ -115,7 +116,7 @@ class LlavaStfModel(LlavaModel):
         return outputs
 
 
-class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
+class LlavaStfForConditionalGeneration(CarriesCode, LlavaForConditionalGeneration):
     """LLaVA that sees (grid / k)**2 vision tokens per image: 144 where LLaVA-1.5 sees 576.
 
     Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids that

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from PIL import Image
 from transformers import BatchFeature, LlavaProcessor
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
 
 from llava_stf.errors import PromptError
+from llava_stf.images.load import to_rgb
+from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes, tokens_of_pixels
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 
 
-class LlavaStfProcessor(LlavaProcessor):
+class LlavaStfProcessor(CarriesCode, LlavaProcessor):
     """Prepares images and prompts for LLaVA-STF.
 
     Modifications of `LlavaProcessor`: an image takes one `<image>` id per window of `fusion_window` x `fusion_window`
@@ -94,6 +97,8 @@ class LlavaStfProcessor(LlavaProcessor):
         data: dict[str, Any] = {}
         counts: list[int] = []
         flat = [] if images is None else make_flat_list_of_images(self.image_processor.fetch_images(images))
+        # Here and not in the image processor, which lays what is transparent on white.
+        flat = [to_rgb(image) if isinstance(image, Image.Image) else image for image in flat]
         if flat:
             data.update(self.image_processor(flat, **merged["images_kwargs"]))
             sizes = [(pixels.shape[-2], pixels.shape[-1]) for pixels in data["pixel_values"]]

@@ -1,0 +1,136 @@
+"""The code of a fused model as files beside its weights, for readers without this package.
+
+transformers runs such files with `trust_remote_code=True`. They are this package's own modules, as many as the model,
+its config and its processor need, laid side by side under their last names; of the kernels they have plain torch alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+import llava_stf_kernels
+from llava_stf_kernels import windows
+
+CODE = {
+    "AutoConfig": "configuration_llava_stf.LlavaStfConfig",
+    "AutoModel": "modeling_llava_stf.LlavaStfModel",
+    "AutoModelForImageTextToText": "modeling_llava_stf.LlavaStfForConditionalGeneration",
+    "AutoProcessor": "processing_llava_stf.LlavaStfProcessor",
+}
+_ENTRIES = [f"llava_stf.models.llava_stf.{name}_llava_stf" for name in ("configuration", "modeling", "processing")]
+_KERNELS = "llava_stf_kernels"
+_IMPORT = re.compile(r"^( *)from ((?:llava_stf|llava_stf_kernels)\b[\w.]*) import ", re.MULTILINE)
+_PLAIN = (
+    windows.grid_side,
+    llava_stf_kernels.gather_windows,
+    llava_stf_kernels.naive_fuse_blocks,
+    llava_stf_kernels.naive_fuse_windows,
+    llava_stf_kernels.naive_place_tokens,
+    llava_stf_kernels.naive_pool_tokens,
+    llava_stf_kernels.check_count,
+    llava_stf_kernels.BackendError,
+)
+_PLAIN_HEAD = '''"""The operations of llava_stf_kernels in plain torch; with that package installed, load the model with llava_stf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+'''
+_PLAIN_TAIL = """
+
+def check_backend(backend, device, dtype):
+    if backend == "triton":
+        raise BackendError("Triton kernels come with the package llava_stf; take 'auto' or 'torch'.")
+
+
+def fuse_blocks(states, weight, bias=None, *, backend=None):
+    return naive_fuse_blocks(states, weight, bias)
+
+
+def fuse_windows(x, weight, bias=None, window=2, *, backend=None):
+    return naive_fuse_windows(x, weight, bias, window)
+
+
+def place_tokens(embeddings, tokens, mask, *, backend=None):
+    check_count(mask, len(tokens))
+    return naive_place_tokens(embeddings, tokens, mask)
+
+
+def pool_tokens(x, window, *, backend=None):
+    return naive_pool_tokens(x, window)
+"""
+
+
+def write_code(folder: Path) -> None:
+    """Write the modules into an existing folder.
+
+    Args:
+        folder: of a checkpoint; files of the same names are replaced.
+    """
+    for name, text in carried_files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def upload(
+    folder: Path,
+    repo_id: str | None = None,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Bring a folder to the Hugging Face hub.
+
+    Args:
+        folder: what to upload, all of it.
+        repo_id: owner/name there; created where it is not; by default the folder's name.
+        commit_message: of the upload.
+        private: whether a new repository is.
+        token: of the user.
+        create_pr: open a pull request instead of a commit.
+        **kwargs: others of `save_pretrained` say nothing here.
+    """
+    api = HfApi(token=token)
+    name = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+    api.upload_folder(folder_path=folder, repo_id=name, commit_message=commit_message, create_pr=create_pr)
+
+
+def carried_files() -> dict[str, str]:
+    """File names and contents of the modules."""
+    waiting, modules = list(_ENTRIES), dict[str, str]()
+    while waiting:
+        module = waiting.pop()
+        if module not in modules:
+            modules[module] = _source(module)
+            waiting += [match[2] for match in _IMPORT.finditer(modules[module])]
+    return {f"{_file(module)}.py": _IMPORT.sub(_beside, text) for module, text in modules.items()}
+
+
+def _source(module: str) -> str:
+    if module == _KERNELS:
+        return _PLAIN_HEAD + "\n\n".join(inspect.getsource(part) for part in _PLAIN) + _PLAIN_TAIL
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None  # a module of this package imports it
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def _beside(match: re.Match[str]) -> str:
+    return f"{match[1]}from .{_file(match[2])} import "
+
+
+def _file(module: str) -> str:
+    """The last name alone, which no two of the modules share."""
+    return module.rpartition(".")[2]
