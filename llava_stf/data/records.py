@@ -50,7 +50,8 @@ class SampleError(DataError):
 
 def sample_id(record: Mapping[str, Any], number: int) -> str:
     """The record's `id`, or its number in the data set; what is too long for a name is cut."""
-    return printable(str(number if record.get("id") is None else record["id"]), _LONGEST_NAME)
+    name = record.get("id")
+    return printable(str(number if name in (None, "") else name), _LONGEST_NAME)
 
 
 def printable(text: str, length: int) -> str:

@@ -33,6 +33,7 @@ from llava_stf.loading import is_llava, load_model, read_config
 from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import END, IGNORE_INDEX, encode_conversation
+from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.vision.towers import load_tower, special_tokens
 from llava_stf.reduction.apply import apply_pooling, apply_stf
 
@@ -201,6 +202,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer.add_special_tokens({"bos_token": "<s>"})
     if tokenizer.eos_token != END:
         tokenizer.add_special_tokens({"eos_token": END})
+    ensure_pad_token(tokenizer)
     return tokenizer
 
 

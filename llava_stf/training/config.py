@@ -115,9 +115,13 @@ class FinetuneConfig:
     warmup_ratio: float = _option(0.03, "share of the steps in which the learning rate rises")
     weight_decay: float = _option(0.0, "AdamW's, on matrices only, not on norms and biases")
     adam_beta2: float = _option(0.999, "AdamW's second beta")
-    max_grad_norm: float = _option(1.0, "gradient norm above which gradients are scaled down")
+    max_grad_norm: float = _option(1.0, "gradient norm above which gradients are scaled down; 0: never")
 
-    bf16: bool = _option(True, "compute in bfloat16 (trained weights and optimizer stay float32)")
+    bf16: bool | Literal["auto"] = _option(
+        "auto",
+        "compute in bfloat16 (trained weights and optimizer stay float32); auto: where the device multiplies it, "
+        "as GPUs and CPUs with AVX512-BF16 or AMX do",
+    )
     save_dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "dtype of the trained model, or of the adapters, on disk"
     )
@@ -149,6 +153,8 @@ class FinetuneConfig:
                 raise LlavaStfError(f"{name} must be at least 1, found {value}")
         if not 0 <= self.warmup_ratio < 1:
             raise LlavaStfError(f"warmup_ratio must be in [0, 1), found {self.warmup_ratio}")
+        if self.max_grad_norm < 0:
+            raise LlavaStfError(f"max_grad_norm must be at least 0, found {self.max_grad_norm}")
         if self.epochs <= 0:
             raise LlavaStfError(f"epochs must be above 0, found {self.epochs}")
         if self.stage != "instruct" and self.vision_tower_learning_rate is not None:

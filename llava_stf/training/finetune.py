@@ -9,6 +9,7 @@ without fusion gets a projector that starts as exact mean pooling.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
 from llava_stf.training.config import FinetuneConfig, parse
-from llava_stf.training.start import adopt_prompt, check_start, load_start
+from llava_stf.training.start import adopt_prompt, check_start, computes_in_bfloat16, load_start
 
 if TYPE_CHECKING:
-    from transformers import LlavaConfig, LlavaProcessor, TrainingArguments
+    from transformers import LlavaConfig, TrainingArguments
 
     from llava_stf.data.preparation import Template
 
@@ -59,6 +60,11 @@ def finetune(config: FinetuneConfig) -> None:
         torch.set_num_threads(config.cpu_threads)
     set_seed(config.seed)
     arguments = training_arguments(config)
+    if config.bf16 == "auto" and not arguments.bf16:
+        logger.info(
+            "computing in float32: bfloat16 is slower on this %s, which multiplies it in software",
+            arguments.device.type.upper(),
+        )
     images = image_folder(config.data, config.images)
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
     model, processor = load_start(config, checkpoint, arguments.device)
@@ -80,7 +86,8 @@ def finetune(config: FinetuneConfig) -> None:
         max_length=config.max_length,
     )
     batch = config.per_device_batch_size * config.gradient_accumulation * arguments.world_size
-    data = training_data(rows, prepare, config, pad_token_id=pad_token_id(processor), samples_per_step=batch)
+    pad_id = processor.tokenizer.pad_token_id
+    data = training_data(rows, prepare, config, pad_token_id=pad_id, samples_per_step=batch)
     trained: Any = model
     if config.lora_rank is not None:
         trained = add_lora(model, config)
@@ -123,12 +130,6 @@ def finetune(config: FinetuneConfig) -> None:
         )
 
 
-def pad_token_id(processor: LlavaProcessor) -> int:
-    """The tokenizer's pad id, or `<unk>`'s as in LLaVA; padding is masked, so any id does."""
-    tokenizer = processor.tokenizer
-    return tokenizer.unk_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-
 def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
     """Vision tokens per image that a run trains for: those asked for, else all that the model was made for."""
     from llava_stf.models.fusion.budget import FusedConfig, token_budgets
@@ -155,9 +156,9 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation,
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_ratio,
-        max_grad_norm=config.max_grad_norm,
+        max_grad_norm=config.max_grad_norm or math.inf,  # at 0 the Trainer would not look at gradients at all
         seed=config.seed,
-        bf16=config.bf16,
+        bf16=computes_in_bfloat16(config),
         use_cpu=on_cpu,
         dataloader_num_workers=config.num_workers,
         dataloader_persistent_workers=config.num_workers > 0,

@@ -64,7 +64,7 @@ class _Dialogue:
         ]
         name = self.record.get("id")
         others = {field: value for field, value in self.record.items() if field not in ("id", "messages")}
-        return {"id": str(self.number) if name is None else name, **others, "conversations": turns}
+        return {"id": str(self.number) if name in (None, "") else name, **others, "conversations": turns}
 
     def _asked(self) -> list[str]:
         return self.questions[: len(self.answers) + 1]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
+# Names that torch has for the instructions of x86 and ARM.
+_NATIVE_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # What `accelerate launch` sets for processes that hold a part of the weights each.
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
@@ -122,6 +124,21 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
             resolve_window(base, count)
 
 
+def computes_in_bfloat16(config: FinetuneConfig) -> bool:
+    """Whether the run computes in bfloat16: as it says, or with `auto` where the device multiplies bfloat16 itself.
+
+    A CPU that does not, one with AVX2 only for instance, computes it by way of float32 and is many times slower.
+    """
+    import torch
+
+    if config.bf16 != "auto":
+        return config.bf16
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return torch.accelerator.is_available() or any(capabilities.get(name) for name in _NATIVE_BFLOAT16)
+
+
 def starts_from_language_model(config: FinetuneConfig) -> bool:
     """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
     from llava_stf.conversion.locate import locate
@@ -154,7 +171,7 @@ def load_start(
     load = partial(
         load_model,
         device="cpu" if config.quantization is None else device,
-        dtype="bfloat16" if lora and config.bf16 else "float32",
+        dtype="bfloat16" if lora and computes_in_bfloat16(config) else "float32",
         attn_implementation=config.attn_implementation,
     )
     if checkpoint is not None and not lora and config.stage != "distill":
@@ -184,7 +201,7 @@ def load_start(
         trained, _ = load(checkpoint)
         model.model.multi_modal_projector.load_state_dict(trained.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector.float()
-    if config.stage != "instruct" and config.bf16 and config.save_dtype == "bfloat16":
+    if config.stage != "instruct" and computes_in_bfloat16(config) and config.save_dtype == "bfloat16":
         for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
             if config.quantization is None:
                 part.bfloat16()

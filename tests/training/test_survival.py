@@ -188,13 +188,16 @@ def poisoned(base, tmp_path):
     return {"base": folder, "data": tmp_path / "poisoned.json", "group_by_length": "false"}
 
 
-def test_loss_that_is_not_finite_stops_at_its_step_and_names_its_samples(arguments, poisoned, tmp_path, capsys):
+@pytest.mark.parametrize("max_grad_norm", [1, 0], ids=["clipped", "unclipped"])
+def test_loss_that_is_not_finite_stops_at_its_step_and_names_its_samples(
+    arguments, poisoned, tmp_path, capsys, max_grad_norm
+):
     for seed in range(100):  # in the third step, behind a checkpoint
         order = list(EpochSampler(12, 4, seed, lambda: 0))
         if order.index(11) // 4 == 2:
             break
     batch = order[order.index(11) // 2 * 2 :][:2]
-    assert main(arguments("out", seed=seed, logging_steps=100, **poisoned)) == 2
+    assert main(arguments("out", seed=seed, logging_steps=100, max_grad_norm=max_grad_norm, **poisoned)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     names = ", ".join("abcdefghijkq"[number] for number in batch)
     assert f"not finite at step 3, in the samples {names}: " in error

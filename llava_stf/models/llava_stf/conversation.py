@@ -7,7 +7,6 @@ puts a word-start piece in front of every text it gets, and the language model h
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +17,6 @@ from llava_stf.errors import DataError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
-
-logger = logging.getLogger(__name__)
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
@@ -137,8 +134,7 @@ def encode_conversation(
     Image markers are moved to the front of their turn. One id stands for each image. Labels are -100 everywhere but at
     the answers and their `</s>` (v1), or the caption and its newline (plain, which throws the human text away). Where
     the rounds of a v1 conversation, tokenised one by one, do not add up to its ids (an answer that quotes the
-    assistant tag, a last question without answer), every label is -100, as in LLaVA's own training, and a warning is
-    logged.
+    assistant tag, a last question without answer), every label is -100, as in LLaVA's own training.
 
     Raises:
         DataError: the turns do not alternate human, gpt; one is no valid Unicode text; or a plain sample is not one
@@ -229,13 +225,7 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
         answer = position + len(instruction_ids[i]) - 2 - shift
         labels[answer:end] = ids[answer:end]
         position = end
-    if position != len(ids):
-        logger.warning(
-            "the rounds of a conversation have %d token ids, the whole has %d: all of it is masked; it begins %r",
-            position, len(ids), _QUOTES.sub("", text)[len(SYSTEM_PROMPT) + 1 :][:80],
-        )  # fmt: skip
-        labels = [IGNORE_INDEX] * len(ids)
-    return ids, labels
+    return ids, labels if position == len(ids) else [IGNORE_INDEX] * len(ids)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
