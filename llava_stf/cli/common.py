@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -112,6 +113,44 @@ def read_image(source: str) -> "Image":
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def figure_path(asked: Path | None, name: str) -> Path:
+    """Where a figure goes without taking the place of a file that this package has not drawn.
+
+    Args:
+        asked: what --output says.
+        name: without --output; if another file has it, the first of name-2, name-3, ... that is free.
+
+    Raises:
+        LlavaStfError: there is no such folder, or another file is where --output says.
+    """
+    from llava_stf.errors import LlavaStfError
+
+    if asked is None:
+        stem, suffix = os.path.splitext(name)
+        names = (name, *(f"{stem}-{number}{suffix}" for number in range(2, 1000)))
+        return next(path for path in map(Path, names) if _may_be_drawn(path))
+    if not asked.absolute().parent.is_dir():
+        raise LlavaStfError(f"There is no folder {asked.absolute().parent} to write {asked.name} to; create it.")
+    if not _may_be_drawn(asked):
+        raise LlavaStfError(f"{asked} is no figure of llava-stf and is not overwritten; name another --output.")
+    return asked
+
+
+def _may_be_drawn(path: Path) -> bool:
+    """Whether nothing is there, or a figure of ours."""
+    from PIL import Image, UnidentifiedImageError
+
+    from llava_stf.io.publish import SOFTWARE
+
+    if not os.path.lexists(path):
+        return True
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, UnidentifiedImageError):
+        return False
 
 
 def notice(model: str) -> None:

@@ -4,14 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llava_stf.cli.answers import Asked, Cost, Shown
-from llava_stf.cli.common import load, notice, read_image, waiting
-from llava_stf.errors import LlavaStfError
+from llava_stf.cli.common import figure_path, load, notice, read_image, waiting
 
 if TYPE_CHECKING:
     from llava_stf.inference import LlavaStf
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FULL, FUSED = "tiny-full", "tiny"
 MAX_NEW_TOKENS = 16
 TIMED_RUNS = 9
+PRINTED = 6  # answers in the terminal; all of them are in the figure and in --json
+CHANCE_IMAGES = 200
 OWN_QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "What word is written?")
 
 
@@ -27,25 +29,25 @@ def demo(
     question: Annotated[list[str] | None, typer.Option(help="Your own question instead; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Another seed, other drawn images.")] = 0,
     count: Annotated[int, typer.Option(min=1, max=100, help="Number of drawn images.")] = 3,
-    output: Annotated[Path, typer.Option(help="The figure: images, patch grid, fused windows, answers.")] = Path(
-        "demo.png"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The figure; default: demo.png, or demo-2.png where that is another file."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Ask the bundled models about drawn images they never saw in training. Works offline, on a CPU."""
-    if not output.absolute().parent.is_dir():
-        raise LlavaStfError(f"There is no folder {output.absolute().parent} to write {output.name} to; create it.")
+    figure = figure_path(output, "demo.png")
     shown = _own(image, question) if image else _drawn(seed, count, question)
     full, fused = load(FULL, vision_tokens="all"), load(FUSED)
     shown = _answer(shown, full, fused)
     with waiting("Timing the first token"):
         costs = _cost(full, shown[0]), _cost(fused, shown[0])
     with waiting("Drawing the figure"):
-        _save_figure(output, shown, costs, fused)
+        _save_figure(figure, shown, costs, fused)
     if as_json:
-        _print_json(shown, costs, output)
+        _print_json(shown, costs, figure)
     else:
-        _print_tables(shown, costs, output)
+        _print_tables(shown, costs, figure)
     if image:
         notice(FUSED)
 
@@ -99,55 +101,74 @@ def _cost(llava: "LlavaStf", item: Shown) -> Cost:
     return Cost(llava.vision_tokens, seconds)
 
 
-def _save_figure(output: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], fused: "LlavaStf") -> None:
+def _save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], fused: "LlavaStf") -> None:
     from llava_stf.cli.figure import save_figure
 
     config = fused.model.config
-    try:
-        save_figure(output, shown, costs, grid=config.grid, window=config.fusion_window)
-    except (OSError, ValueError) as error:
-        raise LlavaStfError(f"Cannot write the figure to {output}: {error}.") from error
+    save_figure(path, shown, costs, grid=config.grid, window=config.fusion_window)
 
 
-def _print_json(shown: Sequence[Shown], costs: tuple[Cost, Cost], output: Path) -> None:
+def _rated(shown: Sequence[Shown]) -> list[Asked]:
+    """The questions that have a right answer."""
+    return [asked for item in shown for asked in item.asked if asked.reference is not None]
+
+
+def _chance(shown: Sequence[Shown]) -> float | None:
+    """The share that is right by giving each family's commonest answer, without looking; None without references."""
+    from llava_stf.world import generator, prior_accuracy, questions_of, sample_scene
+
+    families = [asked.family for asked in _rated(shown) if asked.family is not None]
+    if not families:
+        return None
+    scenes = (sample_scene(generator("train", 0, index, 0)) for index in range(CHANCE_IMAGES))
+    prior = prior_accuracy(question for index, scene in enumerate(scenes) for question in questions_of(scene, index))
+    return sum(prior[family] for family in families) / len(families)
+
+
+def _print_json(shown: Sequence[Shown], costs: tuple[Cost, Cost], figure: Path) -> None:
     record = {
         "models": {name: asdict(cost) for name, cost in zip((FULL, FUSED), costs, strict=True)},
+        "chance": _chance(shown),
         "pictures": [{"source": item.source, "questions": [asdict(asked) for asked in item.asked]} for item in shown],
-        "figure": str(output),
+        "figure": str(figure),
     }
     print(json.dumps(record, ensure_ascii=False))
 
 
-def _print_tables(shown: Sequence[Shown], costs: tuple[Cost, Cost], output: Path) -> None:
+def _print_tables(shown: Sequence[Shown], costs: tuple[Cost, Cost], figure: Path) -> None:
+    """A few answers, one image after the other in turns, and what all of them come to."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     def cell(asked: Asked, answer: str) -> Text:
-        return Text(answer, style={True: "green", False: "red", None: ""}[asked.right(answer)])
+        mark, style = {True: ("✓ ", "green"), False: ("✗ ", "red"), None: ("", "")}[asked.right(answer)]
+        return Text(mark + answer, style=style)
 
     console = Console()
     share = f"{100 * costs[1].vision_tokens / costs[0].vision_tokens:.0f} %"
-    for item in shown:
-        table = Table(title=item.source, title_justify="left", expand=True)
-        for header in ("family", "question", "reference", "100 %", share):
-            table.add_column(
-                header, ratio=1 if header == "question" else None, min_width=9 if header == "family" else 12
-            )
-        for asked in item.asked:
-            question = " ".join(asked.question.split())
-            row = asked.family or "", question, asked.reference or "", cell(asked, asked.full), cell(asked, asked.fused)
-            table.add_row(*(Text(entry) if isinstance(entry, str) else entry for entry in row))
-        console.print(table)
+    turns = [asked for row in zip_longest(*(item.asked for item in shown)) for asked in row if asked is not None]
+    sources = shown[0].source if len(shown) == 1 else f"{shown[0].source} and {len(shown) - 1} more"
+    table = Table(title=Text(f"{len(turns[:PRINTED])} of {len(turns)} answers: {sources}"), title_justify="left")
+    for header in ("question", "right answer", "100 %", share):
+        table.add_column(header, ratio=1 if header == "question" else None, min_width=12)
+    for asked in turns[:PRINTED]:
+        row = " ".join(asked.question.split()), asked.reference or "", cell(asked, asked.full), cell(asked, asked.fused)
+        table.add_row(*(Text(entry) if isinstance(entry, str) else entry for entry in row))
+    console.print(table)
     table = Table()
     for header in ("model", "vision tokens", "right answers", "median time to first token"):
         table.add_column(header)
-    rows = [asked for item in shown for asked in item.asked if asked.reference is not None]
+    rated = _rated(shown)
     for name, cost, answers in (
-        (FULL, costs[0], [(asked, asked.full) for asked in rows]),
-        (FUSED, costs[1], [(asked, asked.fused) for asked in rows]),
+        (FULL, costs[0], [(asked, asked.full) for asked in rated]),
+        (FUSED, costs[1], [(asked, asked.fused) for asked in rated]),
     ):
-        right = f"{sum(bool(asked.right(answer)) for asked, answer in answers)} of {len(rows)}" if rows else ""
-        table.add_row(name, str(cost.vision_tokens), right, f"{1000 * cost.first_token_seconds:.1f} ms")
+        right = sum(bool(asked.right(answer)) for asked, answer in answers)
+        told = f"{right} of {len(rated)} ({right / len(rated):.0%})" if rated else ""
+        table.add_row(name, str(cost.vision_tokens), told, f"{1000 * cost.first_token_seconds:.1f} ms")
     console.print(table)
-    console.print(f"figure: {output}", markup=False, highlight=False, soft_wrap=True)
+    chance = _chance(shown)
+    if chance is not None:
+        console.print(f"By chance, giving the commonest answer to each kind of question, {chance:.0%} are right.")
+    console.print(f"figure: {figure}", markup=False, highlight=False, soft_wrap=True)

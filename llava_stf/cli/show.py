@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_stf.cli.common import Device, VisionTokens, load, notice, read_image, token_count, waiting
+from llava_stf.cli.common import Device, VisionTokens, figure_path, load, notice, read_image, token_count, waiting
 from llava_stf.errors import LlavaStfError
 
 WINDOWS = "stf"
@@ -23,14 +23,16 @@ def show(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the method that draws at random.")] = 0,
     device: Device = None,
-    output: Annotated[Path, typer.Option(help="The drawing, a PNG.")] = Path("show.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The drawing; default: show.png, or show-2.png where that is another file."),
+    ] = None,
 ) -> None:
     """Draw an image with its patch grid and what of it reaches the language model.
 
     --weights: norm of a block's part of MBTF's first layer, |W_i x_i|, as share of the sum over the blocks, per patch.
     """
-    if not output.absolute().parent.is_dir():
-        raise LlavaStfError(f"There is no folder {output.absolute().parent} to write {output.name} to; create it.")
+    drawing = figure_path(output, "show.png")
     if weights and method != WINDOWS:
         raise LlavaStfError(f"--weights looks into MBTF, and '{method}' has none; leave --method out.")
     loaded = read_image(image)
@@ -49,9 +51,5 @@ def show(
         llava = load(name, vision_tokens="all", device=device)
         budget = token_count(vision_tokens)
         seen = visualise_selection(llava, loaded, method, vision_tokens=budget if budget != "all" else None, seed=seed)
-    try:
-        title = save_visualisation(output, seen, name=name, method=method)
-    except OSError as error:
-        raise LlavaStfError(f"Cannot write the drawing to {output}: {error}.") from error
-    print(f"{title}\ndrawn: {output}")
+    print(f"{save_visualisation(drawing, seen, name=name, method=method)}\ndrawn: {drawing}")
     notice(name)

@@ -27,6 +27,7 @@ from llava_stf.io.fsync import fsync_entry, fsync_tree
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SOFTWARE = "llava-stf"
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -93,9 +94,9 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def write_figure(path: Path, figure: Figure) -> Path:
-    """`write_file` of a figure as PNG."""
+    """`write_file` of a figure as PNG, which says in its metadata that it is this package's."""
     content = BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    figure.savefig(content, dpi=110, format="png", metadata={"Software": SOFTWARE})
     return write_file(path, content.getvalue())
 
 

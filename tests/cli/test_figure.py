@@ -1,13 +1,15 @@
 """The demo's figure is written for any images and answers."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from llava_stf.cli.demo import Asked, Cost, Shown
-from llava_stf.cli.figure import save_figure
+from llava_stf.cli.figure import draw_figure, save_figure
 
 ASKED = [
     Asked("open", "What colour is the star?", "red", "red", "blue"),
@@ -23,7 +25,33 @@ def test_it_is_written_and_stays_readable(tmp_path: Path, size: tuple[int, int],
     save_figure(tmp_path / "a.png", shown, (Cost(64, 0.02), Cost(16, 0.01)), grid=8, window=2)
     with Image.open(tmp_path / "a.png") as image:
         assert image.width > 1000
-        assert image.height < 2000
+        assert image.height < 5000
+
+
+def test_all_questions_are_there_right_answers_are_marked_and_no_texts_touch() -> None:
+    asked = ASKED * 3 + [
+        Asked("open", "Where is some mammoth? " * 30, "a small mammoth", "a small mammoth", "MAMMOTHS, AND TWO")
+    ]
+    shown = [Shown("here", Image.new("RGB", (112, 112)), asked)] * 2
+    figure = draw_figure(shown, (Cost(64, 0.02), Cost(16, 0.01)), grid=8, window=2)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    places = figure.axes[3::4]
+    assert len(places) == 2
+    for axes in places:
+        texts = [text for text in axes.texts if text.get_text()]
+        words = [text.get_text() for text in texts]
+        assert sum(word.startswith("What colour is the star?") for word in words) == 3
+        assert sum("choice_cn" in word for word in words) == 3
+        assert words.count("✓ red") == words.count("✗ blue") == 3
+        boxes = [text.get_window_extent(renderer) for text in texts]
+        touching = [
+            (one.get_text(), other.get_text())
+            for (one, box), (other, there) in itertools.combinations(zip(texts, boxes, strict=True), 2)
+            if box.overlaps(there)
+        ]
+        assert touching == []
+        inside = axes.get_window_extent(renderer)
+        assert all(box.x1 <= figure.bbox.x1 and box.y0 >= inside.y0 for box in boxes)
 
 
 def colours(path: Path) -> set[tuple[int, ...]]:

@@ -64,9 +64,9 @@ def test_convert_leaves_nothing_behind(large: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_batch_says_that_its_shards_are_kept(tmp_path: Path, pictures: list[Path]) -> None:
+def test_batch_says_that_its_shards_are_kept(tmp_path: Path, images: list[Path]) -> None:
     rows, output = tmp_path / "rows.jsonl", tmp_path / "out"
-    rows.write_text("".join(f'{{"image": "{pictures[0]}"}}\n' for _ in range(4000)))
+    rows.write_text("".join(f'{{"image": "{images[0]}"}}\n' for _ in range(4000)))
     arguments = ["batch", rows, output, "--question", "What?", "--shard-size", 4, "--max-new-tokens", 4]
     code, out, errors = stop(arguments, lambda: (output / "part-00000.jsonl").exists(), signal.SIGINT)
     assert (code, out) == (130, "")
