@@ -200,7 +200,8 @@ def collate(exercises: Sequence[tuple[Exercise, bool]], tokenizer: PreTrainedTok
         [exercise.text for exercise, _ in exercises], return_offsets_mapping=True, padding=True, padding_side="right"
     )
     ids = torch.tensor(encoded["input_ids"])
-    answers, newest = torch.full_like(ids, IGNORE_INDEX), []
+    answers = torch.full_like(ids, IGNORE_INDEX)
+    newest: list[bool] = []
     for row, (exercise, is_newest) in enumerate(exercises):
         offsets = np.array(encoded["offset_mapping"][row])
         for start, end in exercise.answers:
