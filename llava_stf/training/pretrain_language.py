@@ -1,8 +1,8 @@
 """Train the bundled model's language model on text alone, with a captioned scene where the image will be.
 
 It plays the part that Vicuna plays for LLaVA: afterwards the language model answers all families of questions, options
-by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its newest
-exercises are answered well enough, and most of the earlier ones are rehearsed in those that follow.
+by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its exercises are
+answered well enough, and most of them are rehearsed in those that follow.
 
     python -m llava_stf.training.pretrain_language --output runs/language --resume
 """
@@ -14,10 +14,8 @@ import json
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,92 +28,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from llava_stf.errors import DataError
 from llava_stf.io.runs import PARTIAL, describe_newest, prepare_output, publish_checkpoint, save_model
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
-from llava_stf.training.assemble_tiny import ROWS_MULTIPLE, train_tokenizer
-from llava_stf.world.exercises import Exercise, letter_drill, lettered_fact, options_last, told
+from llava_stf.training.assemble_tiny import language_config, train_tokenizer
+from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
+from llava_stf.world.dataset import generator, questions_of
+from llava_stf.world.exercises import Exercise, conversation
+from llava_stf.world.families import FAMILIES
+from llava_stf.world.scene import sample_scene
 
 logger = logging.getLogger(__name__)
 STATE = "state.pt"
-WARMUP_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """Exercises of one kind, for at most `steps` steps.
-
-    `goal` is the share of right answers in the last `WINDOW` that ends the lesson early, `share` the part of a batch
-    that is of this lesson and not of earlier ones. With `fades` the learning rate falls to zero over the steps.
-    Exercises that are not `rehearsed` do not come again: they are a step on the way, and the next lesson asks the same
-    and wants another answer.
-    """
-
-    name: str
-    draw: Callable[[np.random.Generator], Exercise]
-    steps: int
-    goal: float = 0.85
-    learning_rate: float = 1e-3
-    batch_size: int = 16
-    share: float = 0.6
-    rehearsed: bool = True
-    fades: bool = False
-
-
-WINDOW = 600
-COURSE = (
-    Lesson("word", partial(letter_drill, form="word"), 1500),
-    Lesson("question", partial(letter_drill, form="question"), 1000),
-    Lesson("sentence", partial(letter_drill, form="sentence"), 1000),
-    Lesson("turn", partial(letter_drill, form="turn"), 1000),
-    Lesson("spoken", partial(options_last, spoken=True), 1500, rehearsed=False),
-    Lesson("options last", options_last, 2000),
-    Lesson("one fact", lettered_fact, 3000),
-    Lesson("two facts", partial(lettered_fact, max_objects=2), 3000),
-    Lesson("told", told, 6000, goal=1.01, batch_size=8, share=1.0, fades=True),
-)
-
-
-@dataclass
-class Progress:
-    """Where a run stands: everything beside weights and optimizer that decides what comes next."""
-
-    step: int = 0
-    lesson: int = 0
-    step_in_lesson: int = 0
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))  # of the newest exercises' answers: right?
-
-    @property
-    def share_right(self) -> float:
-        return sum(self.recent) / max(1, len(self.recent))
-
-    def advance(self, lesson: Lesson) -> None:
-        """Count one step, and go on to the next lesson where this one is over."""
-        self.step += 1
-        self.step_in_lesson += 1
-        learned = len(self.recent) == WINDOW and self.share_right >= lesson.goal
-        if learned or self.step_in_lesson >= lesson.steps:
-            logger.info("%s: %.3f right after %d steps", lesson.name, self.share_right, self.step_in_lesson)
-            self.lesson, self.step_in_lesson = self.lesson + 1, 0
-            self.recent.clear()
-
-
-def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The bundled model's language model: a LLaMA of 4 layers of width 192.
-
-    Matrices start at a standard deviation of 1 / sqrt(width): with the usual 0.02 attention is so even at this width
-    that nothing tells it where to look.
-    """
-    return LlamaConfig(
-        vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        max_position_embeddings=1024,
-        rms_norm_eps=1e-5,
-        initializer_range=192**-0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+LOGGING_STEPS = 50
+SCENES = 300
 
 
 def pretrain_language(
@@ -151,40 +74,43 @@ def pretrain_language(
     checkpoint = prepare_output(output, resume=resume)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
+    architecture = config(tokenizer)
+    # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
+    architecture.initializer_range = architecture.hidden_size**-0.5
     # On a CPU in bfloat16 eager attention is the faster one.
-    model = LlamaForCausalLM._from_config(config(tokenizer), attn_implementation="eager")
+    model = LlamaForCausalLM._from_config(architecture, attn_implementation="eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     progress = Progress()
     if checkpoint is not None:
-        state = torch.load(checkpoint / STATE, weights_only=False)
+        state = torch.load(checkpoint / STATE, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        progress = state["progress"]
+        progress = Progress(**state["progress"])
     model.train()
     first, since = progress.step, time.monotonic()
     while progress.lesson < len(course) and (stop_after is None or progress.step < first + stop_after):
         lesson = course[progress.lesson]
-        batch = collate(_draw(course, progress, seed), tokenizer)
-        rate = _learning_rate(lesson, progress)
+        batch = collate(draw_exercises(course, progress, seed), tokenizer)
+        rate = learning_rate(lesson, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, right = train_step(model, optimizer, batch)
         if not math.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {progress.step + 1}; {describe_newest(output)}")
-        progress.recent.extend(right[batch["newest"]].tolist())
-        if (progress.step + 1) % 50 == 0:
-            speed = (progress.step + 1 - first) / (time.monotonic() - since)
+        share = progress.share_right
+        progress.advance(lesson, right[batch["newest"]].tolist())
+        if progress.step % LOGGING_STEPS == 0:
+            speed = (progress.step - first) / (time.monotonic() - since)
             logger.info(
-                "step %d  %s  loss %.3f  right %.3f  %.2f steps/s",
-                progress.step + 1, lesson.name, loss, progress.share_right, speed,
-            )  # fmt: skip
-        progress.advance(lesson)
+                "step %d  %s  loss %.3f  right %.3f  %.2f steps/s", progress.step, lesson.name, loss, share, speed
+            )
         if progress.step % save_steps == 0:
             _save(output, model, optimizer, progress)
     if progress.step % save_steps and progress.step > first:
         _save(output, model, optimizer, progress)
     if progress.lesson < len(course):
         return False
+    logger.info("right on %d scenes never told before: %s", SCENES, told_accuracy(model.eval(), tokenizer, SCENES))
     save_model(model, tokenizer, output, torch.float32)
     return True
 
@@ -233,29 +159,38 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tenso
     return F.cross_entropy(picked, target), wrong == 0
 
 
-def _draw(course: Sequence[Lesson], progress: Progress, seed: int) -> list[tuple[Exercise, bool]]:
-    """The exercises of a step: a function of seed, step and lesson alone."""
-    rng = np.random.default_rng([seed, progress.step])
-    newest = course[progress.lesson]
-    earlier = [lesson for lesson in course[: progress.lesson] if lesson.rehearsed]
-    chosen = [
-        newest if not earlier or rng.random() < newest.share else earlier[int(rng.integers(len(earlier)))]
-        for _ in range(newest.batch_size)
-    ]
-    return [(lesson.draw(rng), lesson is newest) for lesson in chosen]
+@torch.inference_mode()
+def told_accuracy(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, scenes: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Share of right answers per family about the captions of the first scenes of a held-out seed.
 
-
-def _learning_rate(lesson: Lesson, progress: Progress) -> float:
-    warmup = min(1.0, (progress.step + 1) / WARMUP_STEPS)
-    left = 1 - progress.step_in_lesson / lesson.steps if lesson.fades else 1.0
-    return lesson.learning_rate * warmup * left
+    Each question is asked in a conversation of its own, as `llava_stf_eval.drawn` asks with an image.
+    """
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for index in range(scenes):
+        scene = sample_scene(generator("held_out", seed, index, 0))
+        questions = questions_of(scene, index, seed=seed, split="held_out")
+        if not questions:
+            continue
+        batch = collate([(conversation(scene, [question]), True) for question in questions], tokenizer)
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+        for question, is_right in zip(questions, answer_loss(logits.float(), batch)[1].tolist(), strict=True):
+            right[question.family] += is_right
+            total[question.family] += 1
+    return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
 
 
 def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     name = f"checkpoint-{progress.step}"
     folder = output / PARTIAL / name
     folder.mkdir(parents=True)
-    state: dict[str, Any] = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress}
+    state: dict[str, Any] = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": progress.state(),
+    }
     torch.save(state, folder / STATE)
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": progress.step}))
     publish_checkpoint(output, name, keep=2)
