@@ -1,6 +1,6 @@
-"""Put the bundled model together before it is trained: a pre-trained tower, a new language model, a new tokenizer.
+"""Put the bundled model together before it is trained: a pre-trained tower, a language model, a tokenizer.
 
-The result is an ordinary plain LLaVA folder with random language model and projector, which the finetuning entry point
+The result is an ordinary plain LLaVA folder with a random projector, which the finetuning entry point
 takes as `--base`.
 
     python -m llava_stf.training.assemble_tiny --tower runs/tower --output runs/start
@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
@@ -71,14 +72,10 @@ def _sentences(images: int, seed: int) -> Iterator[str]:
     yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 
-def assemble_tiny(tower: Path, output: Path, *, seed: int = 0) -> None:
-    """Write the untrained bundled LLaVA: the tower in `tower`, a LLaMA of 4 layers of width 192, all 64 patches."""
-    torch.manual_seed(seed)
-    tokenizer = train_tokenizer()
-    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
-    rows = -(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    text = LlamaConfig(
-        vocab_size=rows,
+def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The bundled model's language model: a LLaMA of 4 layers of width 192."""
+    return LlamaConfig(
+        vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=4,
@@ -89,12 +86,27 @@ def assemble_tiny(tower: Path, output: Path, *, seed: int = 0) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def assemble_tiny(tower: Path, output: Path, *, language: Path | None = None, seed: int = 0) -> None:
+    """Write the bundled LLaVA as it is before it sees images: the tower in `tower`, a new projector, all 64 patches.
+
+    `language` is a folder of `pretrain_language`, with its tokenizer; without it the language model is a new one.
+    """
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
+    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    trained = None if language is None else LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
+    text = language_config(tokenizer) if trained is None else trained.config
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         vision_config=vision.config, text_config=text, image_token_index=image_token_id, image_seq_length=64
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
+    if trained is not None:
+        model.model.language_model.load_state_dict(trained.model.state_dict())
+        model.lm_head.load_state_dict(trained.lm_head.state_dict())
     model.save_pretrained(output)
     LlavaStfProcessor(
         image_processor(vision.config.image_size),
@@ -103,7 +115,8 @@ def assemble_tiny(tower: Path, output: Path, *, seed: int = 0) -> None:
         chat_template=CHAT_TEMPLATE,
         fusion_window=1,
     ).save_pretrained(output)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {rows} rows, <image> is {image_token_id}")
+    size = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{size:,} parameters, {text.vocab_size} rows, <image> is {image_token_id}")
 
 
 def image_processor(side: int) -> LlavaImageProcessorPil:
@@ -114,10 +127,10 @@ def image_processor(side: int) -> LlavaImageProcessorPil:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tower", type=Path, required=True)
+    parser.add_argument("--language", type=Path, help="trained by pretrain_language; default: a new language model")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    assemble_tiny(options.tower, options.output, seed=options.seed)
+    assemble_tiny(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,211 @@
+"""Train the bundled model's language model on text alone, with a captioned scene where the image will be.
+
+It plays the part that Vicuna plays for LLaVA: afterwards the language model answers all families of questions, options
+by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its exercises are
+answered well enough, and most of them are rehearsed in those that follow.
+
+    python -m llava_stf.training.pretrain_language --output runs/language --resume
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from llava_stf.errors import DataError
+from llava_stf.io.runs import PARTIAL, describe_newest, prepare_output, publish_checkpoint, save_model
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.training.assemble_tiny import language_config, train_tokenizer
+from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
+from llava_stf.world.dataset import generator, questions_of
+from llava_stf.world.exercises import Exercise, conversation
+from llava_stf.world.families import FAMILIES
+from llava_stf.world.scene import sample_scene
+
+logger = logging.getLogger(__name__)
+STATE = "state.pt"
+LOGGING_STEPS = 50
+SCENES = 300
+
+
+def pretrain_language(
+    output: Path,
+    *,
+    course: Sequence[Lesson] = COURSE,
+    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = language_config,
+    seed: int = 0,
+    save_steps: int = 500,
+    stop_after: int | None = None,
+    resume: bool = False,
+) -> bool:
+    """Train through the course; `output` gets checkpoints and in the end model and tokenizer.
+
+    A run that stopped and goes on with `resume` does the same steps as one that was never stopped.
+
+    Args:
+        output: folder of the run.
+        course: lessons in their order.
+        config: gives the architecture for a tokenizer.
+        seed: of weights and exercises.
+        save_steps: steps between two checkpoints.
+        stop_after: stop with a checkpoint after so many steps of this call.
+        resume: go on from the newest checkpoint, if there is one.
+
+    Returns:
+        Whether the course is complete, and the trained model written.
+
+    Raises:
+        LlavaStfError: the folder holds a run and `resume` is not given, or cannot be written.
+        DataError: the loss is not finite.
+    """
+    checkpoint = prepare_output(output, resume=resume)
+    torch.manual_seed(seed)
+    tokenizer = train_tokenizer()
+    architecture = config(tokenizer)
+    # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
+    architecture.initializer_range = architecture.hidden_size**-0.5
+    # On a CPU in bfloat16 eager attention is the faster one.
+    model = LlamaForCausalLM._from_config(architecture, attn_implementation="eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    progress = Progress()
+    if checkpoint is not None:
+        state = torch.load(checkpoint / STATE, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+    model.train()
+    first, since = progress.step, time.monotonic()
+    while progress.lesson < len(course) and (stop_after is None or progress.step < first + stop_after):
+        lesson = course[progress.lesson]
+        batch = collate(draw_exercises(course, progress, seed), tokenizer)
+        rate = learning_rate(lesson, progress)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss, right = train_step(model, optimizer, batch)
+        if not math.isfinite(loss):
+            raise DataError(f"the loss is {loss} at step {progress.step + 1}; {describe_newest(output)}")
+        share = progress.share_right
+        progress.advance(lesson, right[batch["newest"]].tolist())
+        if progress.step % LOGGING_STEPS == 0:
+            speed = (progress.step - first) / (time.monotonic() - since)
+            logger.info(
+                "step %d  %s  loss %.3f  right %.3f  %.2f steps/s", progress.step, lesson.name, loss, share, speed
+            )
+        if progress.step % save_steps == 0:
+            _save(output, model, optimizer, progress)
+    if progress.step % save_steps and progress.step > first:
+        _save(output, model, optimizer, progress)
+    if progress.lesson < len(course):
+        return False
+    logger.info("right on %d scenes never told before: %s", SCENES, told_accuracy(model.eval(), tokenizer, SCENES))
+    save_model(model, tokenizer, output, torch.float32)
+    return True
+
+
+def collate(exercises: Sequence[tuple[Exercise, bool]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """One batch of exercises, each with whether it belongs to the newest lesson.
+
+    Returns:
+        `input_ids` [B, L], padded on the right; `answers` [B, L], the number of the answer that a token belongs to,
+        over the whole batch, or -100; `newest` [answers], bool.
+    """
+    encoded = tokenizer(
+        [exercise.text for exercise, _ in exercises], return_offsets_mapping=True, padding=True, padding_side="right"
+    )
+    ids = torch.tensor(encoded["input_ids"])
+    answers = torch.full_like(ids, IGNORE_INDEX)
+    newest: list[bool] = []
+    for row, (exercise, is_newest) in enumerate(exercises):
+        offsets = np.array(encoded["offset_mapping"][row])
+        for start, end in exercise.answers:
+            inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+            answers[row, torch.from_numpy(inside)] = len(newest)
+            newest.append(is_newest)
+    return {"input_ids": ids, "answers": answers, "newest": torch.tensor(newest)}
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> tuple[float, Tensor]:
+    """One update; the mean loss of the answers' tokens, and which answers were right before it, bool [answers]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+    loss, right = answer_loss(logits.float(), batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item(), right
+
+
+def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross entropy over the answers' tokens, and which answers have all of them right; logits [B, L - 1, V]."""
+    number, target = batch["answers"][:, 1:], batch["input_ids"][:, 1:]
+    learned = number != IGNORE_INDEX
+    picked, target, number = logits[learned], target[learned], number[learned]
+    wrong = torch.zeros(len(batch["newest"]), dtype=torch.int64)
+    wrong.index_add_(0, number, (picked.argmax(-1) != target).long())
+    return F.cross_entropy(picked, target), wrong == 0
+
+
+@torch.inference_mode()
+def told_accuracy(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, scenes: int, *, seed: int = 0
+) -> dict[str, float]:
+    """Share of right answers per family about the captions of the first scenes of a held-out seed.
+
+    Each question is asked in a conversation of its own, as `llava_stf_eval.drawn` asks with an image.
+    """
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for index in range(scenes):
+        scene = sample_scene(generator("held_out", seed, index, 0))
+        questions = questions_of(scene, index, seed=seed, split="held_out")
+        if not questions:
+            continue
+        batch = collate([(conversation(scene, [question]), True) for question in questions], tokenizer)
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
+        for question, is_right in zip(questions, answer_loss(logits.float(), batch)[1].tolist(), strict=True):
+            right[question.family] += is_right
+            total[question.family] += 1
+    return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
+
+
+def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    name = f"checkpoint-{progress.step}"
+    folder = output / PARTIAL / name
+    folder.mkdir(parents=True)
+    state: dict[str, Any] = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": progress.state(),
+    }
+    torch.save(state, folder / STATE)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": progress.step}))
+    publish_checkpoint(output, name, keep=2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, model and tokenizer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--stop-after", type=int, help="stop with a checkpoint after so many steps")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    pretrain_language(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
