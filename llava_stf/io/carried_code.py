@@ -123,7 +123,8 @@ def _source(module: str) -> str:
     if module == _KERNELS:
         return _PLAIN_HEAD + "\n\n".join(inspect.getsource(part) for part in _PLAIN) + _PLAIN_TAIL
     spec = find_spec(module)
-    assert spec is not None and spec.origin is not None  # a module of this package imports it
+    assert spec is not None
+    assert spec.origin is not None
     return Path(spec.origin).read_text(encoding="utf-8")
 
 

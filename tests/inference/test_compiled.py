@@ -260,11 +260,11 @@ def test_buckets_are_few() -> None:
 
 
 def test_the_record_of_a_generation_is_given_as_without_compiling(
-    stf_folder: Path, pictures: list[np.ndarray], caplog: pytest.LogCaptureFixture
+    stf_folder: Path, images: list[np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
     eager = untouched(stf_folder)
     llava, graphs = traced(*eager)
-    inputs = llava.encode([[user_turn(QUESTION, 1)]], [[load_image(pictures[0])]])
+    inputs = llava.encode([[user_turn(QUESTION, 1)]], [[load_image(images[0])]])
     options = {"max_new_tokens": 4, "return_dict_in_generate": True, "output_scores": True}
     found, expected = llava.generate(inputs, **options), eager.generate(inputs, **options)
     assert type(found) is type(expected)
@@ -272,12 +272,12 @@ def test_the_record_of_a_generation_is_given_as_without_compiling(
     assert len(found.scores) == len(expected.scores)
     assert "return_dict_in_generate" in caplog.text
     llava.model.generation_config.return_dict_in_generate = True
-    assert llava.ask(pictures[0], QUESTION, max_new_tokens=4) == eager.ask(pictures[0], QUESTION, max_new_tokens=4)
+    assert llava.ask(images[0], QUESTION, max_new_tokens=4) == eager.ask(images[0], QUESTION, max_new_tokens=4)
     assert graphs, "an answer in words is compiled all the same"
 
 
-def test_several_answers_to_a_question_are_refused(stf_folder: Path, pictures: list[np.ndarray]) -> None:
+def test_several_answers_to_a_question_are_refused(stf_folder: Path, images: list[np.ndarray]) -> None:
     llava = untouched(stf_folder)
     for ask in (llava.ask, llava.stream):
         with pytest.raises(PromptError, match="num_return_sequences is 2"):
-            list(ask(pictures[0], QUESTION, max_new_tokens=4, do_sample=True, num_return_sequences=2))
+            list(ask(images[0], QUESTION, max_new_tokens=4, do_sample=True, num_return_sequences=2))
