@@ -1,4 +1,4 @@
-"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | assemble | merge | data | ...`.
+"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | assemble | merge | card | ...`.
 
 Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 and 143 stopped by SIGINT and
 SIGTERM. Only typer is imported here; what a command needs is imported when it runs, so that `--help` is instant.
@@ -20,6 +20,7 @@ from llava_stf import __version__
 from llava_stf.cli.ask import ask
 from llava_stf.cli.assemble import assemble
 from llava_stf.cli.batch import batch
+from llava_stf.cli.card import card
 from llava_stf.cli.chat import chat
 from llava_stf.cli.convert import convert
 from llava_stf.cli.data import data
@@ -56,7 +57,7 @@ app = typer.Typer(
     epilog="Try: [bold]llava-stf demo[/]  |  [bold]llava-stf ask photo.jpg 'What is this?' "
     "--model llava-hf/llava-1.5-7b-hf[/]",
 )
-for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge):
+for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge, card):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(encoders, name="encoders")

@@ -16,6 +16,7 @@ from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import CheckpointState, check_tensors
 from llava_stf.conversion.to_original import write_original
 from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.io.model_card import write_card
 from llava_stf.io.publish import publish, refuse_existing
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def convert_checkpoint(
         else:
             name = vision_tower if source.has_tower else None
             write_original(state, folder, vision_tower=name, on_written=on_written)
+        write_card(folder, base=str(src if base is None else base))
     for note in state.notes:
         logger.warning(note)
     return dst

@@ -10,9 +10,6 @@ import inspect
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import HfApi
 
 import llava_stf_kernels
 from llava_stf_kernels import windows
@@ -36,7 +33,7 @@ _PLAIN = (
     llava_stf_kernels.check_count,
     llava_stf_kernels.BackendError,
 )
-_PLAIN_HEAD = '''"""The operations of llava_stf_kernels in plain torch; with that package installed, load the model with llava_stf."""
+_PLAIN_HEAD = '''"""The operations of llava_stf_kernels in plain torch."""
 
 from __future__ import annotations
 
@@ -83,31 +80,6 @@ def write_code(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def upload(
-    folder: Path,
-    repo_id: str | None = None,
-    commit_message: str | None = None,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    create_pr: bool = False,
-    **kwargs: Any,
-) -> None:
-    """Bring a folder to the Hugging Face hub.
-
-    Args:
-        folder: what to upload, all of it.
-        repo_id: owner/name there; created where it is not; by default the folder's name.
-        commit_message: of the upload.
-        private: whether a new repository is.
-        token: of the user.
-        create_pr: open a pull request instead of a commit.
-        **kwargs: others of `save_pretrained` say nothing here.
-    """
-    api = HfApi(token=token)
-    name = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
-    api.upload_folder(folder_path=folder, repo_id=name, commit_message=commit_message, create_pr=create_pr)
-
-
 def carried_files() -> dict[str, str]:
     """File names and contents of the modules."""
     waiting, modules = list(_ENTRIES), dict[str, str]()
@@ -123,7 +95,7 @@ def _source(module: str) -> str:
     if module == _KERNELS:
         return _PLAIN_HEAD + "\n\n".join(inspect.getsource(part) for part in _PLAIN) + _PLAIN_TAIL
     spec = find_spec(module)
-    assert spec is not None
+    assert spec is not None  # a module of this package imports it
     assert spec.origin is not None
     return Path(spec.origin).read_text(encoding="utf-8")
 

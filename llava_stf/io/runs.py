@@ -160,6 +160,7 @@ def save_model(
     partial = output / PARTIAL
     with reported_writing("the trained model", output):
         save(model, partial, dtype, state_dict)
+        (partial / "README.md").unlink(missing_ok=True)  # one in `output` may be the user's own
         processor.save_pretrained(partial)
         (output / LAST_FILE).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == LAST_FILE):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llava_stf.conversion.processors import read_processor
 from llava_stf.errors import CheckpointError
+from llava_stf.io.model_card import write_card
 from llava_stf.io.publish import publish, refuse_existing
 from llava_stf.loading.load import load_trained
 from llava_stf.loading.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_lora_folder, read_lora_folder
@@ -38,6 +39,7 @@ def merge_lora(src: str | Path, dst: str | Path, *, dtype: str | None = None) ->
     model = load_trained(lora, quantization=None, dequantize=True, device="cpu", dtype=dtype)
     with publish(dst) as written:
         model.save_pretrained(written)
+        write_card(written, base=lora.base)
         if processor is not None:
             processor.save_pretrained(written)
     return dst

@@ -1,4 +1,4 @@
-"""Saving a model or processor together with the code that reads it."""
+"""Saving a model with its card, and a model or processor together with the code that reads it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ class CarriesCode:
             return save(save_directory, *args, **kwargs)
         holder = vars(getattr(self, "config", self))
         former = holder.pop("auto_map", None)
-        code = import_module("llava_stf.io.carried_code") if with_code else None
+        code: Any = import_module("llava_stf.io.carried_code") if with_code else None
         if code is not None:
             holder["auto_map"] = code.CODE
-        push = code is not None and kwargs.pop("push_to_hub", False)
+        push = kwargs.pop("push_to_hub", False)  # later, with what is written here beside the weights
         try:
-            saved = save(save_directory, *args, **({} if push else kwargs))
+            saved = save(save_directory, *args, **kwargs)
         finally:
             holder.pop("auto_map", None)
             if former is not None:
                 holder["auto_map"] = former
+        if "config" in vars(self) and kwargs.get("is_main_process", True):
+            import_module("llava_stf.io.model_card").write_card(Path(save_directory))
         if code is not None:
             code.write_code(Path(save_directory))
-        if push:
-            code.upload(Path(save_directory), **kwargs)
+        if push and kwargs.get("is_main_process", True):
+            import_module("llava_stf.io.hub").upload(Path(save_directory), **kwargs)
         return saved

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.io.model_card import write_card
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
 from llava_stf.training.config import FinetuneConfig, parse
@@ -128,6 +129,17 @@ def finetune(config: FinetuneConfig) -> None:
             save=save_whole if config.lora_rank is None else save_adapter,
             state_dict=state,
         )
+        write_card(output, base=config.base, training=_told(config))
+
+
+def _told(config: FinetuneConfig) -> dict[str, Any]:
+    """What a model card says of a run: the options that the weights depend on, the data set by name alone."""
+    others = (
+        *("base", "output", "data", "images", "vision_tower", "num_workers", "cpu_threads", "logging_steps"),
+        *("save_steps", "save_total_limit", "report_to", "resume", "overwrite", "compile", "gradient_checkpointing"),
+    )
+    options = {name: value for name, value in vars(config).items() if name not in others and value is not None}
+    return {"data": Path(config.data).name, **options, "init": Path(config.init).name}
 
 
 def budgets(model_config: LlavaConfig, config: FinetuneConfig) -> list[int]:
