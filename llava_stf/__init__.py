@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llava_stf._auto import register_auto_classes
+from llava_stf._requirements import check_requirements
 
 if TYPE_CHECKING:
     from llava_stf.conversion import convert_checkpoint
@@ -70,4 +71,5 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
+check_requirements()
 register_auto_classes(sys.modules[__name__])

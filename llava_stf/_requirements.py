@@ -1,0 +1,30 @@
+"""What this package cannot work without, told in a sentence before anything of it is imported."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+from llava_stf.errors import MissingDependencyError
+
+# As in pyproject.toml, which an installation by hand or with --no-deps passes by.
+MINIMUM = {"torch": (2, 11), "transformers": (5, 17)}
+
+
+def check_requirements() -> None:
+    """Look at the installed versions; imports nothing.
+
+    Raises:
+        MissingDependencyError: one is too old.
+    """
+    for name, needed in MINIMUM.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue  # its import says so
+        numbers = re.match(r"(\d+)\.(\d+)", found)
+        if numbers is not None and (int(numbers[1]), int(numbers[2])) < needed:
+            least = ".".join(map(str, needed))
+            raise MissingDependencyError(
+                f"llava_stf needs {name} {least} or newer, found {found}: pip install --upgrade '{name}>={least}'"
+            )
