@@ -97,9 +97,9 @@ def evaluate(
         else:
             from llava_stf.encoders.finetune import finetune
             from llava_stf.encoders.finetune_options import recipe_options
-            from llava_stf.encoders.pretrain.config import read_options
+            from llava_stf.io.options import read_pairs
 
-            values = {"epochs": epochs, "augment": augment, **read_options(option or [])}
+            values = {"epochs": epochs, "augment": augment, **read_pairs(option or [])}
             options = recipe_options(recipe or "patchmix", measured.model.config.hidden_size, values)
             result = finetune(measured, train, test, options, seed=seed, output=output)
             record["finetune"] = {"last": round(result.last, 2), "best": round(result.best, 2)}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llava_stf.encoders.pretrain.config import option_values
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.options import read_values
 from llava_stf.models.vision.vits import known
 
 # For a batch of 256, by width: ViT-T, S and B. APS gives its rates for 512.
@@ -85,4 +85,4 @@ def recipe_options(recipe: str, width: int, values: Mapping[str, Any]) -> Finetu
     paper: dict[str, Any] = {"learning_rate": _RATES[recipe].get(width, 5e-4)}
     if recipe == "aps":
         paper |= {"batch_size": 128, "warmup_epochs": 5, "layer_decay": 1.0, "drop_path": 0.0, "statistics": "imagenet"}
-    return FinetuneOptions(**paper | option_values(FinetuneOptions, values))
+    return FinetuneOptions(**paper | read_values(FinetuneOptions, values))

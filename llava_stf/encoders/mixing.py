@@ -1,5 +1,7 @@
 """Images with mixed labels: mixup (arXiv 1710.09412), CutMix (1905.04899), label smoothing; and random erasing.
 
+kornia's are others: its mixup draws a uniform share per image, its CutMix a box per image that lies within it, its
+RandomErasing fills with one colour; the protocols draw one Beta share per batch, clip boxes and fill with noise.
 Letters: B images of a batch, C classes.
 """
 

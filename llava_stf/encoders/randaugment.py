@@ -3,7 +3,8 @@
 Each image goes through `layers` operations of fifteen, drawn with replacement; each is carried out with probability
 `probability`, at a strength of its own around `magnitude`, and stronger always means further from the image as it is.
 timm works on 8-bit images, rounds after every operation and samples moved images bilinearly or bicubically, as a
-coin falls; here all is in floating point and bilinear.
+coin falls; here all is in floating point and bilinear. kornia's RandAugment draws an operation per batch and adds to
+brightness where PIL multiplies.
 """
 
 from __future__ import annotations

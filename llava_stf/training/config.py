@@ -5,18 +5,14 @@ Nothing heavy is imported here, so a wrong option is reported at once.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import GenericAlias, NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-import yaml
-
-from llava_stf.errors import LlavaStfError, nearest
+from llava_stf.errors import LlavaStfError
+from llava_stf.io.options import parse_options, read_values
 
 # The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
 # Distillation is not the paper's; it trains the projector alone.
@@ -229,78 +225,10 @@ class FinetuneConfig:
 
 
 def parse(argv: Sequence[str]) -> FinetuneConfig:
-    """The configuration that `--config FILE` and `--field value` flags describe; flags win over the file.
-
-    Raises `LlavaStfError` for an unknown name (with the nearest known one), a value of the wrong kind, or a file that
-    cannot be read.
-    """
-    parser = argparse.ArgumentParser(prog="llava_stf.training.finetune", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="YAML file with any of the fields below")
-    for option in fields(FinetuneConfig):
-        flags = {f"--{option.name}", f"--{option.name.replace('_', '-')}"}
-        text = f"{option.metadata['help']} [{option.default}]"
-        parser.add_argument(*sorted(flags), dest=option.name, nargs="?", const="true", default=MISSING, help=text)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise LlavaStfError(unknown_flag(unknown[0], [option.name for option in fields(FinetuneConfig)]))
-    given = {name: value for name, value in vars(known).items() if name != "config" and value is not MISSING}
-    return from_values({**(read_yaml(known.config) if known.config else {}), **given})
+    """The configuration that `--config FILE` and `--field value` flags describe; raises as `parse_options`."""
+    return parse_options(FinetuneConfig, argv, prog="llava_stf.training.finetune", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
-    """The configuration with these field values; texts are read as YAML would read them. Raises as `parse`."""
-    known = {option.name: option for option in fields(FinetuneConfig)}
-    types = get_type_hints(FinetuneConfig)
-    for name in values:
-        if name not in known:
-            raise LlavaStfError(f"Unknown field '{name}': {nearest(str(name), known)}")
-    return FinetuneConfig(**{name: convert_value(known[name], types[name], value) for name, value in values.items()})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file. Raises `LlavaStfError` if it cannot be read or holds anything but fields."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LlavaStfError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise LlavaStfError(f"the config {path} must be a list of `field: value` lines, found {type(values).__name__}")
-    return values
-
-
-def unknown_flag(given: str, names: Iterable[str]) -> str:
-    """The sentence about a flag of the command line, `--NAME` or `--NAME=VALUE`, that is none of `names`."""
-    flag = given.partition("=")[0]
-    asked = f"--{flag.lstrip('-').replace('-', '_')}"
-    return f"Unknown flag '{flag}': {nearest(asked, [f'--{name}' for name in names])}"
-
-
-def convert_value(option: Field[Any], wanted: Any, value: Any) -> Any:
-    """`value` as one of the kinds in `wanted`: None, a bool, a number, a text, one of some literal texts, or several
-    integers (a list, or text with commas). Raises `LlavaStfError` for anything else."""
-    members = [wanted] if get_origin(wanted) in (None, Literal) else list(get_args(wanted))
-    choices = [text for member in members if get_origin(member) is Literal for text in get_args(member)]
-    if value in choices:
-        return value
-    if NoneType in members and str(value).lower() in ("none", "null", ""):
-        return None
-    if bool in members and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    if any(get_origin(member) is tuple for member in members) and (
-        isinstance(value, list | tuple) or "," in str(value)
-    ):
-        counts = value if isinstance(value, list | tuple) else str(value).rstrip(",").split(",")
-        with contextlib.suppress(ValueError):
-            return tuple(int(str(count)) for count in counts)
-    if str in members and value is not None:
-        return str(value)
-    number = next((kind for kind in (int, float) if kind in members), None)
-    if number is not None and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            return number(str(value))  # through text: 1.5 is no int, and YAML reads 1e-3 as text
-    kinds = [
-        "several int with commas" if get_origin(member) is tuple else member.__name__
-        for member in members
-        if isinstance(member, type | GenericAlias) and member is not NoneType
-    ]
-    raise LlavaStfError(f"{option.name} must be {' or '.join([*choices, *kinds])}, found {value!r}")
+    """The configuration with these field values; raises as `read_values`."""
+    return FinetuneConfig(**read_values(FinetuneConfig, values))

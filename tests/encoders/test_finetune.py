@@ -225,7 +225,7 @@ def test_the_command_prints_accuracy_and_writes_the_encoder(folders, npz, tmp_pa
     [
         (["--option", "mixpu=1"], "did you mean 'mixup'?"),
         (["--option", "mixup"], "an option is NAME=VALUE, found 'mixup'"),
-        (["--option", "mixup=often"], "option mixup must be float, found 'often'"),
+        (["--option", "mixup=often"], "mixup must be float, found 'often'"),
         (["--epochs", "5"], "warmup_epochs must be at least 0 and below epochs, found 10 of 5"),
         (["--option", "layer_decay=0"], "layer_decay must be above 0"),
         (["--pooling", "mean", "--output", "x"], "leave output (--output) out"),

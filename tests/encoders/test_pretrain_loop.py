@@ -118,7 +118,7 @@ def test_too_few_images_for_a_batch_are_refused(configure):
         ({"per_device_batch_size": 2}, "mixes of 2 images need batches of at least 3, found 2"),
         ({"patch_size": 3}, "patch_size must divide image_size, found 3 and 8"),
         ({"options": {"crop_scale": [0.5, 0.1]}}, "crop_scale must rise from above 0 to at most 1"),
-        ({"options": {"crop_scale": 5}}, r"crop_scale must be tuple\[float, float\], found 5"),
+        ({"options": {"crop_scale": 5}}, r"crop_scale must be 2 float with commas, found 5"),
         ({"options": {"temperature": 0}}, "temperature must be above 0"),
         ({"options": {"momentum": 1.5}}, "momentum must be between 0 and 1"),
         ({"options": {"drop_path": 1}}, "drop_path must be at least 0 and below 1"),
@@ -180,6 +180,6 @@ def test_flags_and_options_win_over_the_file(tmp_path, npz):
     assert config.method == "patchmix"
     options = method_options(PatchMixOptions, "corrected", config.options)
     assert (options.hidden, options.out, options.crop_scale, options.identity_smoothing) == (16, 4, (0.2, 1.0), 0)
-    with pytest.raises(LlavaStfError, match="option hidden must be int, found 'wide'"):
+    with pytest.raises(LlavaStfError, match="hidden must be int, found 'wide'"):
         method_options(PatchMixOptions, "released", {"hidden": "wide"})
     assert json.loads(json.dumps(config.identity()))["options"]["hidden"] == 16

@@ -12,22 +12,12 @@ patches in raster order, K subsets, n patches per subset.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llava_stf.errors import LlavaStfError
 
 _COVERED = 1e-6  # a patch with less than this share free counts as fully covered
-
-
-def covered_share(rectangles: Tensor, others: Tensor) -> Tensor:
-    """The share of each of `rectangles` that the other one covers; both float [..., 4], (x1, y1, x2, y2) -> [...]."""
-    start, end = (
-        torch.maximum(rectangles[..., :2], others[..., :2]),
-        torch.minimum(rectangles[..., 2:], others[..., 2:]),
-    )
-    return (end - start).clamp(min=0).prod(-1) / (rectangles[..., 2:] - rectangles[..., :2]).prod(-1)
 
 
 def free_share(boxes1: Tensor, boxes2: Tensor, chosen: Tensor, grid: int) -> Tensor:
@@ -72,26 +62,14 @@ def draw(probabilities: Tensor, count: int) -> Tensor:
 
     Raises `LlavaStfError` where fewer than `count` patches have a probability.
     """
-    _check_enough(probabilities, count)
-    clocks = torch.empty_like(probabilities).exponential_() / probabilities
-    return torch.where(probabilities > 0, clocks, torch.inf).topk(count, largest=False).indices
-
-
-def draw_legacy(probabilities: Tensor, count: int, generator: np.random.RandomState) -> Tensor:
-    """The distribution of `draw`, row by row from numpy's legacy generator, whose draws the released code's are."""
-    _check_enough(probabilities, count)
-    rows = probabilities.numpy(force=True).astype(np.float64)
-    picks = [generator.choice(len(row), count, replace=False, p=row / row.sum()) for row in rows]
-    return torch.from_numpy(np.stack(picks)).to(probabilities.device)
-
-
-def _check_enough(probabilities: Tensor, count: int) -> None:
     fewest = int((probabilities > 0).sum(dim=1).min())
     if fewest < count:
         raise LlavaStfError(
             f"{count} patches of view 2 are asked for, but view 1's chosen patches leave only {fewest} of one image "
             "free: lower the sampling ratio, or raise the lower end of the crop scale"
         )
+    clocks = torch.empty_like(probabilities).exponential_() / probabilities
+    return torch.where(probabilities > 0, clocks, torch.inf).topk(count, largest=False).indices
 
 
 def sparse_subsets(batch: int, patches: int, subsets: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
@@ -99,52 +77,28 @@ def sparse_subsets(batch: int, patches: int, subsets: int, count: int, *, device
 
     Raises `LlavaStfError` if there are not enough patches for that many disjoint subsets.
     """
-    _check_disjoint(patches, subsets, count)
-    order = torch.rand(batch, patches, device=device).argsort(dim=1)
-    return order[:, : subsets * count].unflatten(1, (subsets, count))
-
-
-def _check_disjoint(patches: int, subsets: int, count: int) -> None:
     if count < 1 or subsets * count > patches:
         raise LlavaStfError(
             f"{subsets} disjoint subsets of {count} patches need at least one patch each and {subsets * count} in all, "
             f"a view has {patches}: change the number of subsets or the sampling ratio"
         )
+    order = torch.rand(batch, patches, device=device).argsort(dim=1)
+    return order[:, : subsets * count].unflatten(1, (subsets, count))
 
 
 def sample_subsets(
-    boxes1: Tensor,
-    boxes2: Tensor,
-    grid: int,
-    *,
-    ratio: float = 0.25,
-    subsets: int = 4,
-    power: float = 3.0,
-    generator: np.random.RandomState | None = None,
+    boxes1: Tensor, boxes2: Tensor, grid: int, *, ratio: float = 0.25, subsets: int = 4, power: float = 3.0
 ) -> tuple[Tensor, Tensor]:
     """The patches of view 1 and of view 2 for every subset: int64 [B, K, n] each, n = int(ratio * G * G).
 
-    Args:
-        boxes1, boxes2: [B, 4], the crops.
-        generator: numpy's legacy generator, to repeat the released code's draws, which are made image by image:
-            a permutation for view 1, then one choice per subset for view 2. Default: torch's generator, in batch.
+    `boxes1` and `boxes2`, [B, 4], are the crops. Uses torch's global generator.
 
     Raises `LlavaStfError` if the subsets do not fit into a view, or too few patches of view 2 are free.
     """
-    patches, batch = grid * grid, len(boxes1)
-    count = int(ratio * patches)
-    if generator is None:
-        chosen1 = sparse_subsets(batch, patches, subsets, count, device=boxes1.device)
-        chosen2 = [
-            draw(selection_probabilities(free_share(boxes1, boxes2, chosen, grid), power), count)
-            for chosen in chosen1.unbind(1)
-        ]
-        return chosen1, torch.stack(chosen2, dim=1)
-    _check_disjoint(patches, subsets, count)
-    images = []
-    for box1, box2 in zip(boxes1, boxes2, strict=True):
-        order = torch.from_numpy(generator.permutation(patches)[: subsets * count]).view(subsets, count)
-        free = free_share(box1.expand(subsets, 4), box2.expand(subsets, 4), order.to(boxes1.device), grid)
-        images.append((order, draw_legacy(selection_probabilities(free, power), count, generator)))
-    first, second = zip(*images, strict=True)
-    return torch.stack(first).to(boxes1.device), torch.stack(second)
+    count = int(ratio * grid**2)
+    chosen1 = sparse_subsets(len(boxes1), grid**2, subsets, count, device=boxes1.device)
+    chosen2 = [
+        draw(selection_probabilities(free_share(boxes1, boxes2, chosen, grid), power), count)
+        for chosen in chosen1.unbind(1)
+    ]
+    return chosen1, torch.stack(chosen2, dim=1)

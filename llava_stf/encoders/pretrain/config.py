@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import yaml
-
-from llava_stf.errors import LlavaStfError, nearest
-from llava_stf.training.config import convert_value, read_yaml, unknown_flag
+from llava_stf.errors import LlavaStfError
+from llava_stf.io.options import parse_options, read_values
 
 # A run that goes on from a checkpoint may change these: they do not decide what comes out.
 FREE = frozenset(
@@ -58,7 +52,7 @@ class PretrainConfig:
     )
     options: Mapping[str, Any] = field(
         default_factory=dict,
-        metadata={"help": "options of the method, over the preset's; as flags: --option NAME=VALUE"},
+        metadata={"help": "NAME=VALUE, an option of the method, over the preset's", "flag": "--option"},
     )
     augmentation: Literal["method", "common"] = _option(
         "method", "the method's own crops and colours, or the same for all methods, to compare them"
@@ -125,59 +119,16 @@ class PretrainConfig:
 
 
 def parse(argv: Sequence[str]) -> PretrainConfig:
-    """The configuration that `--config FILE`, `--field value` and `--option NAME=VALUE` describe; flags win.
+    """The configuration that `--config FILE`, `--field value` and `--option NAME=VALUE` describe.
 
-    Raises `LlavaStfError` for an unknown name (with the nearest known one), a value of the wrong kind, or a file that
-    cannot be read.
+    Flags win over the file. Raises as `parse_options`.
     """
-    parser = argparse.ArgumentParser(prog="llava_stf.encoders.pretrain", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, help="YAML file with any of the fields below")
-    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE, an option of the method")
-    for item in fields(PretrainConfig):
-        if item.name != "options":
-            flags = {f"--{item.name}", f"--{item.name.replace('_', '-')}"}
-            text = f"{item.metadata['help']} [{item.default}]"
-            parser.add_argument(*sorted(flags), dest=item.name, nargs="?", const="true", default=MISSING, help=text)
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise LlavaStfError(unknown_flag(unknown[0], [item.name for item in fields(PretrainConfig)]))
-    values = read_yaml(known.config) if known.config else {}
-    given = {name: value for name, value in vars(known).items() if value is not MISSING}
-    del given["config"]
-    from_flags = read_options(given.pop("option"))
-    from_file = values.get("options") or {}
-    if not isinstance(from_file, Mapping):
-        raise LlavaStfError(f"options must be `name: value` lines, found {type(from_file).__name__}")
-    return from_values({**values, **given, "options": {**from_file, **from_flags}})
-
-
-def read_options(texts: Sequence[str]) -> dict[str, Any]:
-    """What NAME=VALUE texts say, values read as YAML's. Raises `LlavaStfError` for any other text."""
-    options = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        try:
-            options[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            sign = ""
-        if not (name and sign):
-            raise LlavaStfError(f"an option is NAME=VALUE, found '{text}'")
-    return options
+    return parse_options(PretrainConfig, argv, prog="llava_stf.encoders.pretrain", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> PretrainConfig:
-    """The configuration with these field values; texts are read as YAML would read them. Raises as `parse`."""
-    known = {item.name: item for item in fields(PretrainConfig)}
-    types = get_type_hints(PretrainConfig)
-    for name in values:
-        if name not in known:
-            raise LlavaStfError(f"Unknown field '{name}': {nearest(str(name), known)}")
-    return PretrainConfig(
-        **{
-            name: value if name == "options" else convert_value(known[name], types[name], value)
-            for name, value in values.items()
-        }
-    )
+    """The configuration with these field values; raises as `read_values`."""
+    return PretrainConfig(**read_values(PretrainConfig, values))
 
 
 def method_options(options_type: type[Any], preset: str, values: Mapping[str, Any]) -> Any:
@@ -185,7 +136,7 @@ def method_options(options_type: type[Any], preset: str, values: Mapping[str, An
 
     Raises `LlavaStfError` for an unknown option (with the nearest known one) or a value of the wrong kind.
     """
-    converted = option_values(options_type, values)
+    converted = read_values(options_type, values)
     options = options_type(**converted) if preset == "released" else options_type.corrected(**converted)
     for name, value in dataclasses.asdict(options).items():
         _check_range(name, value)
@@ -204,35 +155,3 @@ def _check_range(name: str, value: Any) -> None:
         raise LlavaStfError(f"option {name} must be at least 0 and below 1, found {value}")
     if (name == "momentum" or name.endswith("_smoothing")) and value is not None and not 0 <= value <= 1:
         raise LlavaStfError(f"option {name} must be between 0 and 1, found {value}")
-
-
-def option_values(options_type: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as the annotations of `options_type` ask for them. Raises as `method_options`."""
-    types = get_type_hints(options_type)
-    for name in values:
-        if name not in types:
-            raise LlavaStfError(f"Unknown option of {options_type.__name__} '{name}': {nearest(name, types)}")
-    return {name: _option_value(name, types[name], value) for name, value in values.items()}
-
-
-def _option_value(name: str, wanted: Any, value: Any) -> Any:
-    """`value` as the annotation `wanted`: bool, int, float, str, Literal, tuple of numbers, or one of these or None."""
-    members = [member for member in get_args(wanted) if member is not NoneType] if NoneType in get_args(wanted) else []
-    if members and value is None:
-        return None
-    kind = members[0] if members else wanted
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-    elif get_origin(kind) is tuple and isinstance(value, list | tuple):
-        number = get_args(kind)[0]
-        if len(value) == len(get_args(kind)) or Ellipsis in get_args(kind):
-            with contextlib.suppress(TypeError, ValueError):
-                return tuple(number(item) for item in value)
-    elif get_origin(kind) is None and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return value
-    elif kind is float and not isinstance(value, bool):
-        with contextlib.suppress(TypeError, ValueError):
-            return float(value)  # an integer, or 1e-3, which YAML reads as text
-    shown = wanted.__name__ if isinstance(wanted, type) else str(wanted).removeprefix("typing.")
-    raise LlavaStfError(f"option {name} must be {shown}, found {value!r}")
