@@ -10,9 +10,7 @@ from llava_stf.cli.common import FusionLayers, layer_list
 
 
 def convert(
-    src: Annotated[
-        str, typer.Argument(help="Checkpoint: a folder, an mm_projector.bin, a hub model, or 'tiny'.")
-    ],
+    src: Annotated[str, typer.Argument(help="Checkpoint: a folder, an mm_projector.bin, a hub model, or 'tiny'.")],
     dst: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     to: Annotated[
         Literal["hf", "original"], typer.Option(help="'hf': this package's; 'original': the authors' format.")
