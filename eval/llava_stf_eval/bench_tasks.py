@@ -101,13 +101,15 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
             "machine": machine(),
             "versions": versions(),
         }
+        if folder.results.exists():  # of a run that this one goes on with
+            write_json(folder.results, _results(found, folder, complete=False))
         for name in names:
             if folder.records().get(name, {"status": "failed"})["status"] == "failed":
                 args = WorkerArgs(
                     name, options.protocol, model, folder.root, data, _limit(name, options.limit), options.batch_size
                 )
                 write_json(folder.record(name), _run(args, folder, progress))
-            results = _results(found, folder)
+            results = _results(found, folder, complete=name == names[-1])
             write_json(folder.results, results)
     return results
 
@@ -155,10 +157,10 @@ def _run(args: WorkerArgs, folder: RunFolder, progress: Progress | None) -> dict
     return folder.records()[args.benchmark]
 
 
-def _results(found: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """Everything that is known of the run, its benchmarks in their usual order."""
+def _results(found: dict[str, Any], folder: RunFolder, *, complete: bool) -> dict[str, Any]:
+    """Everything that is known of the run, its benchmarks in their usual order; whether all that were asked for ran."""
     records = folder.records()
     usual = list(BENCHMARKS)
     order = sorted(records, key=lambda name: (usual.index(parse(name)[0].name), name))
     date = datetime.now().astimezone().isoformat(timespec="seconds")
-    return {**found, "date": date, "benchmarks": {name: records[name] for name in order}}
+    return {"complete": complete, **found, "date": date, "benchmarks": {name: records[name] for name in order}}

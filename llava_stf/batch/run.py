@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from llava_stf.batch.engines import Engine, TransformersEngine
 from llava_stf.batch.job import BatchJob
 from llava_stf.batch.rows import Rows
-from llava_stf.batch.shards import Shards, open_output
+from llava_stf.batch.shards import SUMMARY, Shards, open_output
+from llava_stf.io.publish import write_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def run_batch(
     shards = Shards(job.output, len(rows), job.shard_size)
     distribute = distribute or _here(rows)
     rows_now, started = 0, time.perf_counter()
+    if shards.open():
+        write_json(job.output / SUMMARY, {"complete": False, "rows": len(rows)})
     while waiting := shards.wait_for_open():
         done = len(rows) - sum(len(shards.span(shard)) for shard in waiting)
         if progress is not None:
@@ -84,7 +87,9 @@ def run_batch(
             if progress is not None:
                 progress(done, len(rows))
     seconds = time.perf_counter() - started
-    return Summary(len(rows), shards.check(), rows_now, seconds)
+    errors = shards.check()
+    write_json(job.output / SUMMARY, {"complete": True, "rows": len(rows), "errors": errors})
+    return Summary(len(rows), errors, rows_now, seconds)
 
 
 def _here(rows: Rows) -> Distribute:

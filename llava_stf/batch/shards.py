@@ -1,6 +1,7 @@
 """The output of a batch: shards of rows that appear whole or not at all, and a manifest of what they answer.
 
     OUTPUT/manifest.json       what is answered, by which model, with which options
+    OUTPUT/summary.json        `complete`: whether every row has its result, and then how many are errors
     OUTPUT/part-00000.jsonl    the results of the first `shard_size` rows, and so on
 
 A run takes a shard by locking the file that it will write it to. The lock goes with the process, however it ends, so
@@ -21,6 +22,8 @@ from typing import Any
 
 from llava_stf.errors import DataError
 from llava_stf.io.publish import Reserved, reserve
+
+SUMMARY = "summary.json"
 
 logger = logging.getLogger(__name__)
 

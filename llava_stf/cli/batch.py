@@ -56,6 +56,9 @@ def batch(
     OUTPUT gets part-00000.jsonl and so on, in the order of INPUT, with id, index, answer and error for each row. Runs
     of the same command on several machines with one OUTPUT share the work. Prints one JSON object at the end.
     """
+    from llava_stf.loading import check_name
+
+    check_name(model)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers.utils.logging import disable_progress_bar

@@ -81,10 +81,13 @@ def load(
     compile: bool | None = None,
 ) -> "LlavaStf":
     """Loads a model for a command; options left out are the loader's own defaults."""
+    from llava_stf.loading import check_name, is_bundled
+
+    check_name(model)
     with waiting("Importing torch and transformers"):
         from transformers.utils.logging import disable_progress_bar
 
-        from llava_stf.loading import BUNDLED, load_model
+        from llava_stf.loading import load_model
     options: dict[str, Any] = {
         "vision_tokens": token_count(vision_tokens),
         "quantization": quantization,
@@ -93,7 +96,7 @@ def load(
         "compile": compile,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    if model not in BUNDLED and sys.stderr.isatty():
+    if not is_bundled(model) and sys.stderr.isatty():
         return load_model(model, **given)  # the libraries' own bars: download, conversion, weights
     disable_progress_bar()
     with waiting(f"Loading {model}"):
@@ -155,9 +158,9 @@ def _may_be_drawn(path: Path) -> bool:
 
 def notice(model: str) -> None:
     """Says on stderr, in one line, what a bundled model cannot do."""
-    from llava_stf.loading import BUNDLED
+    from llava_stf.loading import is_bundled
 
-    if model in BUNDLED:
+    if is_bundled(model):
         print(NOTICE.format(model=model), file=sys.stderr)
 
 

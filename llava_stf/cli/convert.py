@@ -10,7 +10,7 @@ from llava_stf.cli.common import FusionLayers, layer_list
 
 
 def convert(
-    src: Annotated[str, typer.Argument(help="Checkpoint to read: a folder, an mm_projector.bin or a hub model.")],
+    src: Annotated[str, typer.Argument(help="Checkpoint: a folder, an mm_projector.bin, a hub model, or 'tiny'.")],
     dst: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     to: Annotated[
         Literal["hf", "original"], typer.Option(help="'hf': this package's; 'original': the authors' format.")
@@ -45,6 +45,12 @@ def convert(
     if stray:
         what = "goes with --encoder only" if encoder is None else "does not go with --encoder"
         raise typer.BadParameter(f"{stray[0]} {what}")
+    from llava_stf.io.publish import refuse_existing
+    from llava_stf.loading import bundled_folder, check_name, is_bundled
+
+    refuse_existing(dst)
+    for name in filter(None, (src, base)):
+        check_name(name)
     if encoder is not None:
         from llava_stf.encoders.convert import convert_encoder
 
@@ -54,7 +60,7 @@ def convert(
     from llava_stf.conversion import convert_checkpoint
 
     convert_checkpoint(
-        src,
+        bundled_folder(src) if is_bundled(src) else src,
         dst,
         to=to,
         base=base,

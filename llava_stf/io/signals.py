@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -98,6 +99,22 @@ class StepEnd:
         if number == self._number == signal.SIGINT:
             raise KeyboardInterrupt
         self._number = number
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that happens; nothing in one that nobody started.
+
+    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 def shield_worker() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from llava_stf.conversion.locate import is_hub_id, locate
 from llava_stf.errors import ModelNotFoundError
-from llava_stf.loading.load import BUNDLED, bundled_folder
+from llava_stf.loading.bundled import bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG
 
 _READ = (".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".txt")
@@ -36,7 +36,7 @@ def model_digest(name_or_path: str | Path) -> str:
     Raises:
         ModelNotFoundError: there is no such model, or the hub cannot be reached and has not been before.
     """
-    if name_or_path in BUNDLED:
+    if is_bundled(name_or_path):
         return _folder_digest(bundled_folder(str(name_or_path)))
     path = Path(name_or_path).expanduser()
     if not path.exists() and is_hub_id(str(name_or_path)):

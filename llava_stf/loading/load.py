@@ -33,6 +33,7 @@ from llava_stf.errors import (
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import compile_generation
 from llava_stf.io.json import read_json, without_byte_order_marks
+from llava_stf.loading.bundled import BUNDLED, bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.fusion.budget import resolve_windows
@@ -46,8 +47,6 @@ from llava_stf.reduction.apply import apply_stf
 
 logger = logging.getLogger(__name__)
 
-# The models in the wheel, and the vision tokens they are loaded with unless told otherwise.
-BUNDLED: dict[str, Literal["all"] | None] = {"tiny": None, "tiny-full": "all"}
 _LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
@@ -203,11 +202,6 @@ def _config(source: Source) -> LlavaConfig:
     return build_config(source, LlavaStfConfig if source.format is Format.STF else LlavaConfig, source.config)
 
 
-def is_bundled(name: str | Path) -> bool:
-    """Whether a name is that of an `BUNDLED` model; a path never is, whatever it is called."""
-    return isinstance(name, str) and name in BUNDLED
-
-
 def _default_tokens(name: str | Path) -> Literal["all"] | None:
     return BUNDLED[str(name)] if is_bundled(name) else None
 
@@ -220,14 +214,6 @@ def _locate(name: str | Path, subfolder: str | None, revision: str | None) -> Pa
     if Path(name).exists():
         logger.warning("'%s' is the bundled model; for the folder of that name here give './%s'.", name, name)
     return bundled_folder(str(name))
-
-
-def bundled_folder(name: str) -> Path:
-    """The folder of one of the `BUNDLED` models. Raises `ModelNotFoundError` if the installation came without it."""
-    path = Path(__file__).parents[1] / "assets" / name
-    if not path.is_dir():
-        raise ModelNotFoundError(f"The bundled model '{name}' is not part of this installation; install the wheel.")
-    return path
 
 
 def _loadable(path: Path, vision_tower: str | Path | None) -> Source:

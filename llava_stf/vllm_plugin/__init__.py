@@ -8,16 +8,21 @@ TOKENIZER_MODE = "llava_stf"
 
 
 def register() -> None:
-    """Make vLLM know the architecture and how its prompts are tokenised. May be called again; initialises no GPU."""
+    """Make vLLM know the architecture and how its prompts are tokenised. May be called again; initialises no GPU.
+
+    An engine's process ends with the one that started it: one that is killed while the engine starts would leave it.
+    """
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
 
     import llava_stf  # noqa: F401 - with it the Auto classes know the config and the processor
+    from llava_stf.io.signals import end_with_parent
     from llava_stf.vllm_plugin.model_config import LlavaStfModelConfig
 
     if TOKENIZER_MODE not in RENDERER_REGISTRY.renderers:
+        end_with_parent()
         RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__name__}.renderer", "LlavaStfRenderer")
         TokenizerRegistry.register(TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
     MODELS_CONFIG_MAP[ARCHITECTURE] = LlavaStfModelConfig

@@ -1,5 +1,6 @@
 """A batch answers as `ask` does, gives every row one result whatever happens, and goes on where it was killed."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -108,10 +109,12 @@ def test_run_killed_at_random_moments_ends_with_the_files_of_one_that_was_not(jo
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert least <= len(list(killed.output.glob("part-*"))) < 12
+    assert json.loads((killed.output / "summary.json").read_text()) == {"complete": False, "rows": 24}
     before = 2 * len(list(killed.output.glob("part-*")))
     summary = run_batch(killed)
     assert (summary.rows, summary.errors, summary.rows_now) == (24, 0, 24 - before)
     assert files(killed.output) == files(job.output)
+    assert json.loads((killed.output / "summary.json").read_text()) == {"complete": True, "rows": 24, "errors": 0}
     assert run_batch(killed).rows_now == 0
 
 

@@ -91,6 +91,7 @@ def test_a_stopped_run_goes_on_and_a_failure_stays_alone(data, options, capsys, 
     assert journal.read_text().splitlines()[: len(kept)] == kept
 
     results = json.loads((out / "results.json").read_text())
+    assert results["complete"]
     mme, pope = results["benchmarks"]["mme"], results["benchmarks"]["pope"]
     assert (mme["status"], mme["score"]) == ("failed", None)
     assert "image" in mme["error"]

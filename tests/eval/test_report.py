@@ -135,6 +135,10 @@ def test_runs_alike_are_told_apart_by_their_folders(tmp_path):
         (lambda folder: (folder / "results.json").unlink(), "results.json, found none"),
         (lambda folder: (folder / "results.json").rename(folder / "run.json"), "not finished.*--resume"),
         (lambda folder: (folder / "results.json").write_text("{"), "Expected JSON"),
+        (
+            lambda folder: (folder / "results.json").write_text('{"complete": false, "benchmarks": {}}'),
+            "was broken off.*--resume",
+        ),
         (lambda folder: (folder / "results.json").write_bytes(b"\xff\xfe"), "Expected JSON"),
         (lambda folder: (folder / "results.json").write_text("[]"), "'benchmarks'"),
         (lambda folder: (folder / "results.json").write_text('{"benchmarks": {}}'), "Expected 'model'"),
@@ -146,7 +150,7 @@ def test_runs_alike_are_told_apart_by_their_folders(tmp_path):
             "for a score in .* benchmark gqa, found '9'",
         ),
     ],
-    ids=["no-folder", "no-results", "unfinished", "no-json", "no-text", "list", "missing-key", "no-object", "text"],
+    ids=["no-folder", "no-results", "unfinished", "no-json", "broken-off", "no-text", "list", "missing-key", "no-object", "text"],
 )
 def test_folders_without_a_run_are_refused(tmp_path, damage, message):
     folder = write_run(tmp_path / "run", {"gqa": 1.0})

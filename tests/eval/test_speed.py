@@ -297,8 +297,53 @@ def test_command_leaves_json_table_and_figure(tmp_path, capsys) -> None:
     assert Image.open(folder / "speed.png").width > 800
     with pytest.raises(LlavaStfError, match="holds an earlier measurement"):
         run(*small)
+    run("--resume", "--shape", "tiny", "--batch-sizes", "1,2", "--attention", "sdpa,eager", *small)
+    assert json.loads((folder / "speed.json").read_text()) == written  # nothing was left to measure
+    capsys.readouterr()
     run("--json", "--overwrite", *small)
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 2
+
+
+def test_a_measurement_that_was_broken_off_says_so_and_is_finished_by_resume(tmp_path, monkeypatch, capsys) -> None:
+    from llava_stf_eval.speed import run as module
+
+    folder = tmp_path / "speed"
+    small = (
+        "--text-tokens",
+        "4,5,6",
+        "--new-tokens",
+        "2",
+        "--repeats",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        str(folder),
+    )
+    whole = module._measure_case
+
+    def stopped(case, *rest):
+        if case.text_tokens == 5:
+            raise KeyboardInterrupt
+        return whole(case, *rest)
+
+    monkeypatch.setattr(module, "_measure_case", stopped)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        run(*small)
+    monkeypatch.setattr(module, "_measure_case", whole)
+    said = f"the cases that were measured are kept in {folder}, and --resume goes on from there"
+    assert stop.value.__notes__ == [said]
+    before = json.loads((folder / "speed.json").read_text())
+    assert (before["complete"], [row["case"]["text_tokens"] for row in before["rows"]]) == (False, [4, 4])
+    with pytest.raises(LlavaStfError, match="broken off; finish it with --resume"):
+        run(*small)
+    with pytest.raises(LlavaStfError, match=r"another repeats of the plan \(1, and now 2\)"):
+        run(*small, "--repeats", "2", "--resume")
+    run(*small, "--resume", "--json")
+    after = json.loads(capsys.readouterr().out)
+    assert after == json.loads((folder / "speed.json").read_text())
+    assert (after["complete"], [row["case"]["text_tokens"] for row in after["rows"]]) == (True, [4, 4, 5, 5, 6, 6])
+    assert after["rows"][:2] == before["rows"]
 
 
 def test_command_refuses_counts_that_are_none(tmp_path) -> None:

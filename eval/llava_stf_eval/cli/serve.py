@@ -1,10 +1,8 @@
 """`llava-stf bench serve`: how a server does under load, for models of 100 % and 25 % of the vision tokens in turn."""
 
 import json
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -49,6 +47,7 @@ def serve(
     output: Annotated[Path, typer.Option(help="Folder for serving.json, serving.png and the servers' logs.")] = Path(
         "runs/serving"
     ),
+    resume: Annotated[bool, typer.Option("--resume", help="Finish the measurement that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the measurement that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of a table.")] = False,
 ) -> None:
@@ -60,7 +59,8 @@ def serve(
 
     with waiting("Importing torch and transformers"):
         from llava_stf.io.publish import write_json
-        from llava_stf_eval.bench_result import open_folder
+        from llava_stf.io.signals import keeping
+        from llava_stf_eval.bench_result import open_result
         from llava_stf_eval.serving.output import RESULT, failures, print_table, save_figure
         from llava_stf_eval.serving.run import Plan, measure
     from rich.console import Console
@@ -85,14 +85,15 @@ def serve(
         arguments=shlex.split(server_arguments),
         seed=seed,
     )
-    open_folder(output / RESULT, overwrite=overwrite)
-    signal.signal(signal.SIGTERM, _end)  # so that the server that was started ends, too
-    result = measure(
-        plan,
-        output,
-        on_row=lambda so_far: write_json(output / RESULT, so_far),
-        progress=lambda text: print(text, file=sys.stderr),
-    )
+    before = open_result(output / RESULT, resume=resume, overwrite=overwrite)
+    with keeping(f"the loads that were measured are kept in {output}, and --resume goes on from there"):
+        result = measure(
+            plan,
+            output,
+            before=before,
+            on_row=lambda so_far: write_json(output / RESULT, so_far),
+            progress=lambda text: print(text, file=sys.stderr),
+        )
     written = write_json(output / RESULT, result), save_figure(output, result)
     if as_json:
         print(json.dumps(result))
@@ -101,7 +102,3 @@ def serve(
         print("written:", *written)
     if failures(result):
         raise typer.Exit(1)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

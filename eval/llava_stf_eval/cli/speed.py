@@ -41,6 +41,7 @@ def speed(
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
     warm_up: Annotated[int, typer.Option(min=0, help="Runs before them.")] = 1,
     output: Annotated[Path, typer.Option(help="Folder for speed.json and speed.png.")] = Path("runs/speed"),
+    resume: Annotated[bool, typer.Option("--resume", help="Finish the measurement that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the measurement that is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON instead of tables.")] = False,
 ) -> None:
@@ -50,7 +51,8 @@ def speed(
     """
     with waiting("Importing torch and transformers"):
         from llava_stf.io.publish import write_json
-        from llava_stf_eval.bench_result import open_folder
+        from llava_stf.io.signals import keeping
+        from llava_stf_eval.bench_result import open_result
         from llava_stf_eval.speed.output import RESULT, print_tables, save_figure
         from llava_stf_eval.speed.run import Plan, measure
         from llava_stf_eval.speed.verdict import verdicts
@@ -71,12 +73,14 @@ def speed(
         repeats=repeats,
         warm_up=warm_up,
     )
-    open_folder(output / RESULT, overwrite=overwrite)
-    result = measure(
-        plan,
-        on_row=lambda so_far: write_json(output / RESULT, so_far),
-        progress=lambda text: print(text, file=sys.stderr),
-    )
+    before = open_result(output / RESULT, resume=resume, overwrite=overwrite)
+    with keeping(f"the cases that were measured are kept in {output}, and --resume goes on from there"):
+        result = measure(
+            plan,
+            before=before,
+            on_row=lambda so_far: write_json(output / RESULT, so_far),
+            progress=lambda text: print(text, file=sys.stderr),
+        )
     result["verdicts"] = verdicts(result)
     written = write_json(output / RESULT, result), save_figure(output, result)
     if as_json:

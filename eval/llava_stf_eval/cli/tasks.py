@@ -89,6 +89,7 @@ def _run(options: "TaskOptions") -> int:
         TimeRemainingColumn,
     )
 
+    from llava_stf.io.signals import keeping
     from llava_stf_eval.bench_tasks import run_tasks
     from llava_stf_eval.protocols import parse
     from llava_stf_eval.report import load_run, print_scores, write_report
@@ -102,7 +103,8 @@ def _run(options: "TaskOptions") -> int:
                 shown[name] = bar.add_task(name)
             bar.update(shown[name], completed=done, total=total)
 
-        results = run_tasks(options, progress)
+        with keeping(f"the answers in {options.output} are kept, and --resume goes on from there"):
+            results = run_tasks(options, progress)
     print_scores([load_run(options.output)])
     for path in write_report(options.output):
         print(path)

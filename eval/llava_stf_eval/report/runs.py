@@ -111,6 +111,8 @@ def load_run(folder: Path | str) -> Run:
         raise DataError(f"Expected JSON in {path}, found: {error}; run bench tasks again.") from error
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), dict):
         raise DataError(f"Expected an object with 'benchmarks' in {path}; run bench tasks again.")
+    if not content.get("complete", True):  # older runs do not say
+        raise DataError(f"The run in {folder} was broken off; finish it with bench tasks --resume.")
     benchmarks = {
         name: _read_result(result, f"{path}, benchmark {name}")
         for name, result in sorted(content["benchmarks"].items(), key=lambda item: table_order(item[0]))

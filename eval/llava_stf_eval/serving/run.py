@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
 from llava_stf_eval.bench_machine import machine, versions
+from llava_stf_eval.bench_result import begin_or_resume
 from llava_stf_eval.serving import client, vllm_client
 from llava_stf_eval.serving.client import Target
 from llava_stf_eval.serving.metrics import Seen, watching
@@ -70,33 +71,40 @@ def measure(
     plan: Plan,
     folder: Path,
     *,
+    before: dict[str, Any] | None = None,
     on_row: Callable[[dict[str, Any]], object] = lambda result: None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures the plan; logs of the servers go to `folder`.
 
-    `on_row` is called with the result so far after each load, `progress` with a line about what comes next.
+    `before` is the result of the same plan that was broken off: loads that it has are not given again. `on_row` is
+    called with the result so far, before the first load and after each, `progress` with a line about what comes next.
 
     Raises `LlavaStfError` or one of its kinds: the plan is at fault, a server does not start or answers nothing.
     """
     _check(plan)
     drive = vllm_client.drive if _takes_vllm(plan) else client.drive
-    rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
+    fresh: dict[str, Any] = {
         "machine": {**machine(), "versions": versions(), "load_average": load_average()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "client": "vllm bench serve" if _takes_vllm(plan) else "llava-stf",
         "plan": {**asdict(plan), "images": str(plan.images) if plan.images else None},
-        "rows": rows,
+        "rows": [],
     }
-    with closing(_targets(plan, folder, progress)) as targets:
+    result = begin_or_resume(fresh, before)
+    rows, loads = result["rows"], len(plan.clients) + 1
+    on_row(result)
+    with closing(_targets(plan, folder, progress, first=len(rows) // loads)) as targets:
         for target, model in targets:
             asked = questions(plan.images, plan.seed, _images(plan))
             progress(f"{target.model}: warming up")
             _warm_up(target, list(itertools.islice(asked, max(plan.clients))), plan)
-            for load in _loads(plan, rows):
-                progress(f"{target.model}: {load.name}, {plan.requests} requests")
+            done = len(rows) % loads
+            for number, load in enumerate(_loads(plan, rows)):
                 batch = list(itertools.islice(asked, plan.requests))
+                if number < done:
+                    continue
+                progress(f"{target.model}: {load.name}, {plan.requests} requests")
                 with watching(target.url) as seen:
                     outcomes = drive(target, batch, load, new_tokens=plan.new_tokens, seed=plan.seed)
                 summary = summarise(outcomes)
@@ -111,6 +119,7 @@ def measure(
                     }
                 )
                 on_row(result)
+    result["complete"] = True
     return result
 
 
@@ -149,15 +158,16 @@ def _images(plan: Plan) -> int:
 
 
 def _targets(
-    plan: Plan, folder: Path, progress: Callable[[str], None]
+    plan: Plan, folder: Path, progress: Callable[[str], None], *, first: int
 ) -> Generator[tuple[Target, Served | None], None, None]:
-    """Every server of the plan while it runs, one after the other."""
+    """The servers of the plan from the `first` on while they run, one after the other."""
     if plan.url is not None:
-        yield find_target(plan.url), None
+        if not first:
+            yield find_target(plan.url), None
         return
     shapes: list[VisionTokens] = ["all", None]
     named = [(plan.shape, tokens) for tokens in shapes] if plan.shape else [(name, None) for name in plan.models]
-    for number, (name, tokens) in enumerate(named):
+    for number, (name, tokens) in list(enumerate(named))[first:]:
         with TemporaryDirectory(prefix="llava_stf_bench_") as work:
             progress(f"Preparing {name}")
             if plan.shape:

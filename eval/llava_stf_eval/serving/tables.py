@@ -9,19 +9,22 @@ names, between `<!-- serving:start -->` and `<!-- serving:end -->` of the docume
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf_eval.bench_result import is_complete, read_result
 from llava_stf_eval.serving.output import FIGURE, RESULT, failures, markdown
 
 START, END = "<!-- serving:start -->", "<!-- serving:end -->"
 
 
 def collect(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
-    """Copies the results of every run in `folder`; returns them by name. Raises `LlavaStfError` if there are none."""
+    """Copies the results of every run in `folder`; returns them by name.
+
+    Raises `LlavaStfError` if there are none, or one was broken off.
+    """
     files = sorted(folder.glob(f"*/{RESULT}"))
     if not files:
         raise LlavaStfError(f"{folder} holds no results; run scripts/measure_serving.sh first.")
@@ -29,7 +32,9 @@ def collect(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for file in files:
         name = file.parent.name
-        found[name] = json.loads(file.read_text())
+        found[name] = read_result(file)
+        if not is_complete(found[name]):
+            raise LlavaStfError(f"{file} is of a measurement that was broken off; finish it with bench serve --resume.")
         shutil.copyfile(file, output / f"{name}.json")
         if (file.parent / FIGURE).is_file():
             shutil.copyfile(file.parent / FIGURE, output / f"{name}.png")

@@ -1,9 +1,9 @@
 """The measurement as a whole: every case, its variants taking turns in one process on the same images and text.
 
-The result is a dictionary that JSON holds as it is: `machine`, `model`, `plan`, and `rows`, one for each variant in
-each case, with its raw seconds, the median and the spread (interquartile range) of every stage, and how many times
-faster than the first variant it was. That ratio is the median of the ratios of runs that stood side by side, so that a
-machine that slows down meanwhile slows both.
+The result is a dictionary that JSON holds as it is: `complete`, `machine`, `model`, `plan`, and `rows`, one for each
+variant in each case, with its raw seconds, the median and the spread (interquartile range) of every stage, and how many
+times faster than the first variant it was. That ratio is the median of the ratios of runs that stood side by side, so
+that a machine that slows down meanwhile slows both.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageP
 from llava_stf.analysis.counting import llm_parameters
 from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf_eval.bench_result import begin_or_resume
 from llava_stf_eval.speed.machine import describe_machine, load_average
 from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, measure_once
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
@@ -70,12 +71,14 @@ class Plan:
 def measure(
     plan: Plan,
     *,
+    before: dict[str, Any] | None = None,
     on_row: Callable[[dict[str, Any]], object] = lambda result: None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Measures the plan.
 
-    `on_row` is called with the result so far after each case, `progress` with a line about what comes next.
+    `before` is the result of the same plan that was broken off: cases that it has are not measured again. `on_row` is
+    called with the result so far, before the first case and after each, `progress` with a line about what comes next.
 
     Raises `LlavaStfError` or one of its kinds, before any weight is made or read where the plan itself is at fault.
     """
@@ -89,8 +92,7 @@ def measure(
     progress(f"Making the weights of shape {plan.shape}" if plan.shape else f"Loading {plan.model}")
     model, image_processor = _model(plan, device)
     variants = build_variants(model, settings, seed=plan.seed)
-    rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {
+    fresh: dict[str, Any] = {
         "machine": describe_machine(model.device),
         "model": {
             "name": plan.shape or plan.model,
@@ -99,13 +101,19 @@ def measure(
             "llm_parameters": llm_parameters(config),
         },
         "plan": asdict(plan),
-        "rows": rows,
+        "rows": [],
     }
+    result = begin_or_resume(fresh, before)
+    on_row(result)
+    measured = [row["case"] for row in result["rows"]]
     for case in plan.cases():
+        if asdict(case) in measured:
+            continue
         progress(f"batch {case.batch_size}, {case.text_tokens} text and {case.new_tokens} new tokens, {case.attention}")
-        rows += _measure_case(case, plan, variants, image_processor)
+        result["rows"] += _measure_case(case, plan, variants, image_processor)
         result["machine"]["load_average_after"] = load_average()
         on_row(result)
+    result["complete"] = True
     return result
 
 

@@ -165,6 +165,9 @@ def test_results_reach_the_document_between_its_markers(compared, tmp_path) -> N
     for broken in ("no markers", f"{END}{START}", f"{START}{END}{START}"):
         with pytest.raises(LlavaStfError, match="once each"):
             insert(broken, "")
+    write_json(tmp_path / "b-run" / RESULT, {**compared, "complete": False})
+    with pytest.raises(LlavaStfError, match="broken off; finish it with bench serve --resume"):
+        collect(tmp_path, tmp_path / "docs")
     with pytest.raises(LlavaStfError, match="holds no results"):
         collect(tmp_path / "docs", tmp_path / "other")
 
@@ -179,5 +182,12 @@ def test_command_starts_a_server_measures_it_and_ends_it(tmp_path, capsys) -> No
     assert sorted(file.name for file in Path(tmp_path / "run").iterdir()) == [
         "server-0.log", "serving.json", "serving.png",
     ]  # fmt: skip
+    broken = {**printed, "complete": False, "rows": printed["rows"][:1]}
+    write_json(tmp_path / "run" / "serving.json", broken)
+    assert main([*arguments, "--resume", "--json"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert resumed["complete"]
+    assert resumed["rows"][0] == printed["rows"][0]
+    assert [row["load"]["name"] for row in resumed["rows"]] == [row["load"]["name"] for row in printed["rows"]]
     assert main(arguments) == 2
     assert "holds an earlier measurement" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""A process that was started by another ends with it, whatever ended that, and however it was started."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+# An engine as vLLM has one, and the processes that it starts in turn; each prints its id and would never end.
+PROGRAM = """
+import multiprocessing, os, sys, time
+from llava_stf.io.signals import end_with_parent
+
+def work(depth, method):
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    if depth:
+        multiprocessing.get_context(method).Process(target=work, args=(depth - 1, method)).start()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    end_with_parent()
+    context = multiprocessing.get_context(sys.argv[1])
+    for _ in range(2):
+        context.Process(target=work, args=(1, sys.argv[1])).start()
+    time.sleep(600)
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_a_killed_process_leaves_no_child_behind(tmp_path: Path, method: str) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", method], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        children = [int(parent.stdout.readline()) for _ in range(4)]
+        assert all(map(is_running, children))
+        os.kill(parent.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while any(map(is_running, children)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
