@@ -150,7 +150,18 @@ def test_runs_alike_are_told_apart_by_their_folders(tmp_path):
             "for a score in .* benchmark gqa, found '9'",
         ),
     ],
-    ids=["no-folder", "no-results", "unfinished", "no-json", "broken-off", "no-text", "list", "missing-key", "no-object", "text"],
+    ids=[
+        "no-folder",
+        "no-results",
+        "unfinished",
+        "no-json",
+        "broken-off",
+        "no-text",
+        "list",
+        "missing-key",
+        "no-object",
+        "text",
+    ],
 )
 def test_folders_without_a_run_are_refused(tmp_path, damage, message):
     folder = write_run(tmp_path / "run", {"gqa": 1.0})
