@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from llava_stf._auto import register_auto_classes
-from llava_stf._requirements import check_requirements
+from llava_stf.io.requirements import check_requirements
 
 if TYPE_CHECKING:
     from llava_stf.conversion import convert_checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_stf._requirements import MINIMUM
+from llava_stf.io.requirements import MINIMUM
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT = """
