@@ -9,7 +9,7 @@ import pytest
 
 from llava_stf.io.requirements import MINIMUM
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 IMPORT = """
 import importlib.metadata as metadata, sys
 found = metadata.version
