@@ -5,18 +5,16 @@
     model, processor = llava
 
 Prompts go through the processor's chat template, decoding is greedy unless told otherwise, and nothing is ever cut to
-make a prompt fit. Of the functions here only `measure_first_token` looks at a clock.
+make a prompt fit.
 """
 
 from __future__ import annotations
 
 import queue
-import statistics
 import threading
-import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -24,8 +22,10 @@ from transformers import BatchFeature, GenerationConfig, LlavaForConditionalGene
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
-from llava_stf.images import ImageSource, load_image
+from llava_stf.images import load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.inference.chat import Chat
+from llava_stf.inference.turns import Conversation, Images, as_list, user_turn
 from llava_stf.models.fusion.budget import VisionTokens, num_image_tokens, tokens_per_image
 from llava_stf.models.llava_stf.conversation import render_chat
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
@@ -33,10 +33,6 @@ from llava_stf.models.llava_stf.vocabulary import with_suppressed
 if TYPE_CHECKING:
     from llava_stf.inference.compiled import CompiledGeneration
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
-
-Images = ImageSource | Sequence[ImageSource]
-Message = dict[str, Any]
-Conversation = Sequence[Message] | str
 
 
 class LlavaStf:
@@ -104,13 +100,13 @@ class LlavaStf:
         """
         if batch_size < 1:
             raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
-        turns = [user_turn(question, len(_as_list(images, required=True))) for images, question in pairs]
+        turns = [user_turn(question, len(as_list(images, required=True))) for images, question in pairs]
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
             rows = list(range(start, min(start + batch_size, len(pairs))))
             if self._compiled is not None and start:
                 rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
-            loaded = [[load_image(source) for source in _as_list(pairs[row][0])] for row in rows]
+            loaded = [[load_image(source) for source in as_list(pairs[row][0])] for row in rows]
             inputs = self.encode([[turns[row]] for row in rows], loaded, vision_tokens)
             answers += self._answers(inputs, max_new_tokens, generate_kwargs)
         return answers[: len(pairs)]
@@ -141,15 +137,15 @@ class LlavaStf:
 
         A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
         """
-        turn = user_turn(question, len(_as_list(images, required=True)))
-        loaded = [load_image(source) for source in _as_list(images)]
+        turn = user_turn(question, len(as_list(images, required=True)))
+        loaded = [load_image(source) for source in as_list(images)]
         inputs = self.encode([[turn]], [loaded], vision_tokens)
         return self._pieces(inputs, max_new_tokens, generate_kwargs)
 
     def chat(self, images: Images = (), *, vision_tokens: VisionTokens = None) -> Chat:
         """Opens a conversation about these images; more can be added at every turn."""
         conversation = Chat(self, self._count(vision_tokens))
-        for source in _as_list(images):
+        for source in as_list(images):
             conversation.add_image(source)
         return conversation
 
@@ -301,99 +297,6 @@ class _NewTokens(BaseStreamer):
         return iter(self._queue.get, None)
 
 
-class Chat:
-    """A conversation: every question is asked with all turns and images before it.
-
-    `messages` is the history in Hugging Face's form, `images` the images in the order of their markers in it. A turn
-    enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
-    """
-
-    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
-        self.messages: list[Message] = []
-        self.images: list[Image.Image] = []
-        self._llava = llava
-        self._vision_tokens = vision_tokens
-        self._waiting: list[Image.Image] = []
-
-    def add_image(self, source: ImageSource) -> None:
-        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
-        self._waiting.append(load_image(source))
-
-    def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
-        """Answers the next question; raises as `LlavaStf.ask`, but needs no new image."""
-        turn, inputs = self._next(question)
-        answer = self._llava._answers(inputs, max_new_tokens, generate_kwargs)[0]
-        self._record(turn, answer)
-        return answer
-
-    def stream(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Iterator[str]:
-        """As `ask`, piece by piece; if the iterator is closed early, what was said so far is the answer."""
-        turn, inputs = self._next(question)
-        return self._recorded(turn, self._llava._pieces(inputs, max_new_tokens, generate_kwargs))
-
-    def _next(self, question: str) -> tuple[Message, BatchFeature]:
-        turn = user_turn(question, len(self._waiting))
-        images = [*self.images, *self._waiting]
-        return turn, self._llava.encode([[*self.messages, turn]], [images], self._vision_tokens)
-
-    def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
-        said: list[str] = []
-        try:
-            for piece in pieces:
-                said.append(piece)
-                yield piece
-        except GeneratorExit:
-            pieces.close()
-            self._record(turn, "".join(said).strip())
-            raise
-        self._record(turn, "".join(said).strip())
-
-    def _record(self, turn: Message, answer: str) -> None:
-        self.messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-        self.images += self._waiting
-        self._waiting = []
-
-
-def user_turn(question: str, images: int) -> Message:
-    """One user message about a number of images, which stand before the text unless it holds a marker for each.
-
-    Raises `PromptError` if the question is empty or holds another number of `<image>` markers.
-    """
-    markers = question.count("<image>")
-    if not question.replace("<image>", "").strip():
-        raise PromptError("The question is empty; ask something.")
-    if markers not in (0, images):
-        raise PromptError(
-            f"The question holds {markers} <image> markers for {images} images; write one per image, or none."
-        )
-    places = [] if markers else [{"type": "image"}] * images
-    return {"role": "user", "content": [*places, {"type": "text", "text": question}]}
-
-
-def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
-    """Median seconds to the first token over `runs`, after one run to warm up, or three where generation is compiled.
-
-    Measured from the preprocessed prompt on the device to the first new id: vision tower, projector, prefill and the
-    choice of the id. Reading the image, tokenising and the copy to the device are excluded.
-    """
-    turn = user_turn(question, len(_as_list(images, required=True)))
-    inputs = llava.encode([[turn]], [[load_image(source) for source in _as_list(images)]])
-    warm_up = 1 if llava._compiled is None else 3  # compile, record CUDA graphs, replay
-    times = []
-    for _ in range(warm_up + runs):
-        start = _clock(llava.model.device)
-        llava.generate(inputs, max_new_tokens=1)
-        times.append(_clock(llava.model.device) - start)
-    return statistics.median(times[warm_up:])
-
-
-def _clock(device: torch.device) -> float:
-    """Seconds, once everything queued on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def _check_answers(options: dict[str, Any], defaults: GenerationConfig) -> None:
     """Raise `PromptError` for several answers to a question, of which a text has no place for the others."""
     settings = options.get("generation_config") or defaults
@@ -402,10 +305,3 @@ def _check_answers(options: dict[str, Any], defaults: GenerationConfig) -> None:
         raise PromptError(
             f"A question gets one answer, and num_return_sequences is {count}; call LlavaStf.generate for several."
         )
-
-
-def _as_list(images: Images, *, required: bool = False) -> list[ImageSource]:
-    sources = list(images) if isinstance(images, (list, tuple)) else [cast("ImageSource", images)]
-    if required and not sources:
-        raise PromptError("There is no image; give at least one.")
-    return sources

@@ -100,10 +100,10 @@ def _summary(config: dict[str, Any], base: str | None) -> str:
     if base is not None:
         facts["base model"] = base if _is_hub_id(base) else Path(base).name
     vision = config.get("vision_config") or {}
+    windows = config.get("fusion_windows") or [config.get("fusion_window") or 1]
     image, patch = vision.get("image_size"), vision.get("patch_size")
     if isinstance(image, int) and isinstance(patch, int) and patch > 0:
         grid = image // patch
-        windows = config.get("fusion_windows") or [config.get("fusion_window") or 1]
         facts["vision tokens per image"] = " or ".join(f"{(grid // k) ** 2}" for k in windows) + f" of {grid**2}"
     if config.get("model_type") == "llava_stf":
         facts["fusion"] = config.get("fusion", "stf")

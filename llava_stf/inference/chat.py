@@ -1,0 +1,68 @@
+"""A conversation of several turns with a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from transformers import BatchFeature
+
+from llava_stf.images import ImageSource, load_image
+from llava_stf.inference.turns import Message, user_turn
+
+if TYPE_CHECKING:
+    from llava_stf.inference.pipeline import LlavaStf
+
+
+class Chat:
+    """A conversation: every question is asked with all turns and images before it.
+
+    `messages` is the history in Hugging Face's form, `images` the images in the order of their markers in it. A turn
+    enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
+    """
+
+    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
+        self.messages: list[Message] = []
+        self.images: list[Image.Image] = []
+        self._llava = llava
+        self._vision_tokens = vision_tokens
+        self._waiting: list[Image.Image] = []
+
+    def add_image(self, source: ImageSource) -> None:
+        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
+        self._waiting.append(load_image(source))
+
+    def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
+        """Answers the next question; raises as `LlavaStf.ask`, but needs no new image."""
+        turn, inputs = self._next(question)
+        answer = self._llava._answers(inputs, max_new_tokens, generate_kwargs)[0]
+        self._record(turn, answer)
+        return answer
+
+    def stream(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Iterator[str]:
+        """As `ask`, piece by piece; if the iterator is closed early, what was said so far is the answer."""
+        turn, inputs = self._next(question)
+        return self._recorded(turn, self._llava._pieces(inputs, max_new_tokens, generate_kwargs))
+
+    def _next(self, question: str) -> tuple[Message, BatchFeature]:
+        turn = user_turn(question, len(self._waiting))
+        images = [*self.images, *self._waiting]
+        return turn, self._llava.encode([[*self.messages, turn]], [images], self._vision_tokens)
+
+    def _recorded(self, turn: Message, pieces: Generator[str, None, None]) -> Iterator[str]:
+        said: list[str] = []
+        try:
+            for piece in pieces:
+                said.append(piece)
+                yield piece
+        except GeneratorExit:
+            pieces.close()
+            self._record(turn, "".join(said).strip())
+            raise
+        self._record(turn, "".join(said).strip())
+
+    def _record(self, turn: Message, answer: str) -> None:
+        self.messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        self.images += self._waiting
+        self._waiting = []
