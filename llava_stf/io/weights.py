@@ -6,7 +6,6 @@ and one tensor at a time is copied.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llava_stf.errors import CheckpointError
@@ -189,54 +190,28 @@ def save_shards(
 ) -> None:
     """Write `tensors` under their keys as `model.safetensors`, or as shards of at most `max_bytes` and an index.
 
-    One tensor is in memory at a time. `on_written` is called with the bytes of each.
+    One shard is in memory at a time, mapped where its files are. `on_written` is called with the bytes of each tensor
+    as it is read for its shard. Raises `OSError` if the disk refuses.
     """
-    shards = _split(tensors, max_bytes)
+    shapes = {
+        key: torch.empty(stored.final_shape, dtype=stored.dtype, device="meta") for key, stored in tensors.items()
+    }
+    split = split_torch_state_dict_into_shards(shapes, max_shard_size=max_bytes)
     reader = Reader()
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save(folder / name, {key: tensors[key] for key in shard}, reader, on_written)
-        weight_map |= dict.fromkeys(shard, name)
-    if len(shards) > 1:
-        total = sum(stored.nbytes for stored in tensors.values())
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
-        )
-
-
-def _save(file: Path, tensors: dict[str, StoredTensor], reader: Reader, on_written: Callable[[int], None]) -> None:
-    """Write one safetensors file tensor by tensor; the library's own function wants all of them at once.
-
-    The format: the header's length in eight bytes, little-endian; the header in JSON, filled up with spaces to a
-    multiple of eight; the tensors without gaps, wide dtypes first so that each is aligned.
-    """
-    ordered = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
-    names = {dtype: name for name, dtype in _DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for key in ordered:
-        stored = tensors[key]
-        end = offset + stored.nbytes
-        header[key] = {"dtype": names[stored.dtype], "shape": stored.final_shape, "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for key in ordered:
-            out.write(reader.read(tensors[key]).reshape(-1).view(torch.uint8).numpy().data)
+    for name, keys in split.filename_to_tensors.items():
+        shard: dict[str, Tensor] = {}
+        places: set[int] = set()
+        for key in keys:
+            tensor = reader.read(tensors[key])
+            # Weights that are tied in a pickle are written twice, as they are named.
+            place = tensor.untyped_storage().data_ptr()
+            shard[key] = tensor.clone() if place in places else tensor
+            places.add(place)
             on_written(tensors[key].nbytes)
-
-
-def _split(tensors: dict[str, StoredTensor], max_bytes: int) -> list[list[str]]:
-    """Keys in order, cut into shards; a tensor larger than `max_bytes` gets a shard of its own."""
-    shards: list[list[str]] = []
-    size = max_bytes
-    for key, stored in tensors.items():
-        if not shards or size + stored.nbytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(key)
-        size += stored.nbytes
-    return shards
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk for instance
+            raise OSError(f"{name}: {error}") from error
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / "model.safetensors.index.json", index)
