@@ -215,29 +215,3 @@ def _positions(table: Tensor, layout: Layout) -> Tensor:
     if layout == "aps" or math.isqrt(rows) ** 2 == rows:
         return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
     return table
-
-
-def from_vit(state_dict: Mapping[str, Tensor], *, layout: Layout = "timm") -> dict[str, Tensor]:
-    """The inverse of `to_vit`: a `ViTModel`'s tensors by official name; a pooling layer is left out.
-
-    In APS's layout the position table loses its first row, the class token's, which is zero there.
-    """
-    projection, positions, blocks, norm = _NAMES[layout]
-    whole = {"embeddings.patch_embeddings.projection": projection, "layernorm": norm}
-    in_block = {ours: official for official, ours in _IN_BLOCK.items()}
-    official: dict[str, Tensor] = {}
-    for name, tensor in state_dict.items():
-        stem, _, kind = name.rpartition(".")
-        block = re.fullmatch(r"layers\.(\d+)\.(.+)", stem)
-        if name == "embeddings.cls_token":
-            official["cls_token"] = tensor
-        elif name == _POSITIONS:
-            official[positions] = tensor[:, 1:].transpose(0, 1).contiguous() if layout == "aps" else tensor
-        elif stem in whole:
-            official[f"{whole[stem]}.{kind}"] = tensor
-        elif block and block[2] in in_block:
-            official[f"{blocks}.{block[1]}.{in_block[block[2]]}.{kind}"] = tensor
-        elif block and block[2] == _QKV[0]:
-            parts = [state_dict[f"layers.{block[1]}.{part}.{kind}"] for part in _QKV]
-            official[f"{blocks}.{block[1]}.attn.qkv.{kind}"] = torch.cat(parts)
-    return official

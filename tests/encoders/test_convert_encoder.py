@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPImageProcessorPil, ViTConfig, ViTModel
 
-from llava_stf.encoders.checkpoints import choose_encoder, find_encoders, from_vit, to_vit
+from llava_stf.encoders.checkpoints import choose_encoder, find_encoders, to_vit
 from llava_stf.encoders.convert import convert_encoder, read_encoder
 from llava_stf.errors import CheckpointError, LlavaStfError, ModelNotFoundError
 from llava_stf.models.vision.vits import vit_config
@@ -77,7 +77,7 @@ def test_written_folder_loads_as_it_was_read_with_the_preprocessor_of_the_method
         assert part in said
 
 
-def test_cifar_images_of_aps_have_cifar_statistics(tmp_path):
+def test_cifar_images_of_aps_have_cifar_statistics(tmp_path, from_vit):
     torch.manual_seed(0)
     config = vit_config("aps", "tiny", image_size=32, patch_size=2)
     config.num_hidden_layers = 1
@@ -89,7 +89,7 @@ def test_cifar_images_of_aps_have_cifar_statistics(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["timm", "aps"])
-def test_official_names_there_and_back(vit, layout):
+def test_official_names_there_and_back(vit, from_vit, layout):
     state = vit.state_dict()
     if layout == "aps":
         state["embeddings.position_embeddings"][:, 0] = 0
@@ -117,7 +117,7 @@ def test_official_names_there_and_back(vit, layout):
     ],
     ids=["bare", "mae", "mocov3", "dino", "dino-trained", "parallel", "query-only"],
 )
-def test_files_of_other_methods_in_timms_layout(vit, tmp_path, wrap, select):
+def test_files_of_other_methods_in_timms_layout(vit, from_vit, tmp_path, wrap, select):
     heads = {"head.weight": torch.zeros(3, 16), "mask_token": torch.zeros(1, 1, 16), "fc_norm.bias": torch.zeros(16)}
     state = from_vit(vit.state_dict()) | heads | {"decoder_blocks.0.attn.qkv.weight": torch.zeros(6, 2)}
     torch.save(wrap(state), tmp_path / "vit.pth")
@@ -150,7 +150,7 @@ def test_head_counts_follow_the_method_and_its_width():
         ({"encoder": "timm", "heads": 2, "image_size": 50}, "Patches of 8 px do not divide an image of 50 px"),
     ],
 )
-def test_options_that_do_not_fit_the_file_are_refused(vit, tmp_path, options, message):
+def test_options_that_do_not_fit_the_file_are_refused(vit, from_vit, tmp_path, options, message):
     state = {f"momentum_encoder.{name}": tensor for name, tensor in from_vit(vit.state_dict()).items()}
     save_file(state, tmp_path / "vit.safetensors")
     with pytest.raises(LlavaStfError, match=message) as error:
@@ -184,7 +184,7 @@ def test_a_layout_that_is_not_known_is_told_with_what_was_found(tmp_path):
         ),
     ],
 )
-def test_damaged_encoders_are_refused_by_name(vit, tmp_path, change, message):
+def test_damaged_encoders_are_refused_by_name(vit, from_vit, tmp_path, change, message):
     state = from_vit(vit.state_dict())
     change(state)
     torch.save(state, tmp_path / "vit.pth")
@@ -192,7 +192,7 @@ def test_damaged_encoders_are_refused_by_name(vit, tmp_path, change, message):
         read_encoder(tmp_path / "vit.pth", encoder="timm", heads=2)
 
 
-def test_pickles_that_could_run_code_and_truncated_files_are_refused(vit, tmp_path):
+def test_pickles_that_could_run_code_and_truncated_files_are_refused(vit, from_vit, tmp_path):
     torch.save(vit, tmp_path / "module.pth")
     whole = tmp_path / "vit.safetensors"
     save_file(from_vit(vit.state_dict()), whole)
@@ -206,7 +206,7 @@ def test_pickles_that_could_run_code_and_truncated_files_are_refused(vit, tmp_pa
         read_encoder(tmp_path / "absent.pth", encoder="timm")
 
 
-def test_two_encoders_without_a_role_are_not_guessed(vit):
+def test_two_encoders_without_a_role_are_not_guessed(vit, from_vit):
     state = from_vit(vit.state_dict())
     both = {f"{prefix}.{name}": tensor for prefix in ("a", "b") for name, tensor in state.items()}
     with pytest.raises(CheckpointError, match=r"found encoders under 'a\.', 'b\.'"):

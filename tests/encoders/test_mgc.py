@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
-from llava_stf.encoders.checkpoints import from_vit, to_vit
+from llava_stf.encoders.checkpoints import to_vit
 from llava_stf.encoders.objectives.aps import positive_cosine
 from llava_stf.encoders.objectives.base import ema_momentum, encode
 from llava_stf.encoders.objectives.correspondence import (
@@ -239,7 +239,7 @@ def test_schedules_are_the_authors(cases):
     assert [ema_momentum(0.996, step / steps) for step in range(steps)] == pytest.approx(momentum["values"])
 
 
-def test_one_iteration_of_training_is_the_authors(golden, cases):
+def test_one_iteration_of_training_is_the_authors(golden, cases, from_vit):
     case, tensors = cases["train_step"], load_file(golden / "train_step.safetensors")
     objective = tiny(clip_norm=case["clip_norm_per_parameter"])
     before = {name.removeprefix("before."): value for name, value in tensors.items() if name.startswith("before.")}

@@ -13,7 +13,6 @@ from llava_stf.cli import main
 from llava_stf.cli.assemble import assemble
 from llava_stf.cli.encoders import encoders
 from llava_stf.encoders.catalogue import ENCODERS
-from llava_stf.encoders.checkpoints import from_vit
 from llava_stf.loading.testing import CHARACTERS
 from llava_stf.models.vision.layers import default_fusion_layers
 from llava_stf.models.vision.states import select_hidden_states
@@ -55,7 +54,7 @@ def test_encoders_lists_by_default_and_in_json(capsys):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, from_vit):
     torch.manual_seed(0)
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
