@@ -105,13 +105,18 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
     from pathlib import Path
 
     from llava_stf.errors import MissingDependencyError
+    from llava_stf.serving.listening import bind
 
+    sockets = bind(given["host"], given["port"])  # before anything is loaded: a taken port is said at once
     try:
         with waiting("Importing torch and transformers"):
-            from llava_stf.loading import BUNDLED
+            from llava_stf.loading import BUNDLED, read_config
             from llava_stf.serving.app import create_app
             from llava_stf.serving.options import ServeOptions
             from llava_stf.serving.run import run
+
+            if ui:
+                from llava_stf.serving.page import mount_page
     except ModuleNotFoundError as error:
         if error.name not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
             raise
@@ -122,16 +127,16 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
     if options.max_image_bytes > options.max_body_bytes:
         raise typer.BadParameter("--max-image-megabytes is beyond --max-body-megabytes")
     compare = compare_model or ("tiny-full" if ui and model == "tiny" else None)
+    for each in filter(None, (model, compare)):
+        read_config(each)  # what cannot be read is said before the other one is loaded
     if model in BUNDLED:
         print(NOTICE.format(model=model), file=sys.stderr)
     app = create_app(
         _load(model, loading), options, compare=None if compare is None else _load(compare, _twin(compare, loading))
     )
     if ui:
-        from llava_stf.serving.page import mount_page
-
         app = mount_page(app, app.state.engine, options, compare=app.state.compare)
-    run(app, options)
+    run(app, sockets)
 
 
 def _load(model: str, options: dict[str, Any]) -> Any:

@@ -7,9 +7,10 @@ from llava_stf.images.load import (
     MAX_DOWNLOAD_SECONDS,
     MAX_SIDE,
     OFFLINE_VARIABLES,
+    ImageHeader,
     ImageSource,
-    decoding_bytes,
     load_image,
+    read_header,
     to_rgb,
 )
 
@@ -20,8 +21,9 @@ __all__ = [
     "MAX_DOWNLOAD_SECONDS",
     "MAX_SIDE",
     "OFFLINE_VARIABLES",
+    "ImageHeader",
     "ImageSource",
-    "decoding_bytes",
     "load_image",
+    "read_header",
     "to_rgb",
 ]

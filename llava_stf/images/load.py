@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -77,16 +78,29 @@ def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.I
     )
 
 
-def decoding_bytes(source: bytes | Image.Image, *, max_pixels: int | None = None) -> int:
-    """Memory that `load_image` takes at most for a file's bytes or a PIL image, told from its header.
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image will cost, told before it is decoded.
+
+    Attributes:
+        size: Width and height of what `load_image` returns, before it is turned upright.
+        decoding_bytes: Memory that `load_image` takes at most.
+    """
+
+    size: tuple[int, int]
+    decoding_bytes: int
+
+
+def read_header(source: bytes | Image.Image, *, max_pixels: int | None = None) -> ImageHeader:
+    """Looks at an image, a file's bytes or one of PIL, without decoding it.
 
     Raises:
         ImageError: As `load_image`, as far as the header tells.
     """
     if isinstance(source, Image.Image):
-        return _cost(source)
+        return _header(source)
     with _opened(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels) as image:
-        return _cost(image)
+        return _header(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -233,15 +247,16 @@ def _value_range(image: Image.Image, name: str) -> tuple[float, float] | None:
     return np.min(ranges), np.max(ranges)
 
 
-def _cost(image: Image.Image) -> int:
-    """Bytes that it takes to decode an image and to bring it to RGB."""
+def _header(image: Image.Image) -> ImageHeader:
     pixels, factor = image.width * image.height, _factor(image)
-    kept = 4 * pixels // factor**2
+    size = -(-image.width // factor), -(-image.height // factor)
+    kept = 4 * size[0] * size[1]
     stored = _STORED.get(image.mode, 4) * pixels
     if image.format in ("JPEG", "MPO"):
         drafted = next(scale for scale in (8, 4, 2, 1) if factor >= scale)
-        return stored // drafted**2 + kept + (_PROGRESSIVE * pixels if "progressive" in image.info else 0)
-    return stored + max(kept, _DECODER.get(image.format or "", 0) * pixels)
+        progressive = _PROGRESSIVE * pixels if "progressive" in image.info else 0
+        return ImageHeader(size, stored // drafted**2 + kept + progressive)
+    return ImageHeader(size, stored + max(kept, _DECODER.get(image.format or "", 0) * pixels))
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,10 +23,11 @@ from llava_stf.errors import LlavaStfError
 from llava_stf.inference import LlavaStf
 from llava_stf.models.fusion.budget import token_budgets
 from llava_stf.serving.auth import AuthMiddleware
-from llava_stf.serving.body_limit import BodyLimiter
+from llava_stf.serving.body_limit import Body, BodyLimiter
 from llava_stf.serving.engine import Engine
 from llava_stf.serving.errors import ClientGoneError, ModelUnknownError
 from llava_stf.serving.images import ImageReader
+from llava_stf.serving.memory import Memory
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.protocol import ChatRequest, CompletionRequest, parse
@@ -35,6 +36,8 @@ from llava_stf.serving.rows import GenerationRequest, Piece
 
 logger = logging.getLogger(__name__)
 
+Asked = TypeVar("Asked", ChatRequest, CompletionRequest)
+
 
 def create_app(llava: LlavaStf, options: ServeOptions, *, compare: LlavaStf | None = None) -> FastAPI:
     """The application; `app.state.engine` answers its routes from start-up to shutdown.
@@ -42,28 +45,34 @@ def create_app(llava: LlavaStf, options: ServeOptions, *, compare: LlavaStf | No
     `compare` is a second model that no route asks; the page does, by `app.state.compare`, an engine of its own.
     Raises `CheckpointError` if a model has no tokenizer.
     """
-    metrics = Metrics()
-    engine = Engine(llava, options, metrics)
-    other = None if compare is None else Engine(compare, options)
+    metrics, memory = Metrics(), Memory()
+    engine = Engine(llava, options, metrics, memory)
+    other = None if compare is None else Engine(compare, options, memory=memory)
     engines = [engine] if other is None else [engine, other]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for each in engines:
+            await asyncio.to_thread(each.warm_up)
             each.start()
+        trimming = asyncio.create_task(memory.give_back())
         try:
             yield
         finally:
+            trimming.cancel()
             for each in engines:
                 await asyncio.to_thread(each.close)
 
     app = FastAPI(title="llava-stf", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine, app.state.compare = engine, other
+    app.state.clean_ups = []  # called where the process ends without shutdown
     app.add_middleware(AuthMiddleware, api_key=options.api_key, metrics=metrics)
     routes = Routes(engine, options)
-    app.add_api_route("/health", routes.health)
-    app.add_api_route("/metrics", routes.metrics)
-    app.add_api_route("/v1/models", routes.models)
+    read = ["GET", "HEAD"]
+    app.add_api_route("/health", routes.health, methods=read)
+    app.add_api_route("/metrics", routes.metrics, methods=read)
+    app.add_api_route("/v1/models", routes.models, methods=read)
+    app.add_api_route("/v1/models/{name:path}", routes.model, methods=read)
     app.add_api_route("/v1/chat/completions", routes.chat, methods=["POST"])
     app.add_api_route("/v1/completions", routes.complete, methods=["POST"])
     app.add_exception_handler(LlavaStfError, _on_error)
@@ -78,7 +87,7 @@ class Routes:
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
         self._engine = engine
         self._options = options
-        self._body_limiter = BodyLimiter(options.max_body_bytes)
+        self._bodies = BodyLimiter(options.max_body_bytes, engine.memory)
         self._images = ImageReader(options)
         self._created = int(time.time())
 
@@ -92,34 +101,47 @@ class Routes:
         return Response(self._engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     async def models(self) -> dict[str, Any]:
-        """The one model, with its longest prompt and the tokens that an image can take."""
-        llava = self._engine.llava
-        model = {
+        """The one model."""
+        return {"object": "list", "data": [self._model()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """The model of that name."""
+        self._check_model(name)
+        return self._model()
+
+    def _model(self) -> dict[str, Any]:
+        """The model with its longest prompt and the tokens that an image can take."""
+        return {
             "id": self._options.served_name,
             "object": "model",
             "created": self._created,
             "owned_by": "llava-stf",
-            "max_model_len": llava.positions,
-            "vision_tokens": token_budgets(llava.model.config),
+            "max_model_len": self._engine.llava.positions,
+            "vision_tokens": token_budgets(self._engine.llava.model.config),
         }
-        return {"object": "list", "data": [model]}
 
     async def chat(self, request: Request) -> Response:
         """The next answer of a conversation."""
         self._engine.check_room()
-        async with self._body_limiter.body(request) as body:
-            asked = await asyncio.to_thread(parse, ChatRequest, body)
-            self._check_model(asked.model)
-            images = await self._images.read(list(asked.urls()))
+        async with self._bodies.body(request) as body:
+            asked, images = await self._read(ChatRequest, body)
             return await self._reply(request, asked, asked.request(images), chat=True)
 
     async def complete(self, request: Request) -> Response:
         """How a text goes on."""
         self._engine.check_room()
-        async with self._body_limiter.body(request) as body:
-            asked = await asyncio.to_thread(parse, CompletionRequest, body)
-            self._check_model(asked.model)
+        async with self._bodies.body(request) as body:
+            asked, _ = await self._read(CompletionRequest, body)
             return await self._reply(request, asked, asked.request(), chat=False)
+
+    async def _read(self, kind: type[Asked], body: Body) -> tuple[Asked, list[bytes]]:
+        """What is asked, and the files of its images; the body is emptied."""
+        asked, parsed = await asyncio.to_thread(parse, kind, body.data, self._engine.bounds)
+        self._check_model(asked.model)
+        urls: list[str] = asked.urls() if isinstance(asked, ChatRequest) else []
+        images = await self._images.read(urls, parsed)
+        body.data = bytearray()
+        return asked, images
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, self._options.served_name):
@@ -142,13 +164,14 @@ class Routes:
         """The engine's pieces, and a line in the log at the end: counts, and texts only where that was asked for."""
         started = time.perf_counter()
         said = []
+        images = len(request.images)
         async with aclosing(self._engine.stream(request)) as pieces:
             async for piece in pieces:
                 said.append(piece.text)
                 yield piece
         logger.info(
             "answered %d images, %d + %d tokens, %.3f s, finish %s",
-            len(request.images), piece.prompt_tokens, piece.completion_tokens,
+            images, piece.prompt_tokens, piece.completion_tokens,
             time.perf_counter() - started, piece.finish_reason,
         )  # fmt: skip
         if self._options.log_prompts:

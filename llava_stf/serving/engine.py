@@ -1,7 +1,8 @@
 """One thread that owns the model and answers the requests that wait, together where they can be.
 
-Images are decoded and prompts are encoded in other threads, before a request enters the queue: what waits is small, and
-what is wrong with a request is known before it costs the model anything. A batch is made of the first request that
+Prompts are encoded and images are decoded in other threads, one image after the other and within `Memory`, before a
+request enters the queue: what waits is small, and what is wrong with a request is known before it costs the model
+anything. A batch is made of the first request that
 waits and those behind it that fit to it; whoever comes later waits for the next batch. A row of a batch ends on its
 own, and the batch ends with its last row.
 """
@@ -9,6 +10,7 @@ own, and the batch ends with its last row.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import threading
 import time
@@ -19,24 +21,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional
 from transformers import BatchFeature, StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError, ImageError, PromptError
-from llava_stf.images import load_image
-from llava_stf.inference import Conversation, LlavaStf, Message
+from llava_stf.images import load_image, read_header
+from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.models.fusion.budget import token_budgets
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
+from llava_stf.serving.memory import Memory
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
+from llava_stf.serving.request_body import Bounds
 from llava_stf.serving.rows import GenerationRequest, Piece, Row, RowStoppingCriteria
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["Engine", "GenerationRequest", "Piece"]
 
-# Each may hold the decoded images of one request.
 DECODERS = 4
+# What the image processor takes for a pixel of the square around an image (measured: 10 to 16), and beside it.
+PREPARING_BYTES = 16
+MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
+WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
 class Engine:
@@ -44,18 +54,23 @@ class Engine:
 
     Args:
         llava: the model, which nothing else may run as long as the engine does.
-        options: `max_batch`, `max_queue`, `max_new_tokens` and `max_image_pixels` are read.
+        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images` and `max_image_pixels` are read.
         metrics: where it counts.
+        memory: where images are decoded; engines of one server share it.
 
-    Raises `CheckpointError` if the model has no tokenizer.
+    Raises:
+        CheckpointError: the model has no tokenizer.
     """
 
-    def __init__(self, llava: LlavaStf, options: ServeOptions, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, llava: LlavaStf, options: ServeOptions, metrics: Metrics | None = None, memory: Memory | None = None
+    ) -> None:
         if llava.processor is None:
             raise CheckpointError("This checkpoint came without a tokenizer, so it cannot be served.")
         self.llava = llava
         self.options = options
         self.metrics = Metrics() if metrics is None else metrics
+        self.memory = Memory() if memory is None else memory
         self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
         self._decode = Decoder(llava.processor.tokenizer)
         self._pad = llava.processor.tokenizer.pad_token_id
@@ -67,6 +82,24 @@ class Engine:
         self._waiting: deque[Row] = deque()
         self._decoding = 0  # requests on their way to the queue, which have a place in it already
         self._closed = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """What a request may hold at most."""
+        positions = self.llava.positions
+        return Bounds(positions, self._decode.longest * positions, self.options.max_images)
+
+    def warm_up(self) -> None:
+        """Answers about a blank image at each count, before it starts: no client pays for what is done once."""
+        blank = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(blank, "PNG")
+        for count in token_budgets(self.llava.model.config):
+            request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
+            try:
+                for _ in range(WARM_UP_ROUNDS):
+                    self.llava.generate(self._prepare(request)[0], max_new_tokens=WARM_UP_TOKENS)
+            except Exception:  # requests may do well all the same
+                logger.exception("The model failed at the warm-up with %d vision tokens.", count)
 
     def start(self) -> None:
         """Starts the thread; once is enough."""
@@ -138,6 +171,8 @@ class Engine:
             with self._changed:
                 if self._closed:
                     raise BusyError("The server is about to stop.")
+                if sum(row.image_bytes for row in (*self._waiting, row)) > MAX_WAITING_BYTES and self._waiting:
+                    raise BusyError("Too many images wait, and no more are taken; try again in a moment.")
                 self._waiting.append(row)
                 self._changed.notify_all()
         finally:
@@ -148,20 +183,31 @@ class Engine:
     def _prepare(self, request: GenerationRequest) -> tuple[BatchFeature, int]:
         """Model inputs of the request alone, and how many of its ids stand for images."""
         self._check_length(request.conversation)
-        images = []
+        # Ids do not depend on what an image shows: a prompt that does not fit is refused before anything is decoded.
+        blank = Image.new("RGB", (1, 1))
+        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], request.vision_tokens)
+        pixels = []
         for index, source in enumerate(request.images):
             try:
-                images.append(load_image(source, max_pixels=self.options.max_image_pixels))
+                pixels.append(self._pixels(source, request.vision_tokens))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        inputs = self.llava.encode([request.conversation], [images], request.vision_tokens)
+        if pixels:
+            inputs["pixel_values"] = torch.cat(pixels)
         return inputs, int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
+
+    def _pixels(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> torch.Tensor:
+        """What the model sees of one image, [1, 3, height, width]."""
+        header = read_header(source, max_pixels=self.options.max_image_pixels)
+        kept = 4 * header.size[0] * header.size[1]
+        with self.memory.hold(max(header.decoding_bytes, kept + PREPARING_BYTES * max(header.size) ** 2)):
+            image = load_image(source, max_pixels=self.options.max_image_pixels)
+            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)["pixel_values"]
 
     def _check_length(self, conversation: Conversation) -> None:
         """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
-        most = self._decode.longest * self.llava.positions
         found = len(conversation) if isinstance(conversation, str) else sum(map(_characters, conversation))
-        if found > most:
+        if found > self.bounds.characters:
             raise PromptError(
                 f"The prompt has {found:,} characters, and the model takes {self.llava.positions:,} tokens; "
                 "ask shorter."
@@ -209,7 +255,8 @@ class Engine:
                     **sampling,
                 )
         except Exception:  # whatever went wrong in this batch, the next one may do well
-            logger.exception("The model failed at a batch of %d.", len(rows))
+            ids = ", ".join(row.request_id for row in rows if row.request_id)
+            logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         for row in rows:

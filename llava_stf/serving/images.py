@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import re
 from collections.abc import Sequence
 
 from llava_stf.errors import ImageError
 from llava_stf.images.fetch import fetch
 from llava_stf.serving.options import ServeOptions
+from llava_stf.serving.request_body import ParsedBody, decode_base64
 
 MAX_FETCH_SECONDS = 20
 MAX_FETCHES = 8  # at a time, of all requests
@@ -22,31 +21,36 @@ class ImageReader:
     """Reads images of requests.
 
     Args:
-        options: `max_images`, `max_image_bytes` and `allow_urls` are read.
+        options: `max_image_bytes` and `allow_urls` are read.
     """
 
     def __init__(self, options: ServeOptions) -> None:
         self._options = options
         self._fetches = asyncio.Semaphore(MAX_FETCHES)
 
-    async def read(self, urls: Sequence[str]) -> list[bytes]:
+    async def read(self, urls: Sequence[str], body: ParsedBody) -> list[bytes]:
         """The files behind these URLs, not decoded.
 
-        Raises `ImageError` for one that may not be read, names it by its index, and says nothing of other files.
+        Args:
+            urls: Of the images, in their order.
+            body: In which they stand.
+
+        Raises:
+            ImageError: One may not be read; the message names it by its index, and says nothing of other files.
         """
-        if len(urls) > self._options.max_images:
-            raise ImageError(f"A request may hold {self._options.max_images} images, found {len(urls)}.")
         files = []
         for index, url in enumerate(urls):
             try:
-                files.append(await self._read(url))
+                files.append(await self._read(url, body))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
         return files
 
-    async def _read(self, url: str) -> bytes:
+    async def _read(self, url: str, body: ParsedBody) -> bytes:
+        if (cut := body.images.get(url)) is not None:
+            return await asyncio.to_thread(decode_base64, cut, self._options.max_image_bytes)
         if data := _DATA.match(url):
-            return await asyncio.to_thread(self._decode, url, data.end())
+            return decode_base64(url[data.end() :].encode(), self._options.max_image_bytes)
         found = _SCHEME.match(url)
         scheme = found[1].lower() if found else ""
         if scheme not in ("http", "https"):
@@ -58,12 +62,3 @@ class ImageReader:
             return await fetch(
                 url, max_bytes=self._options.max_image_bytes, max_seconds=MAX_FETCH_SECONDS, public_only=True
             )
-
-    def _decode(self, url: str, start: int) -> bytes:
-        try:
-            data = base64.b64decode(url[start:], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise ImageError("its data: URL is not base64.") from error
-        if len(data) > self._options.max_image_bytes:
-            raise ImageError(f"it has more than {self._options.max_image_bytes:,} bytes.")
-        return data

@@ -165,6 +165,7 @@ def build_page(handler: AnswerHandler, options: ServeOptions, examples: list[tup
 def _clean_up_with(app: FastAPI, folder: tempfile.TemporaryDirectory[str]) -> None:
     """Removes the folder when the server stops: a signal ends the process without Python's own cleaning up."""
     inner = app.router.lifespan_context
+    app.state.clean_ups.append(folder.cleanup)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:

@@ -1,118 +1,146 @@
 """What a client sends to OpenAI's routes, checked, and as a request for the engine.
 
-A field that changes the answer and cannot be obeyed is refused; others that are not known are passed over, as clients
-send many.
+A field that is not known is refused, as it may change the answer; those of `_HARMLESS` are passed over.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from llava_stf.errors import PromptError
 from llava_stf.inference import Message
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import RequestError
+from llava_stf.serving.request_body import Bounds, ParsedBody, parse_body
 from llava_stf.serving.rows import GenerationRequest
 
+# Fields that change no answer of this server: who asks, how it is billed, cached, logged or hurried.
+_HARMLESS = frozenset((
+    "cache_salt", "guided_decoding_backend", "metadata", "parallel_tool_calls", "prediction", "priority",
+    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id", "safety_identifier",
+    "service_tier", "store", "user",
+))  # fmt: skip
 # Fields that change the answer, and the values with which they do not.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
     "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "continuous_usage_stats": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "ignore_eos": (False,),
+    "images": ([],),
+    "include_reasoning": (True, False),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
+    "logits_processors": ([],),
     "logprobs": (False,),
     "min_p": (0,),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "n": (1,),
+    "num_beams": (1,),
     "presence_penalty": (0,),
-    "prompt_logprobs": (),
+    "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "stop_token_ids": ([],),
-    "structured_outputs": (),
     "suffix": ("",),
+    "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_k": (-1, 0),
     "top_logprobs": (0,),
+    "typical_p": (1,),
     "use_beam_search": (False,),
+    "verbosity": ("medium",),
 }
 _COMPLETION_TOKENS = 16  # OpenAI's default for the older route
-_FIELD = re.compile("(?!(str|int|bool|float)$)[a-z_]+")  # in the path to a reason, where kinds of values stand, too
+_FIELD = re.compile("(?!(str|int|bool|float)$)[a-z_]+")  # in the path to a fault, where kinds of values stand, too
 Body = TypeVar("Body", bound="_Request")
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _ImageUrl(BaseModel):
+    url: str = Field(min_length=1)
+    detail: str | None = None  # an image has one resolution here
 
 
 class _Part(BaseModel):
     type: Literal["text", "image_url"]
     text: str | None = None
-    image_url: dict[str, Any] | str | None = None
+    image_url: _ImageUrl | str | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> _Part:
-        if self.type == "text" and self.text is None:
-            raise ValueError("a part of type 'text' needs its 'text'")
-        if self.type == "image_url" and not self.url:
-            raise ValueError("a part of type 'image_url' needs an 'image_url' with its 'url'")
+        other = "image_url" if self.type == "text" else "text"
+        if getattr(self, self.type) is None or self.url == "":
+            needed = "its 'text'" if self.type == "text" else "an 'image_url' with its 'url'"
+            raise ValueError(f"a part of type '{self.type}' needs {needed}")
+        if getattr(self, other) is not None:
+            raise ValueError(f"a part of type '{self.type}' holds no '{other}'; give that a part of its own")
         return self
 
     @property
-    def url(self) -> str:
-        """The address of an image; empty where there is none."""
-        url = self.image_url.get("url") if isinstance(self.image_url, dict) else self.image_url
-        return url if isinstance(url, str) else ""
+    def url(self) -> str | None:
+        """The address of an image."""
+        return self.image_url.url if isinstance(self.image_url, _ImageUrl) else self.image_url
 
 
 class _ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    content: str | Annotated[list[_Part], Field(fail_fast=True)] | None
 
-    @property
+    @model_validator(mode="after")
+    def _said(self) -> _ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of the {self.role} needs its content")
+        return self
+
+    @cached_property
     def parts(self) -> list[_Part]:
         """The content as parts."""
-        return [_Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        return self.content if isinstance(self.content, list) else [_Part(type="text", text=self.content or "")]
 
 
 class _StreamOptions(BaseModel):
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Request(BaseModel):
     """What both routes take."""
 
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=16)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stream: bool = False
+    stream: bool | None = None
     stream_options: _StreamOptions | None = None
-
-    def check_extra(self) -> None:
-        """Raises `RequestError` for a field that changes the answer and cannot be obeyed."""
-        for name, value in (self.model_extra or {}).items():
-            if name in _NEUTRAL and value is not None and value not in _NEUTRAL[name]:
-                raise RequestError(
-                    f"{name}: {json.dumps(value)[:80]} is not supported by this server; leave the field out.",
-                    param=name,
-                )
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with its usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -129,7 +157,7 @@ class _Request(BaseModel):
 class ChatRequest(_Request):
     """A body of `/v1/chat/completions`."""
 
-    messages: list[_ChatMessage] = Field(min_length=1)
+    messages: list[_ChatMessage] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     vision_tokens: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
@@ -148,10 +176,9 @@ class ChatRequest(_Request):
             self.vision_tokens = asked
         return self
 
-    def urls(self) -> Iterator[str]:
+    def urls(self) -> list[str]:
         """The addresses of all images, in their order."""
-        for message in self.messages:
-            yield from (part.url for part in message.parts if part.type == "image_url")
+        return [part.url for message in self.messages for part in message.parts if part.url is not None]
 
     def request(self, images: list[bytes]) -> GenerationRequest:
         """What the engine is asked, with the images behind `urls`. Raises `PromptError` for a turn that is none."""
@@ -167,7 +194,7 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """A body of `/v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: str | Annotated[list[str], Field(fail_fast=True)]
 
     def request(self) -> GenerationRequest:
         """What the engine is asked. Raises `PromptError` for several prompts, an empty one, or a place for an image."""
@@ -180,24 +207,70 @@ class CompletionRequest(_Request):
         return GenerationRequest(prompt, max_new_tokens=self.max_tokens or _COMPLETION_TOKENS, **self.sampling)
 
 
-def parse(kind: type[Body], body: bytes) -> Body:
-    """A body as what it should be. Raises `RequestError` with the first reason in a sentence."""
+_OF_MESSAGE = frozenset((
+    *_ChatMessage.model_fields, "annotations", "cache_control", "id", "name", "reasoning", "reasoning_content",
+))  # fmt: skip
+_OF_PART = frozenset((*_Part.model_fields, "cache_control", "uuid"))
+_OF_IMAGE_URL = frozenset(_ImageUrl.model_fields)
+_OF_STREAM_OPTIONS = frozenset((*_StreamOptions.model_fields, "include_obfuscation"))
+
+
+def parse(kind: type[Body], body: bytearray, bounds: Bounds) -> tuple[Body, ParsedBody]:
+    """A body as what it should be, and its images.
+
+    Raises:
+        RequestError: With the first fault in a sentence.
+        PromptError: More than the model's context can be asked for.
+        ImageError: Too many images.
+    """
+    parsed = parse_body(body, bounds)
+    _check_fields(parsed.fields, kind)
     try:
-        asked = kind.model_validate_json(body)
+        return kind.model_validate(parsed.fields), parsed
     except ValidationError as error:
-        # Where several kinds of value are allowed each has its reason; the deepest is of the kind that was meant.
-        reason = max(error.errors(include_url=False, include_input=False), key=lambda reason: len(reason["loc"]))
-        place = ".".join(str(part) for part in reason["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
-        sentence = reason["msg"].removeprefix("Value error, ")
+        # Where several kinds of value are allowed there is a fault for each; the deepest is of the kind that was meant.
+        fault = max(error.errors(include_url=False, include_input=False), key=lambda fault: len(fault["loc"]))
+        place = ".".join(str(part) for part in fault["loc"] if isinstance(part, int) or _FIELD.fullmatch(part))
+        sentence = fault["msg"].removeprefix("Value error, ")
         raise RequestError(f"{place}: {sentence}." if place else f"{sentence}.", param=place or None) from error
-    asked.check_extra()
-    return asked
+
+
+def _check_fields(fields: dict[str, Any], kind: type[_Request]) -> None:
+    """Raises `RequestError` for a field that may change the answer and cannot be obeyed."""
+    _refuse_unknown(fields, _HARMLESS | kind.model_fields.keys(), "")
+    _refuse_unknown(fields.get("stream_options"), _OF_STREAM_OPTIONS, "stream_options.")
+    messages = fields.get("messages") if kind is ChatRequest else None
+    for index, message in enumerate(messages if isinstance(messages, list) else []):
+        _refuse_unknown(message, _OF_MESSAGE, f"messages.{index}.")
+        parts = message.get("content") if isinstance(message, dict) else None
+        for number, part in enumerate(parts if isinstance(parts, list) else []):
+            place = f"messages.{index}.content.{number}."
+            _refuse_unknown(part, _OF_PART, place)
+            if isinstance(part, dict):
+                _refuse_unknown(part.get("image_url"), _OF_IMAGE_URL, f"{place}image_url.")
+
+
+def _refuse_unknown(fields: Any, known: frozenset[str], place: str) -> None:
+    for name, value in fields.items() if isinstance(fields, dict) else ():
+        if name in known or value is None or any(_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
+            continue
+        what = f"{place}{name:.60}"
+        if name in _NEUTRAL and not place:
+            said = f"{what}: {json.dumps(value):.80} is not supported by this server; leave the field out."
+        else:
+            said = f"{what}: this server does not know the field, which may change the answer; leave it out."
+        raise RequestError(said, param=what)
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Whether both are equal and of one kind: false is no 0."""
+    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _message(message: _ChatMessage) -> Message:
     """A message in Hugging Face's form. Its images stand before the text, unless that holds a marker for each."""
-    images = sum(part.type == "image_url" for part in message.parts)
-    texts = [part.text or "" for part in message.parts if part.type == "text"]
+    texts = [part.text for part in message.parts if part.text is not None]
+    images = len(message.parts) - len(texts)
     markers = sum(text.count(IMAGE_TOKEN) for text in texts)
     if images and message.role != "user":
         raise PromptError(f"Images are for messages of the user, found one in a message of the {message.role}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,6 +14,7 @@ from transformers import StoppingCriteria
 
 from llava_stf.inference import Conversation, VisionTokens
 from llava_stf.inference.answer_text import AnswerText
+from llava_stf.serving import request_id
 from llava_stf.serving.errors import ModelFailureError
 from llava_stf.serving.metrics import Metrics
 
@@ -102,8 +103,10 @@ class Row:
         text: AnswerText,
         started: float,
     ) -> None:
-        self.request = request
+        self.request = replace(request, images=())  # they are in the inputs, and would only take memory
+        self.request_id = request_id.current()
         self.inputs = inputs
+        self.image_bytes = inputs["pixel_values"].nbytes if "pixel_values" in inputs else 0
         self.prompt_tokens = inputs["input_ids"].shape[1]
         self.image_tokens = image_tokens
         self.limit = limit

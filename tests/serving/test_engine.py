@@ -28,10 +28,10 @@ def gated_llava(stf_folder: str) -> GatedLlava:
 @pytest.fixture
 def gated(gated_llava: GatedLlava) -> Iterator[Server]:
     """A server of a model whose steps the test lets pass, with a batch of 4 and 3 places to wait."""
-    gated_llava.steps.clear()
     gated_llava.fails, gated_llava.closes_at = False, None
     options = ServeOptions(max_batch=4, max_queue=3, max_new_tokens=400)
     with serving(create_app(gated_llava, options)) as server:
+        gated_llava.steps.clear()  # those of the warm-up
         yield server
         gated_llava.gate.set()
 

@@ -109,6 +109,35 @@ def test_the_model_is_listed_with_its_limits(server: Server, llava: LlavaStf) ->
     assert model.vision_tokens == [llava.vision_tokens]
 
 
+def test_a_model_is_found_by_its_name_and_heads_are_answered(server: Server) -> None:
+    assert server.openai().models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="'owner/other' is not served here"):
+        server.openai().models.retrieve("owner/other")
+    for path in ("/health", "/v1/models", "/v1/models/tiny", "/metrics"):
+        assert server.http.head(path).status_code == 200
+        assert server.http.head(path).content == b""
+
+
+def test_every_reply_has_the_id_of_its_request(server: Server) -> None:
+    ids = {server.http.get(path).headers["x-request-id"] for path in ("/health", "/nothing", "/v1/models")}
+    assert len(ids) == 3
+    assert server.http.get("/health", headers={"X-Request-Id": "mine-7"}).headers["x-request-id"] == "mine-7"
+    assert server.http.get("/health", headers={"X-Request-Id": "a b"}).headers["x-request-id"].startswith("req-")
+
+
+@pytest.mark.parametrize("name", ["tiny-full", "plain"])
+def test_the_first_request_costs_what_later_ones_do(name: str, plain_folder: str, images: list[np.ndarray]) -> None:
+    llava = load_model(plain_folder, vision_tokens=[4, 1]) if name == "plain" else load_model(name)
+    seen: list[tuple[int, bool]] = []
+    with serving(create_app(llava, ServeOptions(max_new_tokens=1))) as server:
+        generate = llava.generate
+        llava.generate = lambda inputs, **options: seen.append(inputs["input_ids"].shape) or generate(inputs, **options)
+        for _ in range(3):
+            assert server.chat(messages=[turn("What?", images[0])]).status_code == 200
+        assert server.metric("llava_stf_batch_size_count") == 3  # the warm-up is not counted
+    assert len(seen) == 3
+
+
 def test_health_and_metrics(server: Server, images: list[np.ndarray]) -> None:
     assert server.http.get("/health").json() == {"status": "ok"}
     names = ("completion_tokens_total", "prompt_tokens_total", "image_tokens_total", "request_seconds_count")

@@ -1,12 +1,16 @@
 """`llava-stf serve` as it is started from a shell: what it logs, how it ends, and what it hands over to vLLM."""
 
+import contextlib
 import json
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from llava_stf.cli import main
 from llava_stf.errors import LlavaStfError, MissingDependencyError
@@ -26,17 +31,19 @@ from .conftest import DEADLINE, QUESTION, turn, wait_for
 class Command:
     """A running `llava-stf serve` and what it has written."""
 
-    def __init__(self, *options: str, **environment: str) -> None:
+    def __init__(self, *options: str, files: int | None = None, **environment: str) -> None:
         command = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())", "serve"]
         self.process = subprocess.Popen(
             [*command, "--port", "0", *options],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment},
+            preexec_fn=files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))),
         )  # fmt: skip
         self.lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "Uvicorn running" in self.log or self.process.poll() is not None)
+        wait_for(lambda: "Serving at" in self.log or self.process.poll() is not None)
         found = re.search(r"http://[\d.]+:\d+", self.log)
         assert found, self.log
+        self.address = ("127.0.0.1", int(found[0].rpartition(":")[2]))
         self.http = httpx.Client(base_url=found[0], timeout=DEADLINE)
 
     @property
@@ -49,8 +56,8 @@ class Command:
 
 
 @contextmanager
-def running(*options: str, **environment: str) -> Iterator[Command]:
-    command = Command(*options, **environment)
+def running(*options: str, files: int | None = None, **environment: str) -> Iterator[Command]:
+    command = Command(*options, files=files, **environment)
     try:
         yield command
     finally:
@@ -78,6 +85,96 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(images: list[np.nda
     assert "POST /v1/chat/completions" in command.log
     for hidden in ("4711", "base64", "sesame", "Traceback"):
         assert hidden not in command.log
+
+
+def memory_of(process: subprocess.Popen[str], field: str) -> float:
+    """MiB of a process: VmRSS now, VmHWM at most."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+)", text)[1]) / 1024
+
+
+def test_a_server_under_attack_answers_health_and_stays_small(images: list[np.ndarray]) -> None:
+    """Half-sent heads beyond the files it may open, bodies of the greatest length, and images of 25 megapixels."""
+    with running(files=128) as command:
+        body = {"messages": [turn(QUESTION, images[0])], "max_tokens": 3}
+        request_id = command.http.post("/v1/chat/completions", json=body).headers["x-request-id"]
+        wait_for(lambda: f"[{request_id}]" in command.log)
+        idle = memory_of(command.process, "VmRSS")
+
+        slow = [socket.create_connection(command.address) for _ in range(200)]
+        for connection in slow:
+            with contextlib.suppress(OSError):  # its place went to a later one
+                connection.sendall(b"GET /health HTTP/1.1\r\nHost: ")
+        for _ in range(5):
+            assert httpx.get(f"{command.http.base_url}/health", timeout=DEADLINE).status_code == 200
+        for connection in slow:
+            connection.close()
+
+        worst, ended = [], threading.Event()
+
+        def look() -> None:
+            while not ended.is_set():
+                start = time.monotonic()
+                assert httpx.get(f"{command.http.base_url}/health", timeout=DEADLINE).status_code == 200
+                worst.append(time.monotonic() - start)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        message = b'{"role":"user","content":"hi"}'
+        many = b'{"messages":[' + b",".join([message] * 2_000_000) + b"]}"
+        refused = command.http.post("/v1/chat/completions", content=many, headers={"Content-Type": "application/json"})
+        assert refused.status_code == 400
+        ended.set()
+        looking.join()
+        # Over 35 s when every message was parsed; 0.1 s on two idle cores, and 3 s leave room for a busy machine.
+        assert max(worst) < 3
+
+        large = Image.new("RGB", (5000, 5000), "teal")
+        reply = command.http.post("/v1/chat/completions", json={**body, "messages": [turn("Same?", *[large] * 4)]})
+        assert reply.status_code == 200
+        # 550 MiB when four were held at a time; one takes 95 MiB, its quarter 24 more, and to prepare that 95.
+        assert memory_of(command.process, "VmHWM") < idle + 300
+        wait_for(lambda: memory_of(command.process, "VmRSS") < idle + 80)
+    assert "Traceback" not in command.log
+    assert len(command.log) < 200_000
+
+
+@pytest.mark.parametrize(("signals", "code"), [("I", 130), ("II", 130), ("TT", 143)])
+def test_signals_end_it_gently_once_and_at_once_twice(signals: str, code: int) -> None:
+    with running() as command:
+        body = {"messages": [turn("Tell me a long story.")], "stream": True, "max_tokens": 900}
+        numbers = [{"I": signal.SIGINT, "T": signal.SIGTERM}[letter] for letter in signals]
+        asking = command.http.stream("POST", "/v1/chat/completions", json=body)
+        with contextlib.suppress(httpx.RemoteProtocolError), asking as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            for number in numbers:
+                command.process.send_signal(number)
+                wait_for(lambda: "Shutting down" in command.log)
+            if len(numbers) == 2:
+                assert command.process.wait(5) == code
+            list(lines)
+        assert command.process.wait(DEADLINE) == code
+    assert "Traceback" not in command.log
+    assert ("second signal" in command.log) == (len(signals) == 2)
+
+
+def test_a_taken_port_and_an_unreadable_model_are_said_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llava_stf.loading.load_model", lambda *_, **__: pytest.fail("a model is loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+        assert f"Cannot listen at 127.0.0.1, port {port} (Address already in use)" in capsys.readouterr().err
+    assert main(["serve", "--port", "0", "--host", "no-such-host.invalid"]) == 2
+    assert "no-such-host.invalid" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{ no config")
+    for options in (["--model", str(tmp_path)], ["--ui", "--compare-model", str(tmp_path)]):
+        assert main(["serve", "--port", "0", *options]) == 2
+        error = capsys.readouterr().err.strip()
+        assert str(tmp_path) in error
+        assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(

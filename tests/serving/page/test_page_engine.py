@@ -50,7 +50,9 @@ def engine(models):
 
 @pytest.fixture(scope="module")
 def address(engine):
-    with serving(mount_page(FastAPI(), engine, OPTIONS)) as address:
+    app = FastAPI()
+    app.state.clean_ups = []
+    with serving(mount_page(app, engine, OPTIONS)) as address:
         yield address
 
 
