@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,29 +14,55 @@ from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens
 
 
-def most_diverse(x: Tensor, count: int) -> Tensor:
-    """Raster indices of `count` tokens of x [B, N, C] that lie far apart: ascending int64 [B, count].
+def most_diverse(x: Tensor, count: int, dtype: Literal["float32", "model"] = "float32") -> Tensor:
+    """Raster indices of `count` tokens that lie far apart.
 
     The paper's max-min diversity problem, solved greedily: first the token whose nearest neighbour is farthest, then
     again and again the token whose nearest neighbour among those chosen is farthest. The distance is one minus the
-    cosine, in float32.
+    cosine.
+
+    Args:
+        x: [B, N, C].
+        count: at most N.
+        dtype: `"float32"`, each token at most once; or `"model"`, cosines in the dtype of `x` and nothing masked, as in
+            the authors' code: in 16 bits a token's distance to itself is not always the least, and one may be chosen
+            again.
+
+    Returns:
+        int64 [B, count], ascending.
     """
-    unit = functional.normalize(x.float(), dim=-1)
+    exact = dtype == "float32"
+    unit = functional.normalize(x.float() if exact else x, dim=-1)
     distance = 1 - unit @ unit.transpose(1, 2)  # [B, N, N]
-    nearest = distance.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), torch.inf).amin(-1)
+    if exact or x.shape[1] == 1:
+        nearest = distance.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), torch.inf).amin(-1)
+    else:
+        nearest = distance.kthvalue(2, dim=1).values  # the least is taken to be that to itself
     latest = nearest.argmax(-1, keepdim=True)
     chosen = [latest]
-    gap = torch.full_like(nearest, torch.inf)  # [B, N], to the nearest of the chosen; theirs is -inf
+    gap = torch.full_like(nearest, torch.inf)  # [B, N], to the nearest of the chosen
     for _ in range(count - 1):
         gap = torch.minimum(gap, distance.gather(1, latest[..., None].expand(-1, -1, x.shape[1]))[:, 0])
-        gap = gap.scatter(1, latest, -torch.inf)
+        if exact:
+            gap = gap.scatter(1, latest, -torch.inf)
         latest = gap.argmax(-1, keepdim=True)
         chosen.append(latest)
     return torch.cat(chosen, dim=1).sort(-1).values
 
 
+@dataclass(frozen=True)
 class DivPrune(TrainingFreeMethod):
-    """Chooses among the tokens as the LLM would get them: after the projector."""
+    """Chooses among the tokens as the LLM would get them: after the projector.
+
+    In a float32 model the choice is that of the authors' code.
+
+    Attributes:
+        dtype: of the cosines in a model of 16 bits. `"float32"` (ours) is the exact choice and keeps as many tokens as
+            it says; `"model"` is the authors': cosines rounded to the model's dtype, which chooses partly other tokens
+            and may hold one twice.
+    """
+
+    dtype: Literal["float32", "model"] = "float32"
 
     name = "divprune"
     title = "DivPrune"
@@ -42,9 +71,9 @@ class DivPrune(TrainingFreeMethod):
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
         tokens = model.multi_modal_projector(model.patch_states(pixel_values))
-        return gather_tokens(tokens, most_diverse(tokens, model.reduction.vision_tokens))
+        return gather_tokens(tokens, most_diverse(tokens, model.reduction.vision_tokens, self.dtype))
 
     @torch.no_grad()
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
         tokens = model.model.multi_modal_projector(model.model.patch_states(pixel_values))
-        return most_diverse(tokens, model.model.reduction.vision_tokens)
+        return most_diverse(tokens, model.model.reduction.vision_tokens, self.dtype)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,7 +29,10 @@ def patches_after(blocks: int, patches: int, vision_tokens: int) -> list[int]:
     return [min(left, vision_tokens << (blocks - 1 - block)) for block, left in enumerate(even)]
 
 
-def bipartite_matching(keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
+Order = Literal["authors", "raster"]
+
+
+def bipartite_matching(keys: Tensor, merges: int, order: Order = "authors") -> tuple[Tensor, Tensor]:
     """Which tokens go into which, at most half of them (section 3, "Bipartite Soft Matching").
 
     Every second token, from the first, is in set A, the others in set B. Each of A is tied to its most similar one of
@@ -34,10 +40,12 @@ def bipartite_matching(keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
 
     Args:
         keys: [B, 1 + N, D].
+        merges: how many tokens of A go.
+        order: of those that are left: `"authors"`, what is left of A and then B, or `"raster"`, as they stood.
 
     Returns:
-        The token that each goes into, int64 [B, 1 + N], and those that are left, ascending int64 [B, 1 + N - merges]:
-        the pair that `merge_tokens` takes.
+        The token that each goes into, int64 [B, 1 + N], and those that are left, int64 [B, 1 + N - merges]: the pair
+        that `merge_tokens` takes.
     """
     rows, tokens, _ = keys.shape
     home = torch.arange(tokens, device=keys.device).repeat(rows, 1)
@@ -47,10 +55,16 @@ def bipartite_matching(keys: Tensor, merges: int) -> tuple[Tensor, Tensor]:
     strength, partner = likeness.max(-1)
     source = strength.argsort(dim=-1, descending=True, stable=True)[:, :merges]
     stays = torch.ones_like(home, dtype=torch.bool).scatter(1, 2 * source, False)
-    return home.scatter(1, 2 * source, 2 * partner.gather(1, source) + 1), marked(stays, tokens - merges)
+    home = home.scatter(1, 2 * source, 2 * partner.gather(1, source) + 1)
+    left = marked(stays, tokens - merges)
+    if order == "authors":
+        left = left.gather(1, (left % 2).argsort(dim=-1, stable=True))
+    return home, left
 
 
-def merging_block(block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left: int) -> tuple[Tensor, Tensor | None]:
+def merging_block(
+    block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left: int, order: Order = "authors"
+) -> tuple[Tensor, Tensor | None]:
     """One CLIP block that merges between attention and MLP, by the keys of this attention (section 3).
 
     Args:
@@ -58,6 +72,7 @@ def merging_block(block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left:
         size: float32 [B, 1 + N], patches in each token, whose logarithm is added to the attention (equation 1);
             `None` is one each.
         left: patches after the block.
+        order: see `bipartite_matching`; the next block's two sets are every second token of it.
 
     Returns:
         The block's output [B, 1 + left, C], and the sizes [B, 1 + left].
@@ -74,15 +89,24 @@ def merging_block(block: CLIPEncoderLayer, x: Tensor, size: Tensor | None, left:
     merges = x.shape[1] - 1 - left
     if merges:
         size = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
-        x, size = merge_tokens(x, size, *bipartite_matching(keys.mean(1), merges))
+        x, size = merge_tokens(x, size, *bipartite_matching(keys.mean(1), merges, order))
     return x + block.mlp(block.layer_norm2(x)), size
 
 
+@dataclass(frozen=True)
 class ToMe(TrainingFreeMethod):
-    """Merges inside the tower, as in the paper, so that the tower gets cheaper too.
+    """The authors' ToMe: merges inside the tower, so that the tower gets cheaper too.
 
-    A merged token takes the place of the one that the others went into.
+    Groups and states equal those of the authors' code in float32. A merged token takes the place of the one that the
+    others went into.
+
+    Attributes:
+        order: `"authors"`: after each merge what is left of set A stands before set B; so the next block pairs the
+            tokens and the LLM reads them. `"raster"` goes back to raster order after each merge, which pairs
+            neighbours again and keeps the image's layout for the LLM: another method from the second block on.
     """
+
+    order: Order = "authors"
 
     name = "tome"
     title = "ToMe"
@@ -113,5 +137,5 @@ class ToMe(TrainingFreeMethod):
         x, size = tower.pre_layrnorm(tower.embeddings(pixel_values)), None
         schedule = patches_after(len(blocks), reduction.patches, reduction.vision_tokens)
         for block, left in zip(blocks, schedule, strict=True):
-            x, size = merging_block(block, x, size, left)
+            x, size = merging_block(block, x, size, left, self.order)
         return model.multi_modal_projector(x[:, 1:])

@@ -20,6 +20,7 @@ from llava_stf.inference import LlavaStf
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction, remove_reduction
 from llava_stf.reduction.fastv import FastV
+from llava_stf.reduction.visionzip import VisionZip
 from llava_stf.world import draw, questions_of
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
@@ -75,6 +76,8 @@ def test_removing_restores_every_bit(plain, plain_folder, method, kind):
 @by_name
 def test_all_tokens_are_the_plain_model(plain, method):
     model, processor = plain
+    if method.name == "visionzip":  # the authors' has the class token, and sums, among as many tokens as patches
+        method = VisionZip(class_token=False, contextual="mean", order="raster")
     before = logits(model, processor)
     apply_reduction(model, processor, method, vision_tokens=16)
     # MBTF passes its input through as GELU(x) - GELU(-x), which rounds; the others do not compute anything anew.
@@ -134,7 +137,7 @@ def test_kept_patches_are_those_the_llm_sees(plain, name):
     every = torch.stack(model.get_image_features(pixels).pooler_output)
     apply_reduction(model, processor, name, vision_tokens=6)
     kept, left = METHODS[name].kept(model, pixels), torch.stack(model.get_image_features(pixels).pooler_output)
-    assert kept.shape == (2, 5 if name == "visionzip" else 6)  # one of VisionZip's six is merged
+    assert kept.shape == (2, 4 if name == "visionzip" else 6)  # one of VisionZip's six is merged, one the class token
     for row in range(2):
         assert kept[row].tolist() == sorted(set(kept[row].tolist()))
         closest = torch.cdist(every[row, kept[row]], left[row]).min(dim=1)
@@ -265,6 +268,12 @@ def test_tokens_of_every_llm_layer(name):
     # LLaVA-1.5-7B at a quarter: 32 layers, 576 patches, 144 tokens.
     expected = [576] * 2 + [144] * 30 if name == "fastv" else [144] * 32
     assert METHODS[name].vision_tokens_per_layer(32, 576, 144) == expected
+
+
+@pytest.mark.parametrize(("kept", "mean"), [(166, 192), (98, 128), (30, 64), (144, 171)])
+def test_budgets_of_published_tables_are_means_over_layers(kept, mean):
+    assert round(METHODS["fastv"].mean_tokens(32, 576, kept)) == mean
+    assert METHODS["divprune"].mean_tokens(32, 576, kept) == kept
 
 
 def test_fastv_in_a_shallow_llm_prunes_nothing():

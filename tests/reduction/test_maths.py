@@ -12,7 +12,7 @@ from llava_stf.reduction.random_patches import random_patches
 from llava_stf.reduction.resize import resize_grid
 from llava_stf.reduction.tensors import merge_tokens
 from llava_stf.reduction.tome import bipartite_matching, merging_block, patches_after
-from llava_stf.reduction.visionzip import class_attention, contextual_count, zip_tokens
+from llava_stf.reduction.visionzip import VisionZip, class_attention, contextual_count
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,23 @@ def test_divprune_chooses_each_token_once_even_if_all_are_equal():
     assert most_diverse(torch.ones(1, 1, 4), 1).tolist() == [[0]]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_divprune_in_16_bits_as_its_authors_rounds_every_step(seed):
+    torch.manual_seed(seed)
+    # Crowded around one direction, where cosines in bfloat16 are a handful of values.
+    x = (torch.randn(1, 1, 16) + 0.05 * torch.randn(2, 60, 16)).bfloat16()
+    found = most_diverse(x, 20, "model")
+    for row, tokens in enumerate(x):
+        unit = tokens / tokens.norm(dim=1, keepdim=True)
+        far = 1 - unit @ unit.T
+        chosen = [int(far.sort(dim=0).values[1].argmax())]
+        while len(chosen) < 20:
+            chosen.append(int(far[chosen].amin(0).argmax()))
+        assert found[row].tolist() == sorted(chosen)
+        assert len(set(chosen)) < 20  # a token chosen twice
+        assert len(set(most_diverse(x, 20)[row].tolist())) == 20
+
+
 def test_random_patches_belong_to_the_picture():
     pictures = torch.randn(3, 3, 8, 8)
     drawn = random_patches(pictures, 36, 9, seed=0)
@@ -79,11 +96,12 @@ def test_merging_takes_the_mean_over_patches():
     assert sizes.tolist() == [[4.0, 2.0]]
 
 
+@pytest.mark.parametrize("order", ["authors", "raster"])
 @pytest.mark.parametrize(("tokens", "merges"), [(10, 0), (10, 3), (11, 5), (17, 8)])
-def test_tome_matches_as_the_paper_says(tokens, merges):
+def test_tome_matches_as_the_paper_says(tokens, merges, order):
     torch.manual_seed(tokens)
     keys = torch.randn(3, tokens, 6)
-    home, left = bipartite_matching(keys, merges)
+    home, left = bipartite_matching(keys, merges, order)
     for row, key in enumerate(keys):
         ties = []
         for a in range(2, tokens, 2):  # the class token, 0, is never merged
@@ -93,7 +111,9 @@ def test_tome_matches_as_the_paper_says(tokens, merges):
         for _, a, b in sorted(ties, reverse=True)[:merges]:
             expected[a] = b
         assert home[row].tolist() == expected
-        assert left[row].tolist() == [i for i in range(tokens) if expected[i] == i]
+        raster = [i for i in range(tokens) if expected[i] == i]
+        sets = [[i for i in raster if i % 2 == start] for start in (0, 1)]
+        assert left[row].tolist() == (raster if order == "raster" else sets[0] + sets[1])
 
 
 def test_tome_schedule():
@@ -110,7 +130,7 @@ def test_tome_schedule():
         assert all(now <= before <= 2 * now for before, now in pairwise(steps))
 
 
-def slow_tome(tower, pixels, schedule):
+def slow_tome(tower, pixels, schedule, order):
     """The tower's blocks with merging, one picture, attention written out; tokens as lists."""
     x = tower.pre_layrnorm(tower.embeddings(pixels[None]))[0]
     size = torch.ones(len(x))
@@ -125,22 +145,26 @@ def slow_tome(tower, pixels, schedule):
             mixed[:, head] = scores.softmax(-1) @ values[:, head]
         x = x + attention.out_proj(mixed.flatten(1))
         home, _ = bipartite_matching(keys.mean(1)[None], len(x) - 1 - left)
-        groups = [[j for j in range(len(x)) if home[0, j] == i] for i in range(len(x)) if home[0, i] == i]
+        places = (
+            [*range(0, len(x), 2), *range(1, len(x), 2)] if order == "authors" and left < len(x) - 1 else range(len(x))
+        )
+        groups = [[j for j in range(len(x)) if home[0, j] == i] for i in places if home[0, i] == i]
         x = torch.stack([sum(x[j] * size[j] for j in group) / sum(size[j] for j in group) for group in groups])
         size = torch.stack([sum(size[j] for j in group) for group in groups])
         x = x + block.mlp(block.layer_norm2(x))
     return x, size
 
 
-def test_tome_in_the_tower(tower):
+@pytest.mark.parametrize("order", ["authors", "raster"])
+def test_tome_in_the_tower(tower, order):
     torch.manual_seed(1)
     pixels, schedule = torch.randn(2, 3, 84, 84), patches_after(3, 36, 9)
     x, size = tower.pre_layrnorm(tower.embeddings(pixels)), None
     for block, left in zip(tower.encoder.layers, schedule, strict=False):
-        x, size = merging_block(block, x, size, left)
+        x, size = merging_block(block, x, size, left, order)
     assert x.shape == (2, 10, 24)
     for row in range(2):
-        expected, sizes = slow_tome(tower, pixels[row], schedule)
+        expected, sizes = slow_tome(tower, pixels[row], schedule, order)
         torch.testing.assert_close(x[row], expected, atol=1e-5, rtol=1e-5)
         assert size[row].tolist() == sizes.tolist()
         assert size[row].sum() == 37
@@ -172,27 +196,42 @@ def test_visionzip_splits_as_the_paper():
     ]  # fmt: skip
 
 
+OURS = VisionZip(class_token=False, contextual="mean", targets="spread", order="raster")
+
+
+@pytest.mark.parametrize("method", [VisionZip(), OURS, VisionZip(order="raster")], ids=["authors", "ours", "raster"])
 @pytest.mark.parametrize("count", [1, 5, 13, 29, 36])
-def test_visionzip_against_loops(count):
+def test_visionzip_against_loops(count, method):
     torch.manual_seed(count)
-    x, keys, attention = torch.randn(2, 36, 4), torch.randn(2, 36, 5), torch.rand(2, 36)
+    state, keys, attention = torch.randn(2, 37, 4), torch.randn(2, 36, 5), torch.rand(2, 36)
     merged = contextual_count(count)
     for row in range(2):
+        x = state[row, 1:]
         ranked = sorted(range(36), key=lambda i: -attention[row, i])
-        dominant = ranked[: count - merged]
+        dominant = ranked[: count - merged - method.class_token]
         rest = [i for i in range(36) if i not in dominant]
-        targets = [rest[step * len(rest) // merged] for step in range(merged)]
-        groups = {target: [target] for target in targets}
+        if method.targets == "stride" and merged:
+            targets = rest[:: max(1, len(rest) // merged)][:merged]
+        else:
+            targets = [rest[step * len(rest) // merged] for step in range(merged)]
+        groups = {target: [] for target in targets}
         for other in rest:
             if targets and other not in targets:
                 groups[max(targets, key=lambda t: cosine(keys[row, other], keys[row, t]))].append(other)
-        tokens = {i: x[row, i] for i in dominant} | {t: x[row, group].mean(0) for t, group in groups.items()}
-        expected = torch.stack([tokens[i] for i in sorted(tokens)])
-        found = zip_tokens(x, attention, keys, count)[row]
+        tokens = {i: x[i] for i in sorted(dominant)}
+        for target, group in groups.items():
+            if method.contextual == "mean":
+                tokens[target] = x[[target, *group]].mean(0)
+            else:
+                tokens[target] = x[target] + (x[group].mean(0) if group else 0)
+        expected = [tokens[i] for i in (sorted(tokens) if method.order == "raster" else tokens)]
+        expected = torch.stack([state[row, 0], *expected] if method.class_token else expected)
+        found = method.zip_tokens(state, attention, keys, count)[row]
+        assert len(expected) == count
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_equal_tokens_merge_into_one_another():
     # Every target is as close to the others as to itself, and stays its own all the same.
-    found = zip_tokens(torch.ones(1, 36, 4), torch.rand(1, 36), torch.ones(1, 36, 5), 13)
+    found = OURS.zip_tokens(torch.ones(1, 37, 4), torch.rand(1, 36), torch.ones(1, 36, 5), 13)
     assert torch.equal(found, torch.ones(1, 13, 4))
