@@ -1,7 +1,7 @@
 """llava_stf: LLaVA on a quarter of its vision tokens (Spatial and Multi-Block Token Fusion, arXiv 2506.07138).
 
 Importing this package is cheap: torch and transformers are imported when something is used. From then on the Auto
-classes of transformers know the model type `llava_stf`, in whichever order the two packages are imported.
+classes of transformers know its model types, `llava_stf` for one, in whichever order the two packages are imported.
 """
 
 from __future__ import annotations
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from llava_stf.inference import LlavaStf
     from llava_stf.loading import load_model
     from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
+    from llava_stf.models.llava_next.configuration_llava_next_stf import LlavaNextStfConfig
+    from llava_stf.models.llava_next.modeling_llava_next_stf import (
+        LlavaNextStfForConditionalGeneration,
+        LlavaNextStfModel,
+    )
+    from llava_stf.models.llava_next.processing_llava_next_stf import LlavaNextStfProcessor
     from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
     from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "LlavaNextStfConfig": "models.llava_next.configuration_llava_next_stf",
+    "LlavaNextStfForConditionalGeneration": "models.llava_next.modeling_llava_next_stf",
+    "LlavaNextStfModel": "models.llava_next.modeling_llava_next_stf",
+    "LlavaNextStfProcessor": "models.llava_next.processing_llava_next_stf",
     "LlavaStf": "inference",
     "LlavaStfConfig": "models.llava_stf.configuration_llava_stf",
     "LlavaStfError": "errors",
@@ -44,6 +54,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "LlavaNextStfConfig",
+    "LlavaNextStfForConditionalGeneration",
+    "LlavaNextStfModel",
+    "LlavaNextStfProcessor",
     "LlavaStf",
     "LlavaStfConfig",
     "LlavaStfError",

@@ -20,7 +20,8 @@ from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import patch_grid, resolve_window, tokens_per_image
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.towers import one_block, special_tokens_of
@@ -77,8 +78,10 @@ def count(
     A plain LLaVA's projector is counted on every patch, also for a method that drops some before it, which at 144 of
     576 tokens is 1 % of the whole.
 
-    Raises `FusionError` if the list of vision tokens is not as long as the LLM is deep, or a number is negative.
+    Raises `FusionError` if the list of vision tokens is not as long as the LLM is deep, a number is negative, or the
+    model takes images in tiles.
     """
+    refuse_tiles(config, "Counting")
     layers = config.text_config.num_hidden_layers
     if vision_tokens is None:
         vision_tokens = tokens_per_image(config)
@@ -110,7 +113,7 @@ def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) 
     """
     vision = config.vision_config
     blocks, width, patches = vision.num_hidden_layers, vision.hidden_size, patch_grid(config) ** 2
-    fused = isinstance(config, LlavaStfConfig)
+    fused = isinstance(config, FusionConfig)
     if fused if skip_unused_blocks is None else skip_unused_blocks:
         layers = config.vision_feature_layer
         selected = [layers] if isinstance(layers, int) else layers
@@ -129,7 +132,7 @@ def projector_flops(config: LlavaConfig, vision_tokens: int | None = None) -> in
     weights' it also runs each hidden unit on every patch of the unit's own part of the window.
     """
     width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, patch_grid(config) ** 2
-    if not isinstance(config, LlavaStfConfig) or config.fusion == "pool":
+    if not isinstance(config, FusionConfig) or config.fusion == "pool":
         return 2 * patches * (width * llm + llm**2)
     block, spatial = config.fusion_block_hidden_size, config.fusion_hidden_size
     assert block is not None  # a config fills in its widths

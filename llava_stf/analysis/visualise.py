@@ -14,6 +14,7 @@ from llava_stf.images import ImageSource, load_image
 from llava_stf.inference import LlavaStf
 from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.models.fusion.projector import LlavaStfProjector
+from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.layers import state_index
@@ -45,8 +46,10 @@ class Visualisation:
 def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Visualisation:
     """The windows of a model, and with `contributions` what MBTF reads of each tower state.
 
-    Raises `ImageError` if the image cannot be read, `FusionError` for contributions of a model without MBTF.
+    Raises `ImageError` if the image cannot be read, `FusionError` for contributions of a model without MBTF or a model
+    that takes images in tiles.
     """
+    refuse_tiles(llava.model.config, "Showing windows")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     window = grid // math.isqrt(llava.vision_tokens)

@@ -72,11 +72,12 @@ def load_vllm(job: BatchJob) -> VllmEngine:
 
     Raises:
         MissingDependencyError: vLLM is not installed.
-        FusionError: a plain LLaVA is to be patched, which vLLM does not do.
+        FusionError: a plain LLaVA is to be patched, which vLLM does not do, or the model takes images in tiles.
         LlavaStfError: an option is not vLLM's.
     """
     from llava_stf.loading import BUNDLED, bundled_folder, load_processor, read_config
-    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+    from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.models.fusion.tiles import refuse_tiles
     from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 
     if job.quantization is not None or job.device is not None:
@@ -88,8 +89,9 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         raise MissingDependencyError("The engine vllm needs vLLM: pip install 'llava-stf[vllm]'") from error
     path = bundled_folder(job.model) if job.model in BUNDLED else job.model
     config = read_config(job.model)
+    refuse_tiles(config, "The engine vllm")
     vision_tokens = BUNDLED.get(job.model) if job.vision_tokens is None else job.vision_tokens
-    if not isinstance(config, LlavaStfConfig) and vision_tokens != "all":
+    if not isinstance(config, FusionConfig) and vision_tokens != "all":
         raise FusionError(
             f"{job.model} is a plain LLaVA, and vLLM runs models as they are saved: save it patched "
             "(load_model(...).model.save_pretrained), or ask for all its tokens (--vision-tokens all)."

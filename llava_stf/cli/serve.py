@@ -156,9 +156,9 @@ def _load(model: str, options: dict[str, Any]) -> Any:
 def _twin(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """How the second model is loaded: as the first one, with its own tokens, a plain LLaVA with all of them."""
     from llava_stf.loading import read_config
-    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+    from llava_stf.models.fusion.config import FusionConfig
 
-    own = {} if isinstance(read_config(model), LlavaStfConfig) else {"vision_tokens": "all"}
+    own = {} if isinstance(read_config(model), FusionConfig) else {"vision_tokens": "all"}
     return {**{name: value for name, value in options.items() if name != "vision_tokens"}, **own}
 
 

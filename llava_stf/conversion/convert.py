@@ -96,6 +96,11 @@ def _take_apart(
 ) -> CheckpointState:
     """Read `source`, or, if it is a projector file, its `base` with that projector."""
     adapter = None
+    if source.format is Format.TILES:
+        raise CheckpointError(
+            f"Conversion is for LLaVA-1.5, and {source.folder} is a {source.config['model_type']}; load_model reads it "
+            "as it is."
+        )
     if source.format is Format.ADAPTER:
         if base is None:
             raise CheckpointError(

@@ -11,6 +11,7 @@ from llava_stf.errors import CheckpointError, ModelNotFoundError
 from llava_stf.io.json import read_json
 from llava_stf.io.weights import StoredTensor, read_index, weight_files
 from llava_stf.models.llava_stf.keys import adapter_name
+from llava_stf.models.registry import CONFIGS
 
 _LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")
 _ADAPTER_FILES = ("mm_projector.bin", "mm_projector.safetensors")
@@ -24,6 +25,7 @@ class Format(StrEnum):
     ORIGINAL = "original LLaVA"
     LLAMA = "llama"
     ADAPTER = "projector adapter"
+    TILES = "LLaVA-NeXT"
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Source:
     @property
     def has_tower(self) -> bool:
         """Whether it describes and holds its vision tower, as every Hugging Face folder does."""
-        return self.format in (Format.STF, Format.LLAVA)
+        return self.format in (Format.STF, Format.LLAVA, Format.TILES)
 
     def index(self) -> dict[str, StoredTensor]:
         """Every tensor by its name on disk; see `read_index`."""
@@ -89,7 +91,10 @@ def _format_of(config: dict[str, Any], file: Path) -> Format:
         return Format.LLAVA
     if model_type == "llama":
         return Format.LLAMA
+    if model_type in CONFIGS:
+        return Format.TILES
     raise CheckpointError(
         f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "
-        "llava (Hugging Face's or the original), llava_stf, and llama as the base of an adapter."
+        f"llava (Hugging Face's or the original), {', '.join(name for name in CONFIGS if name != 'llava')}, and llama "
+        "as the base of an adapter."
     )

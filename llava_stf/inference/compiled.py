@@ -34,8 +34,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.models.fusion.budget import budget_of_prompt
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE, sizes_of
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.fusion.modeling import CACHE
+from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf_kernels import place_tokens
 
 logger = logging.getLogger(__name__)
@@ -174,9 +175,10 @@ class CompiledGeneration:
     def _asked(self, image_token_mask: Tensor, pixel_values: Tensor) -> dict[str, int]:
         """What a fused model is told of the tokens that each image takes."""
         config = self._model.config
-        if not isinstance(config, LlavaStfConfig):
+        if not isinstance(config, FusionConfig):
             return {}
-        return {"vision_tokens": budget_of_prompt(config, image_token_mask, sizes_of(pixel_values))}
+        sizes = self._model.model.sizes_of_images(pixel_values)
+        return {"vision_tokens": budget_of_prompt(config, image_token_mask, sizes)}
 
     def _eager_image_tokens(self, pixel_values: Tensor, **asked: int) -> Tensor:
         """Tower and projector: [images, 3, height, width] -> [R, H]."""
@@ -232,6 +234,8 @@ def compile_generation(model: LlavaForConditionalGeneration) -> CompiledGenerati
 
 def _reason_for_eager(model: LlavaForConditionalGeneration) -> str | None:
     """Why this model cannot be compiled here; `None` if it can."""
+    if has_tiles(model.config):
+        return "images in tiles, as LLaVA-NeXT takes them, differ in their number of tokens."
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not quantizer.is_compileable:
         return "transformers does not compile weights that are quantized in this way."

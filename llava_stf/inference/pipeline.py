@@ -26,7 +26,7 @@ from llava_stf.images import load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.chat import Chat
 from llava_stf.inference.turns import Conversation, Images, as_list, user_turn
-from llava_stf.models.fusion.budget import VisionTokens, num_image_tokens, tokens_per_image
+from llava_stf.models.fusion.budget import VisionTokens, budget_per_image, num_image_tokens, tokens_per_image
 from llava_stf.models.llava_stf.conversation import render_chat
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
@@ -46,7 +46,8 @@ class LlavaStf:
     Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
     and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
     many `<image>` markers as there are images puts them there instead. `vision_tokens` asks a model that was trained
-    for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. They raise:
+    for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. Where images are cut into
+    tiles these are tokens of one tile, see `num_image_tokens`. They raise:
         ImageError: an image cannot be read.
         PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does
             not fit the model's positions.
@@ -69,7 +70,7 @@ class LlavaStf:
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens that the LLM sees of each image, unless asked for others."""
+        """Tokens that the LLM sees of an image of the tower's own size, unless asked for others."""
         return tokens_per_image(self.model.config)
 
     def ask(
@@ -151,7 +152,7 @@ class LlavaStf:
 
     def _count(self, vision_tokens: VisionTokens) -> int | None:
         """Tokens per image that are asked for, once it is known that the model has them; `None` is its default."""
-        return None if vision_tokens is None else tokens_per_image(self.model.config, vision_tokens)
+        return None if vision_tokens is None else budget_per_image(self.model.config, vision_tokens)
 
     def encode(
         self,
@@ -168,7 +169,8 @@ class LlavaStf:
             vision_tokens: tokens per image, see the class.
 
         Returns:
-            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, 3, height, width].
+            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, ..., 3, height, width]
+            and what else the processor gives.
 
         Raises:
             PromptError: places and images differ in number, the chat template refuses the messages, a text is no valid

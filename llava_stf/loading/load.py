@@ -38,16 +38,14 @@ from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, r
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
-from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
+from llava_stf.models.registry import CONFIGS, family_of_config
 from llava_stf.reduction.apply import apply_stf
 
 logger = logging.getLogger(__name__)
-
-_LLAVAS = ("llava", "llava_stf", "llava_llama")
 
 
 def load_model(
@@ -113,7 +111,7 @@ def load_model(
     else:
         folder, config = lora.folder, lora.config
     window = _window(config, _default_tokens(name_or_path) if vision_tokens is None else vision_tokens)
-    if isinstance(config, LlavaStfConfig) and init != "pool":
+    if isinstance(config, FusionConfig) and init != "pool":
         raise FusionError(f"init is for a plain LLaVA; {name_or_path} has a fused projector of its own.")
     processor = _read_processor(folder, config)
     if lora is None:
@@ -124,7 +122,7 @@ def load_model(
         )
     if window is not None:
         apply_stf(model, processor, window=window, init=init, kernels=kernels)
-    elif isinstance(config, LlavaStfConfig):
+    elif isinstance(config, FusionConfig):
         model.config.use_window(config.fusion_window)
         use_kernels(model.model.multi_modal_projector, kernels)
     elif kernels == "triton":
@@ -158,7 +156,7 @@ def load_trained(
         ) from error
     lora.check_base(base_config)
     bits: Any = quantization or ("4bit" if lora.four_bit else None)
-    vision_tokens: Any = None if isinstance(base_config, LlavaStfConfig) else "all"
+    vision_tokens: Any = None if isinstance(base_config, FusionConfig) else "all"
     model, _ = load_model(lora.base, vision_tokens=vision_tokens, quantization=bits, **options)
     if bits is not None and dequantize:
         model, bits = model.dequantize(), None
@@ -175,7 +173,7 @@ def is_llava(name_or_path: str | Path) -> bool:
     if is_bundled(name_or_path):
         return True
     file = locate(name_or_path, weights=False) / "config.json"
-    return file.is_file() and read_json(file).get("model_type") in _LLAVAS
+    return file.is_file() and read_json(file).get("model_type") in (*CONFIGS, "llava_llama")
 
 
 def load_processor(
@@ -199,7 +197,7 @@ def load_processor(
 
 
 def _config(source: Source) -> LlavaConfig:
-    return build_config(source, LlavaStfConfig if source.format is Format.STF else LlavaConfig, source.config)
+    return build_config(source, CONFIGS[source.config["model_type"]], source.config)
 
 
 def _default_tokens(name: str | Path) -> Literal["all"] | None:
@@ -236,7 +234,7 @@ def _loadable(path: Path, vision_tower: str | Path | None) -> Source:
 def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[int] | None) -> int | list[int] | None:
     """Side of the windows to patch the model to, or `None` to leave it as it is; a fused config takes its default."""
     window = resolve_windows(config, vision_tokens)
-    if isinstance(config, LlavaStfConfig):
+    if isinstance(config, FusionConfig):
         assert isinstance(window, int)  # a list is refused above
         config.use_window(window)
         return None
@@ -264,7 +262,7 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
         source.index()  # names the file if one is damaged
         raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        found = sorted(str(key) for key in report[problem] if not is_unused(str(key)))
+        found = sorted(key for key in map(str, report[problem]) if has_tiles(config) or not is_unused(key))
         if found:
             raise CheckpointError(
                 f"{source.folder} does not fit its config.json: {len(found)} {problem.replace('_', ' ')}, the first is "
@@ -284,19 +282,20 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     processor, _ = read_processor(folder, config)
     if processor is None:
         return None
-    if isinstance(config, LlavaStfConfig):
+    if isinstance(config, FusionConfig):
         processor.fusion_window = config.fusion_window
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
             f"says {config.image_token_id}."
         )
-    if type(processor) is LlavaProcessor and config.vision_feature_select_strategy == "default":
-        return LlavaStfProcessor(
+    family = family_of_config(config)
+    if type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
+        return family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
             patch_size=config.vision_config.patch_size,
-            chat_template=processor.chat_template or _tokenizers_template(processor) or CHAT_TEMPLATE,
+            chat_template=processor.chat_template or _tokenizers_template(processor) or family.chat_template,
             fusion_window=1,
         )
     return processor

@@ -17,8 +17,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import CheckpointError, MissingDependencyError
 from llava_stf.io.json import read_json
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.registry import is_plain
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.registry import CONFIGS, is_plain
 from llava_stf.reduction.apply import apply_untrained
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class LoraFolder:
             ),
             *((f"text_config.{name}", self.config.text_config, config.text_config, name) for name in _LLM_FIELDS),
         ]
-        if isinstance(config, LlavaStfConfig):
+        if isinstance(config, FusionConfig):
             pairs += [(name, self.config, config, name) for name in _FUSION_FIELDS]
         for label, ours, theirs, name in pairs:
             expected, found = getattr(ours, name, None), getattr(theirs, name, None)
@@ -79,7 +79,7 @@ class LoraFolder:
         """
         from peft import get_peft_model
 
-        if isinstance(self.config, LlavaStfConfig) and is_plain(model):
+        if isinstance(self.config, FusionConfig) and is_plain(model):
             apply_untrained(model, None, self.config)
         peft_model = get_peft_model(model, self._peft_config())
         load_weights(peft_model, self.folder)
@@ -102,7 +102,7 @@ def is_lora_folder(path: Path) -> bool:
     if not all((path / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")):
         return False
     config = read_json(path / "config.json")
-    return config.get("model_type") in ("llava", LlavaStfConfig.model_type) and "mm_vision_tower" not in config
+    return config.get("model_type") in CONFIGS and "mm_vision_tower" not in config
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:
@@ -113,9 +113,8 @@ def read_lora_folder(folder: Path) -> LoraFolder:
     if not isinstance(base, str):
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     quantization = fields.pop("quantization_config", None)
-    fused = fields.get("model_type") == LlavaStfConfig.model_type
     try:
-        config = (LlavaStfConfig if fused else LlavaConfig).from_dict(fields)
+        config = CONFIGS[fields["model_type"]].from_dict(fields)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
     return LoraFolder(folder, base, config, quantization is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import LlamaTokenizer
@@ -71,3 +71,61 @@ def write_tiny_llava(folder: Path, *, stf: bool = True, grid: int = 4, positions
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+# The turns of Mistral's LLaVA-NeXT.
+MISTRAL_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}<image>\n{% else %}{{ item['text'] }}{% endif %}{% endfor %} [/INST]"
+    "{% else %} {{ message['content'][0]['text'] }}</s>{% endif %}{% endfor %}"
+)
+
+
+def tiny_llava_next(*, llm: str = "mistral", depth: int = 8, seed: int = 0, **fields: Any) -> tuple[Any, Any]:
+    """A random plain LLaVA-NeXT with a tower of width 16 and an LLM of width 32, and its processor.
+
+    Args:
+        llm: `"mistral"`, `"llama"`, `"qwen2"`, or another model type of LLaMA's build.
+        depth: blocks of the tower.
+        seed: of the weights.
+        **fields: of the config.
+
+    Returns:
+        `LlavaNextForConditionalGeneration` and `LlavaNextProcessor`; tiles are of 56 px, 4x4 patches, and an image has
+        up to five.
+    """
+    import torch
+    from transformers import (
+        AutoConfig,
+        CLIPVisionConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextProcessor,
+    )
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    tokenizer, side = tiny_tokenizer(), 56
+    pinpoints = [[side * rows, side * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=depth, num_attention_heads=2, image_size=side,
+        patch_size=14, initializer_range=0.2,
+    )  # fmt: skip
+    text = AutoConfig.for_model(
+        llm, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    config = LlavaNextConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints, image_seq_length=16, **fields,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = LlavaNextForConditionalGeneration(config).eval()
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}, image_grid_pinpoints=pinpoints
+    )
+    processor = LlavaNextProcessor(
+        image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=MISTRAL_TEMPLATE,
+    )  # fmt: skip
+    return model, processor

@@ -3,30 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 from llava_stf.errors import FusionError
+from llava_stf.models.llava_next.configuration_llava_next_stf import LlavaNextStfConfig
+from llava_stf.models.llava_next.modeling_llava_next_stf import LlavaNextStfForConditionalGeneration, LlavaNextStfModel
+from llava_stf.models.llava_next.processing_llava_next_stf import LlavaNextStfProcessor
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 
 @dataclass(frozen=True)
 class Family:
-    """What stands for one LLaVA class of transformers once it fuses tokens: a folder of `llava_stf.models`."""
+    """What stands for one LLaVA class of transformers once it fuses tokens: a folder of `llava_stf.models`.
 
-    model: type[LlavaForConditionalGeneration]
-    inner: type[LlavaModel]
-    config: type[LlavaStfConfig]
-    processor: type[LlavaProcessor]
+    Attributes:
+        model: with the head.
+        inner: without.
+        config: of both.
+        processor: counts fused windows; with windows of one patch also for the plain model.
+        plain_config: that of transformers.
+        plain_processor: that of transformers.
+        chat_template: where a checkpoint has none; `None` if the family has been trained on several.
+    """
+
+    model: type[PreTrainedModel]
+    inner: type[PreTrainedModel]
+    config: Any
+    processor: type[ProcessorMixin]
+    plain_config: type[PreTrainedConfig]
+    plain_processor: type[ProcessorMixin]
+    chat_template: str | None = None
 
 
 FAMILIES: dict[type[nn.Module], Family] = {
     LlavaForConditionalGeneration: Family(
-        LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfConfig, LlavaStfProcessor
+        LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfConfig, LlavaStfProcessor, LlavaConfig, LlavaProcessor,
+        CHAT_TEMPLATE,
     ),
+    LlavaNextForConditionalGeneration: Family(
+        LlavaNextStfForConditionalGeneration, LlavaNextStfModel, LlavaNextStfConfig, LlavaNextStfProcessor,
+        LlavaNextConfig, LlavaNextProcessor,
+    ),
+}  # fmt: skip
+# By model type, plain or fused.
+CONFIGS: dict[str, Any] = {
+    config.model_type: config for family in FAMILIES.values() for config in (family.plain_config, family.config)
 }
 
 
@@ -48,3 +85,8 @@ def family_of(model: nn.Module) -> Family:
             "before wrapping it (PEFT, compile), and a changed one only after remove_stf or remove_reduction."
         )
     return FAMILIES[type(model)]
+
+
+def family_of_config(config: PreTrainedConfig) -> Family:
+    """The classes for models with this config, plain or fused, which must be one of `CONFIGS`."""
+    return next(family for family in FAMILIES.values() if isinstance(config, (family.plain_config, family.config)))

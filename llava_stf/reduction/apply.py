@@ -17,7 +17,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from llava_stf.errors import FusionError, nearest
 from llava_stf.models.fusion.budget import patch_grid
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.llava_stf.vocabulary import processor_beside, remember_tokenizer
 from llava_stf.models.registry import family_of
@@ -71,7 +71,7 @@ def check_reduction(config: LlavaConfig, method: str | Method, vision_tokens: in
         FusionError: no such method, the config is not a plain LLaVA's, or the budget does not fit.
     """
     found = find_method(method) if isinstance(method, str) else method
-    if isinstance(config, LlavaStfConfig):
+    if isinstance(config, FusionConfig):
         raise FusionError(f"'{found.name}' is for a plain LLaVA; found one that fuses tokens by '{config.fusion}'.")
     patches = patch_grid(config) ** 2
     if not 1 <= vision_tokens <= patches:
@@ -174,7 +174,7 @@ def apply_pooling(
 
 
 def apply_untrained(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, like: LlavaStfConfig
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, like: FusionConfig
 ) -> LlavaStfForConditionalGeneration:
     """Give a loaded LLaVA a projector of another model's kind and widths, for weights that are loaded next.
 

@@ -13,8 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.fusion.build import build_projector, use_kernels
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.weights import plain_weight
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.registry import family_of
 from llava_stf.models.vision.towers import special_tokens
 from llava_stf.reduction.config import derive_config
@@ -51,7 +51,7 @@ class FusingMethod(Method):
 
 
 def window_fields(window: int | Sequence[int]) -> dict[str, Any]:
-    """The fields of a `LlavaStfConfig` for one window, or for several with one set of weights.
+    """The fields of a config for one window, or for several with one set of weights.
 
     Raises:
         FusionError: the list is empty.
@@ -63,7 +63,7 @@ def window_fields(window: int | Sequence[int]) -> dict[str, Any]:
     return dict(zip(WINDOW_FIELDS, (window[0], list(dict.fromkeys(window)), SHARED_WEIGHT_WINDOW), strict=True))
 
 
-def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> LlavaStfConfig:
+def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> FusionConfig:
     """The config that a plain model has once it fuses tokens.
 
     Raises:
@@ -80,7 +80,7 @@ def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> LlavaSt
 
 
 def fusing_change(
-    model: LlavaForConditionalGeneration, config: LlavaStfConfig, projector: nn.Module, kernels: str
+    model: LlavaForConditionalGeneration, config: FusionConfig, projector: nn.Module, kernels: str
 ) -> Change:
     """The change to a LLaVA-STF with this projector, which is brought to where the former one is.
 
@@ -107,7 +107,7 @@ def fusing_change(
     )
 
 
-def untrained(model: LlavaForConditionalGeneration, like: LlavaStfConfig) -> Change:
+def untrained(model: LlavaForConditionalGeneration, like: FusionConfig) -> Change:
     """The change to a LLaVA-STF of another model's kind and widths, for weights that are loaded next.
 
     Raises:

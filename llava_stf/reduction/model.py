@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, patch_grid
+from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.registry import family_of
 from llava_stf.models.vision.states import select_patch_states
@@ -24,7 +25,8 @@ class TrainingFreeMethod(Method):
     """A method without weights: it takes a plain LLaVA as it is, at any budget."""
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where the tower's hidden states are not those of a LLaVA-1.5."""
+        """Raise `FusionError` where images are no single squares or hidden states are not those of a LLaVA-1.5."""
+        refuse_tiles(config, f"'{self.name}'")
         if not isinstance(config.vision_feature_layer, int):
             raise FusionError(
                 f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer "

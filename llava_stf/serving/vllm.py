@@ -99,7 +99,13 @@ def _folder(model: str) -> Path:
         raise LlavaStfError(
             f"vLLM serves saved folders, found '{model}'; bring it into one first: llava-stf convert '{model}' FOLDER"
         )
-    if detect_format(folder).format not in (Format.STF, Format.LLAVA):
+    source = detect_format(folder)
+    if source.format is Format.TILES:
+        raise LlavaStfError(
+            f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; serve it "
+            "without vLLM."
+        )
+    if source.format not in (Format.STF, Format.LLAVA):
         raise LlavaStfError(
             f"vLLM reads Hugging Face's format, and {folder} is another; first: llava-stf convert '{model}' FOLDER"
         )

@@ -31,7 +31,7 @@ from llava_stf.errors import CheckpointError, FusionError
 from llava_stf.io.publish import publish, refuse_existing
 from llava_stf.loading import is_llava, load_model, read_config
 from llava_stf.models.fusion.budget import resolve_window
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.conversation import END, IGNORE_INDEX, encode_conversation
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.vision.towers import load_tower, special_tokens
@@ -174,7 +174,7 @@ def _language_model_of(
     llava: str | Path, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
     """The language model of a LLaVA, as `_language_model`."""
-    fused = isinstance(read_config(llava), LlavaStfConfig)
+    fused = isinstance(read_config(llava), FusionConfig)
     model, processor = load_model(llava, vision_tokens=None if fused else "all", device="cpu", **options)
     if processor is None:
         raise CheckpointError(f"{llava} has no tokenizer, and without one its language model cannot be asked.")

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
 from llava_stf.models.fusion.budget import resolve_window
+from llava_stf.models.fusion.modeling import image_tokens_of
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
-from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, image_tokens_of
+from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.states import select_patch_states
 from llava_stf.training.budgets import with_budget
 from llava_stf.training.trainer import FinetuneTrainer

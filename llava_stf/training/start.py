@@ -51,8 +51,10 @@ def check_start(config: FinetuneConfig) -> None:
             )
         return
     from llava_stf.loading import read_config
+    from llava_stf.models.fusion.tiles import refuse_tiles
 
     base = read_config(config.base, vision_tower=config.vision_tower)
+    refuse_tiles(base, "Training")
     _check_tokens(config, base)
 
 
@@ -106,10 +108,10 @@ def adopt_prompt(processor: LlavaProcessor) -> None:
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.models.fusion.budget import resolve_window, resolve_windows
+    from llava_stf.models.fusion.config import FusionConfig
     from llava_stf.models.llava_stf.adapter import load_adapter
-    from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
-    if not isinstance(base, LlavaStfConfig):
+    if not isinstance(base, FusionConfig):
         resolve_windows(base, config.vision_tokens)
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)

@@ -7,8 +7,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from llava_stf import load_model
 from llava_stf.analysis.counting import Count, count, llm_parameters
 from llava_stf.errors import FusionError
+from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE
 
 LLM = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 MIB = 2**20

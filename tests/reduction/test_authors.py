@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE
+from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.reduction.divprune import DivPrune
 from llava_stf.reduction.fastv import FastV

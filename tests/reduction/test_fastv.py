@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaModel
 from llava_stf import load_model
 from llava_stf.errors import FusionError
 from llava_stf.inference import user_turn
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE
+from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.reduction.fastv import FastV, last_token_attention, tokens_left

@@ -29,7 +29,7 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from llava_stf.models.llava_stf.modeling_llava_stf import CACHE
+from llava_stf.models.fusion.modeling import CACHE
 from llava_stf_eval.speed.variants import Variant
 
 STAGES = ("preprocessing", "tower", "projector", "prefill", "rest", "first_token", "decode", "end_to_end")

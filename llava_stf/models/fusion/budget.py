@@ -1,7 +1,8 @@
 """Which window, how many tokens: every question about a model's token budget is answered here.
 
 A budget is a number of vision tokens per image, `"all"`, or `None` for what the model has by itself. A window of k x k
-patches gives (grid / k)**2 tokens, so that a budget names a window and the other way round.
+patches gives (grid / k)**2 tokens, so that a budget names a window and the other way round. Where images are cut into
+tiles (see `llava_stf.models.fusion.tiles`) a budget is of one tile, and an image has as many as its size says.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
+from llava_stf.models.fusion.tiles import has_tiles, tile_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,15 @@ def tokens_of_pixels(height: int, width: int, patch_size: int, window: int) -> i
     """Tokens of an image of so many pixels whose patches are fused in windows; all in pixels but `window`."""
     side = patch_size * window
     return (height // side) * (width // side)
+
+
+def tokens_in_window(config: LlavaConfig, image_sizes: ImageSizes, window: int) -> list[int]:
+    """LLM tokens of each image of a prompt if every `window` x `window` patches are fused, see `num_image_tokens`."""
+    side = config.vision_config.image_size
+    if has_tiles(config):
+        grid, pinpoints = patch_grid(config), config.image_grid_pinpoints
+        return [tile_tokens(size, pinpoints, side, grid, window) for size in image_sizes]
+    return [tokens_of_pixels(side, side, config.vision_config.patch_size, window)] * len(image_sizes)
 
 
 def window_of_tokens(grid: int, vision_tokens: int | Literal["all"]) -> int:
@@ -107,10 +118,10 @@ def resolve_windows(config: LlavaConfig, vision_tokens: VisionTokens | Sequence[
 
 
 def token_budgets(config: LlavaConfig) -> list[int]:
-    """Tokens per image that a model of this config can be asked for, the order being that of its windows."""
+    """The budgets that a model of this config can be asked for, the order being that of its windows."""
     if isinstance(config, FusedConfig):
         return [_window_tokens(config, window) for window in config.fusion_windows or []]
-    return [tokens_per_image(config)]
+    return [budget_per_image(config)]
 
 
 def num_image_tokens(config: LlavaConfig, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
@@ -133,13 +144,26 @@ def num_image_tokens(config: LlavaConfig, image_sizes: ImageSizes, vision_tokens
             f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it with "
             f"vision_tokens={vision_tokens}."
         )
-    return [grid**2] * len(image_sizes)
+    return tokens_in_window(config, image_sizes, 1)
 
 
 def tokens_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
     """LLM tokens of an image of the tower's own size, see `num_image_tokens`."""
     side = config.vision_config.image_size
     return num_image_tokens(config, [(side, side)], vision_tokens)[0]
+
+
+def budget_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
+    """A budget as a number: of the tokens of an image, or of one tile of it.
+
+    Raises:
+        FusionError: the model cannot give that number.
+    """
+    if isinstance(config, FusedConfig):
+        return _window_tokens(config, resolve_window(config, vision_tokens))
+    if has_tiles(config) and vision_tokens in (None, "all", patch_grid(config) ** 2):
+        return patch_grid(config) ** 2
+    return tokens_per_image(config, vision_tokens)
 
 
 def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes: ImageSizes) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from llava_stf.errors import KernelError
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.mlp import TwoLayerMlp
 from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.models.fusion.projector import LlavaStfProjector
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf_kernels import BackendError, check_backend
 
 
-def build_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProjector:
+def build_projector(config: FusionConfig) -> LlavaStfProjector | PooledProjector:
     """The projector that `config.fusion` names, with random weights."""
     return PooledProjector(config) if config.fusion == "pool" else LlavaStfProjector(config)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.weights import is_plain_layer
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 
 class TwoLayerMlp(nn.Module):
@@ -23,7 +23,7 @@ class TwoLayerMlp(nn.Module):
 
     kernels = "auto"
 
-    def __init__(self, in_features: int, hidden: int | None, out_features: int, config: LlavaStfConfig) -> None:
+    def __init__(self, in_features: int, hidden: int | None, out_features: int, config: FusionConfig) -> None:
         super().__init__()
         assert hidden is not None  # a config fills in its widths
         self.linear_1 = nn.Linear(in_features, hidden, bias=config.multimodal_projector_bias)

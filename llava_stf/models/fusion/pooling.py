@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.mlp import TwoLayerMlp
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf_kernels import pool_tokens
 
 
@@ -18,7 +18,7 @@ class PooledProjector(TwoLayerMlp):
     It has LLaVA-1.5's parameters under LLaVA-1.5's names, so that any LLaVA-1.5 projector loads into it.
     """
 
-    def __init__(self, config: LlavaStfConfig) -> None:
+    def __init__(self, config: FusionConfig) -> None:
         width = config.text_config.hidden_size
         super().__init__(len(config.fusion_states) * config.vision_config.hidden_size, width, width, config)
         self.window = config.fusion_window

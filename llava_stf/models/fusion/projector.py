@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.mlp import TwoLayerMlp
 from llava_stf.models.fusion.weights import is_plain_layer
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf_kernels import fuse_blocks, fuse_windows, gather_windows
 
 
@@ -28,7 +28,7 @@ class MultiBlockTokenFusion(TwoLayerMlp):
     The first layer's weight is [4C, K*C], its columns in the order of the states.
     """
 
-    def __init__(self, config: LlavaStfConfig) -> None:
+    def __init__(self, config: FusionConfig) -> None:
         width = config.vision_config.hidden_size
         super().__init__(len(config.fusion_states) * width, config.fusion_block_hidden_size, width, config)
 
@@ -51,7 +51,7 @@ class SpatialTokenFusion(TwoLayerMlp):
     The first layer's weight is read in the checkpoint's channel-major order, and the patches are regrouped to it.
     """
 
-    def __init__(self, config: LlavaStfConfig) -> None:
+    def __init__(self, config: FusionConfig) -> None:
         assert config.fusion_weight_window is not None  # a config fills it in
         joined = config.vision_config.hidden_size * config.fusion_weight_window**2
         super().__init__(joined, config.fusion_hidden_size, config.text_config.hidden_size, config)
@@ -124,7 +124,7 @@ class LlavaStfProjector(nn.Module):
 
     kernels = "auto"
 
-    def __init__(self, config: LlavaStfConfig) -> None:
+    def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.block_fusion = MultiBlockTokenFusion(config)
         self.spatial_fusion = SpatialTokenFusion(config)

@@ -67,8 +67,10 @@ def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]
         messages: in Hugging Face's form.
 
     Raises:
-        PromptError: the template refuses the messages, or one is no valid Unicode text.
+        PromptError: there is no template, it refuses the messages, or one is no valid Unicode text.
     """
+    if not processor.chat_template:
+        raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
     controls = _control_tokens(processor.tokenizer, str(processor.chat_template))
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]

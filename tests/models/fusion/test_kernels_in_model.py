@@ -16,7 +16,7 @@ from llava_stf.errors import KernelError
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import CompiledGeneration
 from llava_stf.models.fusion.build import build_projector, use_kernels
-from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of
+from llava_stf.models.fusion.modeling import image_tokens_of
 from llava_stf_kernels import dispatch, place_tokens
 from llava_stf_kernels.dispatch import is_interpreting
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, 
 
 from llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel, LlavaStfProcessor, load_model
 from llava_stf.errors import FusionError
-from llava_stf.models.llava_stf.modeling_llava_stf import image_tokens_of
+from llava_stf.models.fusion.modeling import image_tokens_of
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf_kernels.dispatch import is_interpreting

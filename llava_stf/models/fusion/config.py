@@ -1,0 +1,126 @@
+"""The fusion fields of a config: which hidden states are fused, how large a window is, how wide the two modules are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from llava_stf.errors import FusionError
+from llava_stf.models.fusion.budget import (
+    ImageSizes,
+    VisionTokens,
+    patch_grid,
+    resolve_window,
+    token_budgets,
+    tokens_in_window,
+)
+from llava_stf.models.vision.layers import default_fusion_layers, state_index
+
+
+@dataclass
+class FusionConfig:
+    """What a config of transformers is given for a projector that fuses tokens; stands before it among the bases.
+
+    Args:
+        fusion: `"stf"` for MBTF and STF (the paper), `"pool"` for the baseline that averages the stock projector's
+            output over each window.
+        fusion_layers: hidden states joined by MBTF, in the order of their channels; another name of
+            `vision_feature_layer`. `None` takes `default_fusion_layers` of the tower's depth; `"pool"` keeps the one
+            select layer.
+        fusion_window: side k of a window; k*k patches become one token. Must divide the patch grid. Of a model for
+            several windows the one that is taken where nothing else is asked for.
+        fusion_windows: every window that the model was made for; default `fusion_window` alone.
+        fusion_weight_window: side of the window that STF's weights are laid out for (see `SpatialTokenFusion`); default
+            `fusion_window`.
+        fusion_block_hidden_size: hidden width of MBTF; default 4C, C being the tower's width.
+        fusion_hidden_size: hidden width of STF; default k*k*H, k being the weights' window and H the LLM's width (16C
+            for 7B, 20C for 13B).
+
+    `image_seq_length` (tokens per image, or tile, that the LLM sees by default) is derived: (grid / k) squared.
+
+    Raises `FusionError` (a `ValueError`) if a window does not divide the grid or a fusion layer does not exist.
+    """
+
+    fusion: Literal["stf", "pool"] = "stf"
+    fusion_layers: int | list[int] | None = None
+    fusion_window: int = 2
+    fusion_windows: list[int] | None = None
+    fusion_weight_window: int | None = None
+    fusion_block_hidden_size: int | None = None
+    fusion_hidden_size: int | None = None
+
+    if TYPE_CHECKING:  # of the config that this stands before
+        vision_config: Any = None
+        text_config: Any = None
+        vision_feature_layer: Any = None
+        vision_feature_select_strategy: Any = None
+        image_seq_length: int = 0
+        multimodal_projector_bias: bool = True
+        projector_hidden_act: str = ""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]  # of the config that this stands before
+        vision = self.vision_config
+        if self.vision_feature_select_strategy != "default":
+            raise FusionError(
+                f"vision_feature_select_strategy must be 'default', found '{self.vision_feature_select_strategy}': "
+                "windows need the patch grid alone, without the class token."
+            )
+        self.fusion_windows = [self.fusion_window] if self.fusion_windows is None else list(self.fusion_windows)
+        for window in {*self.fusion_windows, self.fusion_window}:
+            self._check_window(window)
+        if self.fusion_layers is None:
+            layers = self.vision_feature_layer
+            if self.fusion == "stf" and isinstance(layers, int):
+                layers = default_fusion_layers(vision.num_hidden_layers, layers)
+            self.fusion_layers = layers
+        for layer in self.fusion_states:
+            state_index(layer, vision.num_hidden_layers)
+        self.vision_feature_layer = self.fusion_layers
+        if self.fusion_weight_window is None:
+            self.fusion_weight_window = self.fusion_window
+        if self.fusion_block_hidden_size is None:
+            self.fusion_block_hidden_size = 4 * vision.hidden_size
+        places = self.fusion_weight_window**2
+        if self.fusion_hidden_size is None:
+            self.fusion_hidden_size = places * self.text_config.hidden_size
+        if self.fusion_windows != [self.fusion_weight_window] and self.fusion_hidden_size % places:
+            raise FusionError(
+                f"Weights for {self.fusion_weight_window}x{self.fusion_weight_window} windows serve other windows if "
+                f"fusion_hidden_size is a multiple of {places}, found {self.fusion_hidden_size}."
+            )
+        self.use_window(self.fusion_window)
+
+    def _check_window(self, window: int) -> None:
+        if window < 1 or self.grid % window:
+            vision = self.vision_config
+            raise FusionError(
+                f"fusion_window {window} does not divide the grid of {self.grid}x{self.grid} patches "
+                f"({vision.image_size} px in patches of {vision.patch_size} px); take a divisor of {self.grid}."
+            )
+
+    def use_window(self, window: int) -> None:
+        """Make `window` the default, and with it `image_seq_length`. Raises `FusionError` if the model has no such."""
+        if window not in (self.fusion_windows or []):
+            raise FusionError(f"fusion_window {window} is none of the model's fusion_windows {self.fusion_windows}.")
+        self.fusion_window = window
+        self.image_seq_length = (self.grid // window) ** 2
+
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
+        """LLM tokens of each image of a prompt, see `llava_stf.models.fusion.budget`."""
+        return tokens_in_window(self, image_sizes, resolve_window(self, vision_tokens))
+
+    @property
+    def vision_token_counts(self) -> list[int]:
+        """Tokens per image in each of `fusion_windows`, in their order."""
+        return token_budgets(self)
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of the image."""
+        return patch_grid(self)
+
+    @property
+    def fusion_states(self) -> list[int]:
+        """The fusion layers as a list, in channel order."""
+        return [self.fusion_layers] if isinstance(self.fusion_layers, int) else list(self.fusion_layers or [])

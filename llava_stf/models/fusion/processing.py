@@ -1,0 +1,122 @@
+"""What every processor of this package does alike: a placeholder per image token, and text in chunks around images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from transformers import BatchFeature, LlavaProcessor
+from transformers.image_utils import make_flat_list_of_images
+
+from llava_stf.errors import PromptError
+from llava_stf.images.load import to_rgb
+from llava_stf.models.fusion.budget import ImageSizes
+from llava_stf.models.llava_stf.conversation import tokenize_chunks
+
+_Base: Any = LlavaProcessor if TYPE_CHECKING else object
+
+
+class FusedProcessing(_Base):
+    """Stands before a processor of transformers among the bases.
+
+    Modifications: an image takes one `<image>` id per token of its fused windows, and each text chunk around an image
+    is tokenised on its own, as in training (on a tokenizer with `legacy=False`, Vicuna's, the ids differ from those of
+    the whole string).
+    """
+
+    def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: int | None = None) -> list[int]:
+        """LLM tokens of each image, `image_sizes` being height and width as `image_sizes_of` gives them."""
+        raise NotImplementedError
+
+    def image_sizes_of(self, data: dict[str, Any]) -> ImageSizes:
+        """Height and width of each image, by what the image processor made of them, that tell its number of tokens."""
+        return [(pixels.shape[-2], pixels.shape[-1]) for pixels in data["pixel_values"]]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        *,
+        vision_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Token ids, attention mask and pixel values for the model.
+
+        Args:
+            images: one image or a (nested) list of them, in the order of their markers over all texts.
+            text: one prompt or a list of prompts, with one `<image>` marker per image.
+            vision_tokens: ids that each image, or tile, takes, for a model of several windows; default by
+                `fusion_window`.
+            **kwargs: as in transformers: `padding`, `return_tensors`, `text_kwargs`, `images_kwargs`, ...
+
+        Returns:
+            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, ..., 3, height, width]
+            (float32) and what else the image processor gives; lists instead of tensors without `return_tensors`.
+
+        Raises:
+            PromptError: markers and images do not match in number, or truncation would have to cut a prompt.
+        """
+        if images is None and text is None:
+            raise PromptError("Expected images or text, found neither.")
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        data: dict[str, Any] = {}
+        counts: list[int] = []
+        flat = [] if images is None else make_flat_list_of_images(self.image_processor.fetch_images(images))
+        # Here and not in the image processor, which lays what is transparent on white.
+        flat = [to_rgb(image) if isinstance(image, Image.Image) else image for image in flat]
+        if flat:
+            data.update(self.image_processor(flat, **merged["images_kwargs"]))
+            counts = self.num_image_tokens(self.image_sizes_of(data), vision_tokens)
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            self._check_markers(texts, images, len(flat))
+            data.update(self._encode(texts, counts, merged["text_kwargs"]))
+        return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def _check_markers(self, texts: list[str], images: Any, found: int) -> None:
+        counts = [prompt.count(self.image_token) for prompt in texts]
+        if sum(counts) != found:
+            raise PromptError(
+                f"Expected one {self.image_token} marker per image, found {sum(counts)} markers in the text and "
+                f"{found} images."
+            )
+        if isinstance(images, list | tuple) and images and isinstance(images[0], list | tuple):
+            for row, (count, group) in enumerate(zip(counts, images, strict=True)):
+                if count != len(group):
+                    raise PromptError(
+                        f"Expected one {self.image_token} marker per image, found {count} markers and {len(group)} "
+                        f"images in prompt {row}."
+                    )
+
+    def _encode(self, texts: list[str], counts: list[int], options: dict[str, Any]) -> dict[str, Any]:
+        """Ids of each prompt with the placeholders of its images, `counts` over all texts, padded as `options` say."""
+        left = iter(counts)
+        rows = [self._ids(self._expand(prompt, left)) for prompt in texts]
+        if not options.get("add_special_tokens", True):
+            rows = [row[1:] if row[:1] == [self.tokenizer.bos_token_id] else row for row in rows]
+        limit, longest = options.get("max_length"), max(map(len, rows))
+        if options.get("truncation") and limit is not None and longest > limit:
+            raise PromptError(
+                f"A prompt has {longest} tokens, up to {max(counts, default=0)} of them for each image, and max_length "
+                f"is {limit}: shorten the text; prompts with images are never cut."
+            )
+        padded = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=options.get("padding", False),
+            max_length=limit,
+            pad_to_multiple_of=options.get("pad_to_multiple_of"),
+            padding_side=options.get("padding_side"),
+        )
+        return dict(padded)
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of one prompt, the placeholders being there."""
+        return tokenize_chunks(self.tokenizer, text, image_token_id=self.image_token_id, image_token=self.image_token)
+
+    def _expand(self, prompt: str, counts: Iterator[int]) -> str:
+        """The prompt with every image marker repeated as often as the next of `counts` says."""
+        first, *others = prompt.split(self.image_token)
+        return first + "".join(self.image_token * next(counts) + text for text in others)

@@ -1,0 +1,1 @@
+"""LLaVA-NeXT on fused tokens, as a model of transformers: configuration, modeling, processing."""
