@@ -28,11 +28,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from llava_stf.errors import CheckpointError, ModelNotFoundError
+from llava_stf.io.weights import Reader, read_index, read_pickle
 
 Layout = Literal["timm", "aps"]
 Select = Literal["momentum", "query"]
@@ -86,22 +85,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if file.suffix not in _SUFFIXES:
         raise CheckpointError(f"{file}: expected weights in one of {', '.join(_SUFFIXES)}.")
     if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{file} is no complete safetensors file ({error}); fetch it again.") from error
-    try:
-        # The options of a run stand in many training files; a Namespace only holds them.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler lets any kind of exception out on a damaged file
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f" (it asks for {found[1]})" if found else ""
-        raise CheckpointError(
-            f"{file} is damaged, or a pickle of more than plain tensors{reason}, whole modules for instance, which "
-            "could run code and is refused; take the pre-training checkpoint, or fetch the file again."
-        ) from error
-    return _flatten(content)
+        reader = Reader()
+        return {name: reader.read(stored) for name, stored in read_index([file]).items()}
+    # The options of a run stand in many training files; a Namespace only holds them.
+    return _flatten(read_pickle(file, known=[argparse.Namespace]))
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:

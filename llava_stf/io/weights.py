@@ -6,8 +6,9 @@ and one tensor at a time is copied.
 
 from __future__ import annotations
 
+import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ class Reader:
 
 
 def _with_rows(tensor: Tensor, rows: int | None) -> Tensor:
-    if rows is None or rows <= len(tensor):
+    if rows is None:
+        return tensor
+    if rows <= len(tensor):
         return tensor[:rows]
     mean = tensor.mean(0, keepdim=True, dtype=torch.float32).to(tensor.dtype)
     return torch.cat([tensor, mean.expand(rows - len(tensor), -1)])
@@ -163,17 +166,33 @@ def _open_safetensors(file: Path) -> Any:
         raise CheckpointError(f"{file} is no complete safetensors file ({error}); fetch it again.") from error
 
 
+def read_pickle(file: Path, *, known: Sequence[type] = ()) -> Any:
+    """What a file of `torch.save` holds, its tensors mapped where they can be. No code of a pickle is run.
+
+    Args:
+        file: to read.
+        known: classes, harmless ones, whose objects may stand in it beside tensors and Python's own.
+
+    Raises:
+        CheckpointError: it is damaged, or holds objects of other classes.
+    """
+    try:
+        with torch.serialization.safe_globals(list(known)):
+            # Files of torch before 1.6 are no zip archives and cannot be mapped.
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # the unpickler lets any kind of exception out on a damaged file
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f" (it asks for {found[1]})" if found else ""
+        raise CheckpointError(
+            f"{file} is damaged, or a pickle of more than plain tensors{reason}, which could run code and is refused; "
+            "fetch it again, or take a file of weights alone."
+        ) from error
+
+
 def _open_pickle(file: Path) -> dict[str, Tensor]:
     if file.suffix not in _SUFFIXES:
         raise CheckpointError(f"{file}: expected weights in one of {', '.join(_SUFFIXES)}.")
-    try:
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # the unpickler lets any kind of exception out on a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{file} is damaged, or no pickle of plain tensors (others can run code and are refused): {reason}"
-        ) from error
+    state = read_pickle(file)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
