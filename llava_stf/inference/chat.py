@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Protocol
 
 from PIL import Image
 from transformers import BatchFeature
 
 from llava_stf.images import ImageSource, load_image
-from llava_stf.inference.turns import Message, user_turn
+from llava_stf.inference.turns import Conversation, Message, user_turn
+from llava_stf.models.fusion.budget import VisionTokens
 
-if TYPE_CHECKING:
-    from llava_stf.inference.pipeline import LlavaStf
+
+class _Pipeline(Protocol):
+    """What a conversation needs of a `LlavaStf`."""
+
+    def encode(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image]],
+        vision_tokens: VisionTokens,
+    ) -> BatchFeature: ...
+
+    def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]: ...
+
+    def _pieces(
+        self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
+    ) -> Generator[str, None, None]: ...
 
 
 class Chat:
@@ -22,7 +37,7 @@ class Chat:
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 
-    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
+    def __init__(self, llava: _Pipeline, vision_tokens: int | None = None) -> None:
         self.messages: list[Message] = []
         self.images: list[Image.Image] = []
         self._llava = llava
