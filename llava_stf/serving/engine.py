@@ -32,7 +32,7 @@ from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.fusion.budget import token_budgets
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
-from llava_stf.serving.memory import Memory
+from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.request_body import Bounds
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
-# What the image processor takes for a pixel of the square around an image (measured: 10 to 16), and beside it.
-PREPARING_BYTES = 16
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
 WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
@@ -199,8 +197,7 @@ class Engine:
     def _pixels(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> torch.Tensor:
         """What the model sees of one image, [1, 3, height, width]."""
         header = read_header(source, max_pixels=self.options.max_image_pixels)
-        kept = 4 * header.size[0] * header.size[1]
-        with self.memory.hold(max(header.decoding_bytes, kept + PREPARING_BYTES * max(header.size) ** 2)):
+        with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
             return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)["pixel_values"]
 

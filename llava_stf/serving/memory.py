@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from llava_stf.errors import ImageError
+from llava_stf.images import ImageHeader
 from llava_stf.serving.errors import BusyError
 
 # For the images that are being decoded and prepared, of all requests: one of 50 megapixels fits.
@@ -17,6 +18,16 @@ WAIT_SECONDS = 30  # for room
 TRIM_SECONDS = 1.0  # between looks whether memory is to be given back
 _LARGE = 8 * 2**20
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other allocators give memory back by themselves
+
+
+# What the image processor takes for a pixel of the square around an image (measured: 10 to 16).
+PREPARING_BYTES = 16
+
+
+def needed(header: ImageHeader) -> int:
+    """Bytes that it takes to decode an image and, when that is done, to prepare it for a model."""
+    width, height = header.size
+    return max(header.decoding_bytes, 4 * width * height + PREPARING_BYTES * max(width, height) ** 2)
 
 
 class Memory:

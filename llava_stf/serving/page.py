@@ -57,6 +57,7 @@ ICON = (
 MAX_QUESTION = 4000  # characters
 MAX_CALLS = 64  # that gradio holds; the engine has a queue of its own
 FOCUS_QUESTION = "() => document.querySelector('#question textarea').focus()"
+MARK_STOPPED = "() => window.llavaStfMarkStopped()"
 
 
 def mount_page(app: FastAPI, engine: Engine, options: ServeOptions, *, compare: Engine | None = None) -> FastAPI:
@@ -73,7 +74,7 @@ def mount_page(app: FastAPI, engine: Engine, options: ServeOptions, *, compare: 
     files = Path(folder.name)
     os.environ["GRADIO_TEMP_DIR"] = str(files)  # the only way to tell gradio; its default is shared by all users
     engines = [engine] if compare is None else [engine, compare]
-    handler = AnswerHandler(budgets(engines), options)
+    handler = AnswerHandler(budgets(engines), options, engine.memory)
     page = build_page(handler, options, _write_examples(files / "examples"))
     middleware = [Middleware(PageGuard, files=files, max_image_bytes=options.max_image_bytes)]
     if options.api_key is not None:
@@ -112,7 +113,7 @@ def build_page(handler: AnswerHandler, options: ServeOptions, examples: list[tup
 
     def check(image: Any) -> tuple[Any, str]:
         try:
-            handler.read(_path(image))
+            handler.check(_path(image))
         except LlavaStfError as error:
             return None, render_error(str(error))
         return gr.skip(), EMPTY
@@ -143,6 +144,7 @@ def build_page(handler: AnswerHandler, options: ServeOptions, examples: list[tup
                 with gr.Row(elem_id="actions"):
                     ask = gr.Button("Ask", variant="primary", elem_id="ask", scale=0, min_width=120)
                     stop = gr.Button("Stop", elem_id="stop", scale=0, min_width=120, visible=False)
+                gr.HTML('<div class="problem" role="alert" hidden></div>', elem_id="notice")
                 answers = gr.HTML(EMPTY, elem_id="answers")
 
         quiet: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -155,7 +157,7 @@ def build_page(handler: AnswerHandler, options: ServeOptions, examples: list[tup
             **quiet,
         )
         asked.then(_hide, None, stop, **quiet)  # however it ended
-        stop.click(_hide, None, stop, cancels=asked, js=FOCUS_QUESTION, **quiet)
+        stop.click(_hide, None, stop, cancels=asked, js=MARK_STOPPED, **quiet)
         image.upload(check, image, [image, answers], **quiet)
         for button, (path, text) in zip(shown, examples, strict=True):
             button.click(partial(_show, path, text), None, [image, question, answers], js=FOCUS_QUESTION, **quiet)
@@ -205,7 +207,7 @@ def _head(choices: list[Budget], options: ServeOptions) -> str:
     said += f" instead of {first.patches:,}." if first.vision_tokens < first.patches else "."
     if options.served_name in BUNDLED:
         said += " This small model knows only drawn images like the examples."
-    return f"<h1>Ask about an image</h1><p>{said}</p>"
+    return f'<h1>Ask about an image</h1><p data-max-bytes="{options.max_image_bytes}">{said}</p>'
 
 
 def _theme() -> gr.themes.Base:

@@ -6,6 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,7 @@ class Card:
         vision_tokens: of the image.
         view: SVG of the image with its windows.
         text: the answer so far.
-        running: whether more is to come.
+        state: whether its turn has come, and is over.
         first_token_seconds: from the request to the first text, queueing included; `None` before it.
         seconds: from the request to the end; `None` before it.
         prompt_tokens, completion_tokens: `None` before the end.
@@ -35,7 +36,7 @@ class Card:
     vision_tokens: int
     view: str
     text: str = ""
-    running: bool = False
+    state: Literal["waiting", "running", "done"] = "waiting"
     first_token_seconds: float | None = None
     seconds: float | None = None
     prompt_tokens: int | None = None
@@ -80,11 +81,13 @@ def _card(card: Card) -> str:
     if card.error is not None:
         body = render_error(card.error)
     else:
-        state = " running" if card.running else ""
-        body = f'<p class="answer{state}">{escape(card.text)}</p>'
+        said = escape(card.text)
+        if card.state == "done" and not card.text.strip():
+            said = '<em class="mark">The model gave an empty answer.</em>'
+        body = f'<p class="answer {card.state}">{said}</p>'
     return (
         f'<article class="card"><header><h2>{escape(card.title)}</h2><span>{card.vision_tokens:,} vision tokens</span>'
-        f'</header><div class="seen">{card.view}<div class="said">{body}{_costs(card)}</div></div></article>'
+        f'</header><div class="seen">{card.view}{body}{_costs(card)}</div></article>'
     )
 
 

@@ -6,18 +6,18 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from llava_stf.analysis.visualise import visualise
 from llava_stf.errors import ImageError, LlavaStfError
-from llava_stf.images import load_image
+from llava_stf.images import load_image, read_header
 from llava_stf.inference import user_turn
 from llava_stf.models.fusion.budget import patch_grid, token_budgets
 from llava_stf.serving.engine import Engine, GenerationRequest
+from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.page_cards import Card, draw_view, render, render_error
 
 if TYPE_CHECKING:
@@ -53,37 +53,37 @@ class AnswerHandler:
     Args:
         budgets: what can be chosen.
         options: limits of images and answers, those of the HTTP routes.
+        memory: where images are decoded, that of the engines.
     """
 
-    def __init__(self, budgets: Sequence[Budget], options: ServeOptions) -> None:
+    def __init__(self, budgets: Sequence[Budget], options: ServeOptions, memory: Memory) -> None:
         self.budgets = list(budgets)
         self.options = options
+        self._memory = memory
 
-    def read(self, upload: str | None) -> Image.Image:
-        """The uploaded file as an image. Raises `ImageError` without one, or where it is broken or too large."""
-        if upload is None:
-            raise ImageError("There is no image yet: drop one, paste one, or start from an example.")
-        try:
-            data = Path(upload).read_bytes()
-        except OSError as error:
-            raise ImageError("The image is no longer on the server; upload it again.") from error
-        try:
-            return load_image(data, max_pixels=self.options.max_image_pixels)
-        except ImageError as error:
-            raise ImageError(f"This image cannot be used: {error}") from error
+    def check(self, upload: str | None) -> None:
+        """Reads the uploaded file. Raises `ImageError` without one, or where it is broken or too large."""
+        self._prepare(upload, [])
 
     async def answer(self, upload: str | None, question: str, chosen: Sequence[Budget]) -> AsyncIterator[str]:
         """HTML of the answers as they grow, one model after the other, so that neither slows the other's clock."""
         try:
             turn = user_turn(question.strip(), 1)
-            image, cards = await asyncio.to_thread(self._prepare, upload, chosen)
+            data, cards = await asyncio.to_thread(self._prepare, upload, chosen)
         except LlavaStfError as error:
             yield render_error(str(error))
             return
-        for card, budget in zip(cards, chosen, strict=True):
-            card.running = True
+        if len(chosen) > 1:  # or the first card would pay for caches gone cold, and for the drawing of both
             yield render(cards)
-            request = GenerationRequest([turn], [image], vision_tokens=budget.vision_tokens)
+            for budget in chosen:
+                warming = GenerationRequest([turn], [data], vision_tokens=budget.vision_tokens, max_new_tokens=1)
+                with suppress(LlavaStfError):  # said on its card
+                    async for _ in budget.engine.stream(warming):
+                        pass
+        for card, budget in zip(cards, chosen, strict=True):
+            card.state = "running"
+            yield render(cards)
+            request = GenerationRequest([turn], [data], vision_tokens=budget.vision_tokens)
             started = time.perf_counter()
             try:
                 async for piece in budget.engine.stream(request):
@@ -95,14 +95,25 @@ class AnswerHandler:
                 card.seconds = time.perf_counter() - started
             except LlavaStfError as error:
                 card.error = str(error)
-            card.running = False
+            card.state = "done"
             yield render(cards)
 
-    def _prepare(self, upload: str | None, chosen: Sequence[Budget]) -> tuple[Image.Image, list[Card]]:
-        image = self.read(upload)
-        cards = []
-        for budget in chosen:
-            seen = visualise(budget.engine.llava, image)
-            window = seen.grid // math.isqrt(budget.vision_tokens)
-            cards.append(Card(budget.title, budget.vision_tokens, draw_view(seen, window)))
-        return image, cards
+    def _prepare(self, upload: str | None, chosen: Sequence[Budget]) -> tuple[bytes, list[Card]]:
+        """The file of an image, and its cards."""
+        if upload is None:
+            raise ImageError("There is no image yet: drop one, paste one, or start from an example.")
+        try:
+            data = Path(upload).read_bytes()
+        except OSError as error:
+            raise ImageError("The image is no longer on the server; upload it again.") from error
+        limit, cards = self.options.max_image_pixels, []
+        try:
+            with self._memory.hold(needed(read_header(data, max_pixels=limit))):
+                image = load_image(data, max_pixels=limit)
+                for budget in chosen:
+                    seen = visualise(budget.engine.llava, image)
+                    window = seen.grid // math.isqrt(budget.vision_tokens)
+                    cards.append(Card(budget.title, budget.vision_tokens, draw_view(seen, window)))
+        except ImageError as error:
+            raise ImageError(f"This image cannot be used: {error}") from error
+        return data, cards

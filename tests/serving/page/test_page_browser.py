@@ -16,6 +16,16 @@ PASTE = """(bytes) => {
   clipboardData.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
   document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
 }"""
+DROP = """([bytes, name, type]) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  document.querySelector("#image img").dispatchEvent(
+    new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
+IN_SIGHT = """() => [...document.querySelectorAll("#answers .answer")].every((part) => {
+  const place = part.getBoundingClientRect();
+  return place.top >= 0 && place.bottom <= innerHeight && place.left >= 0 && place.right <= innerWidth;
+})"""
 FOCUS_IS_SEEN = """() => {
   for (let part = document.activeElement; part; part = part.parentElement) {
     const style = getComputedStyle(part);
@@ -32,8 +42,8 @@ def png(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def upload(page: Page, data: bytes, name: str = "image.png") -> None:
-    page.set_input_files("#image input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+def upload(page: Page, data: bytes, name: str = "image.png", kind: str = "image/png") -> None:
+    page.set_input_files("#image input[type=file]", {"name": name, "mimeType": kind, "buffer": data})
 
 
 def take_example(page: Page, index: int) -> None:
@@ -75,6 +85,24 @@ def test_side_by_side_shows_answers_costs_and_windows_of_both(models, page, scre
     image = screenshots / "page.png"
     page.screenshot(path=image, full_page=True)
     assert Image.open(image).width == 1180
+
+
+def test_side_by_side_warms_both_models_before_the_first_figure(models, page, monkeypatch):
+    asked = []
+    for llava in models:
+        generate = llava.generate
+        monkeypatch.setattr(
+            llava, "generate", lambda *args, llava=llava, generate=generate, **options: (
+                asked.append((llava, options["max_new_tokens"])) or generate(*args, **options)
+            )
+        )  # fmt: skip
+    take_example(page, 1)
+    page.get_by_role("radio", name="Side by side").check()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('#answers .answer.done:not(:empty)').length === 2")
+    page.wait_for_function(DONE)
+    assert [llava for llava, _ in asked] == [*models, *models]
+    assert [tokens == 1 for _, tokens in asked] == [True, True, False, False]
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(models, page):
@@ -138,9 +166,26 @@ def test_a_bad_image_is_refused_in_a_sentence_and_the_page_lives_on(models, page
     expect(page.locator("#answers .answer")).to_have_text(expected(models[0], index, question))
 
 
-def test_a_file_beyond_the_limit_is_refused_in_a_sentence(page):
-    upload(page, os.urandom(300_000), "large.png")
-    expect(page.get_by_text("exceed the maximum allowed size")).to_be_visible()
+def test_a_file_that_is_too_large_or_no_image_is_refused_in_our_sentence(page):
+    take_example(page, 0)
+    for data, name, kind, said in (
+        (
+            os.urandom(300_000),
+            "large.png",
+            "image/png",
+            "large.png is too large: it has 300,000 bytes",
+        ),
+        (b"words", "notes.txt", "text/plain", "notes.txt is no image: expected a PNG, JPEG, WebP"),
+        (b"%PDF-1.7", "paper.pdf", "application/pdf", "paper.pdf is no image"),
+    ):
+        upload(page, data, name, kind)
+        expect(page.get_by_role("alert")).to_contain_text(said)
+        page.evaluate(DROP, [list(data), name, kind])
+        expect(page.get_by_role("alert")).to_contain_text(said)
+    expect(page.locator("#image img")).to_have_count(1)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.wait_for_function(DONE)
 
 
 def test_what_is_missing_or_does_not_fit_is_said(page):
@@ -170,14 +215,25 @@ def test_a_copied_image_can_be_pasted_anywhere(page):
         expect(shown).not_to_have_attribute("src", before)
 
 
-def test_on_a_phone_in_the_dark_nothing_is_wider_than_the_screen(server, open_page, screenshots):
-    page = open_page(server, viewport={"width": 390, "height": 844}, color_scheme="dark")
-    width = "document.documentElement.scrollWidth"
-    assert page.evaluate(width) == 390
+@pytest.mark.parametrize(("width", "height"), [(320, 568), (375, 667), (768, 1024)])
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_on_small_screens_the_answer_is_in_sight_and_nothing_is_cut(
+    server, open_page, screenshots, width, height, colours
+):
+    options = {"has_touch": True, "is_mobile": width < 640}
+    page = open_page(server, viewport={"width": width, "height": height}, color_scheme=colours, **options)
+    widest = "Math.max(...[...document.querySelectorAll('#main *')].map((part) => part.getBoundingClientRect().right))"
     take_example(page, 0)
-    page.get_by_role("radio", name="Side by side").check()
-    page.get_by_role("button", name="Ask", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('#answers .answer:not(.running):not(:empty)').length === 2")
-    assert page.evaluate(width) == 390
-    page.screenshot(path=screenshots / "page-phone.png", full_page=True)
-    assert sum(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")) < 200
+    for mode, count in (("25 %", 1), ("Side by side", 2)):
+        page.get_by_role("radio", name=mode).check()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        answered = f"document.querySelectorAll('#answers .answer.done:not(:empty)').length === {count}"
+        page.wait_for_function(answered)
+        page.wait_for_function(DONE)
+        assert page.evaluate(IN_SIGHT)
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(widest) <= width
+        page.screenshot(path=screenshots / f"page-{width}-{colours}-{count}.png")
+    page.screenshot(path=screenshots / f"page-{width}-{colours}.png", full_page=True)
+    brightness = sum(page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"))
+    assert (brightness < 200) == (colours == "dark")

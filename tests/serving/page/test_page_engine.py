@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 
 from llava_stf.inference import LlavaStf
 from llava_stf.serving.errors import BusyError
+from llava_stf.serving.memory import Memory
 from llava_stf.serving.page import mount_page
 from llava_stf.serving.rows import GenerationRequest, Piece
 
@@ -21,6 +22,7 @@ class ToldEngine:
 
     def __init__(self, llava: LlavaStf) -> None:
         self.llava = llava
+        self.memory = Memory()
         self.words: list[str | Exception | None] = []
         self.closed = threading.Event()
 
@@ -73,7 +75,17 @@ def test_words_appear_as_they_are_said_until_stopped_and_errors_are_sentences(en
     stop.click()
     assert engine.closed.wait(DEADLINE)
     expect(stop).to_have_count(0)
-    expect(answer).to_have_text("one <b>two</b> three")
+    expect(answer).to_have_text("one <b>two</b> three (stopped)")
+
+    ask.click()
+    expect(stop).to_have_count(1)
+    stop.click()
+    expect(answer).to_have_text("Stopped before the first word.")
+
+    engine.words += [None]
+    ask.click()
+    expect(answer).to_have_text("The model gave an empty answer.")
+    expect(stop).to_have_count(0)
 
     engine.words += [BusyError("64 requests wait, and no more are taken; try again in a moment.")]
     ask.click()
