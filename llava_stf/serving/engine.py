@@ -91,13 +91,14 @@ class Engine:
         """Answers about a blank image at each count, before it starts: no client pays for what is done once."""
         blank = io.BytesIO()
         Image.new("RGB", (64, 64)).save(blank, "PNG")
-        for count in token_budgets(self.llava.model.config):
+        counts = token_budgets(self.llava.model.config)
+        for count in counts if len(counts) > 1 else [None]:
             request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
             try:
                 for _ in range(WARM_UP_ROUNDS):
                     self.llava.generate(self._prepare(request)[0], max_new_tokens=WARM_UP_TOKENS)
             except Exception:  # requests may do well all the same
-                logger.exception("The model failed at the warm-up with %d vision tokens.", count)
+                logger.exception("The model failed at the warm-up with %s vision tokens.", count or counts[0])
 
     def start(self) -> None:
         """Starts the thread; once is enough."""
@@ -181,25 +182,52 @@ class Engine:
     def _prepare(self, request: GenerationRequest) -> tuple[BatchFeature, int]:
         """Model inputs of the request alone, and how many of its ids stand for images."""
         self._check_length(request.conversation)
-        # Ids do not depend on what an image shows: a prompt that does not fit is refused before anything is decoded.
+        # A text that does not fit is refused before any image is decoded: blank ones stand for them.
         blank = Image.new("RGB", (1, 1))
         inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], request.vision_tokens)
-        pixels = []
+        seen = []
         for index, source in enumerate(request.images):
             try:
-                pixels.append(self._pixels(source, request.vision_tokens))
+                seen.append(self._see(source, request.vision_tokens))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        if pixels:
-            inputs["pixel_values"] = torch.cat(pixels)
-        return inputs, int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
+        counts = [self._image_tokens(image) for image in seen]
+        if seen:
+            self._give_places(inputs, counts)
+            inputs.update(_join_images(seen))
+        return inputs, sum(counts)
 
-    def _pixels(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> torch.Tensor:
-        """What the model sees of one image, [1, 3, height, width]."""
+    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> BatchFeature:
+        """Model inputs of one image alone."""
         header = read_header(source, max_pixels=self.options.max_image_pixels)
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)["pixel_values"]
+            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)
+
+    def _image_tokens(self, inputs: BatchFeature) -> int:
+        return int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
+
+    def _give_places(self, inputs: BatchFeature, counts: Sequence[int]) -> None:
+        """Gives every image of a prompt its number of ids in place of those of a blank one.
+
+        Raises:
+            PromptError: The prompt has no room for them.
+        """
+        image_id = self.llava.model.config.image_token_id
+        each, places, ids = self._image_tokens(inputs) // len(counts), 0, []
+        for token in inputs["input_ids"][0].tolist():
+            if token != image_id:
+                ids.append(token)
+                continue
+            ids += [image_id] * (counts[places // each] if places % each == 0 else 0)
+            places += 1
+        if len(ids) >= self.llava.positions:
+            raise PromptError(
+                f"The prompt has {len(ids)} tokens, {sum(counts)} of them for {len(counts)} image(s), and the model "
+                f"has positions for {self.llava.positions - 1} and an answer: ask shorter or with fewer images."
+            )
+        inputs["input_ids"] = inputs["input_ids"].new_tensor([ids])
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
 
     def _check_length(self, conversation: Conversation) -> None:
         """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
@@ -267,10 +295,21 @@ class Engine:
             data[name] = torch.cat(
                 [functional.pad(row.inputs[name], (width - row.prompt_tokens, 0), value=value) for row in rows]
             )
-        pixels = [row.inputs["pixel_values"] for row in rows if "pixel_values" in row.inputs]
-        if pixels:
-            data["pixel_values"] = torch.cat(pixels)
+        data.update(_join_images([row.inputs for row in rows]))
         return BatchFeature(data)
+
+
+def _join_images(inputs: Sequence[BatchFeature]) -> dict[str, torch.Tensor]:
+    """The images of several inputs as one batch; those in tiles are padded to the most of them."""
+    joined = {}
+    for name in ("pixel_values", "image_sizes"):
+        values = [each[name] for each in inputs if name in each]
+        if values and values[0].ndim == 5:
+            most = max(value.shape[1] for value in values)
+            values = [functional.pad(value, (0, 0) * 3 + (0, most - value.shape[1])) for value in values]
+        if values:
+            joined[name] = torch.cat(values)
+    return joined
 
 
 def _characters(message: Message) -> int:

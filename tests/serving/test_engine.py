@@ -7,9 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
+from llava_stf import apply_stf
 from llava_stf.errors import PromptError
-from llava_stf.inference import LlavaStf
+from llava_stf.inference import LlavaStf, user_turn
+from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.serving.app import create_app
 from llava_stf.serving.engine import Engine, GenerationRequest
 from llava_stf.serving.errors import ModelFailureError
@@ -212,3 +215,34 @@ def test_images_are_given_as_files_or_images_and_errors_name_them(llava: LlavaSt
             asyncio.run(answer(GenerationRequest([message])))
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_images_in_tiles_are_answered_in_one_batch_each_with_its_own_tokens(window: int | None) -> None:
+    model, processor = tiny_llava_next()
+    if window is not None:
+        apply_stf(model, processor, window=window)
+    llava = LlavaStf(model, processor)
+    engine = Engine(llava, ServeOptions(max_new_tokens=6))
+    metric = engine.metrics.registry.get_sample_value
+    rng = np.random.default_rng(0)
+    shapes = [(60, 60), (50, 200), (300, 90)]
+    images = [Image.fromarray(rng.integers(0, 255, (*shape, 3), dtype=np.uint8)) for shape in shapes]
+    asked = [([image], "What?") for image in images] + [(images[1:], "Both?")]
+
+    async def answer(images: list[Image.Image], question: str) -> str:
+        request = GenerationRequest([user_turn(question, len(images))], images)
+        return "".join([piece.text async for piece in engine.stream(request)])
+
+    async def scene() -> list[str]:
+        answers = [asyncio.create_task(answer(*each)) for each in asked]
+        await asyncio.to_thread(
+            wait_for, lambda: engine.metrics.registry.get_sample_value("llava_stf_queue_depth") == 4
+        )
+        engine.start()
+        return await asyncio.gather(*answers)
+
+    answers = asyncio.run(scene())
+    engine.close()
+    assert answers == [llava.ask(images, question, max_new_tokens=6) for images, question in asked]
+    assert metric("llava_stf_batch_size_count") == 1
