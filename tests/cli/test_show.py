@@ -159,5 +159,5 @@ def test_options_of_a_method_reach_the_drawing(plain, image) -> None:
 @pytest.mark.parametrize("option", ["class_token", "=false", "class_token=maybe", "clas=false"])
 def test_options_that_are_none_are_refused(option: str, image, tmp_path) -> None:
     image.save(tmp_path / "p.png")
-    with pytest.raises(FusionError, match="[Oo]ption"):
+    with pytest.raises(FusionError, match=r"[Oo]ption"):
         run(str(tmp_path / "p.png"), "--method", "visionzip", "--option", option)
