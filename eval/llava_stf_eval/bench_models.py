@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llava_stf.errors import FusionError, LlavaStfError, nearest
 
@@ -12,23 +13,26 @@ if TYPE_CHECKING:
     from transformers import LlavaConfig
 
     from llava_stf.inference import LlavaStf
+    from llava_stf.reduction import Method
 
 FULL, STF = "full", "stf"
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A checkpoint and how to run it; the fields are those of `load_model`, and two more.
+    """A checkpoint and how to run it; the fields are those of `load_model`, and four more.
 
     `method` is `"full"` (plain LLaVA, every vision token), `"stf"`, or one of `llava_stf.reduction`; `None` is what
-    the checkpoint and `vision_tokens` say. `seed` is for methods that draw. `instructions` says whether questions keep
-    the lines that tell how to answer; by default all models get them but the bundled ones, which were trained on bare
-    questions.
+    the checkpoint and `vision_tokens` say, which are tokens kept of an image. `method_options` are options of the
+    method by name, as `{"full_layers": 3}` of FastV; without any it is the published one. `seed` is for methods that
+    draw. `instructions` says whether questions keep the lines that tell how to answer; by default all models get them
+    but the bundled ones, which were trained on bare questions.
     """
 
     pretrained: str = "tiny"
     method: str | None = None
     vision_tokens: int | Literal["all"] | None = None
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     dtype: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
@@ -52,6 +56,7 @@ class ModelOptions:
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
         from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+        from llava_stf.reduction.options import changed_options
 
         path = self._local_path()
         config = self._config(path)
@@ -69,6 +74,9 @@ class ModelOptions:
             )
         if method == FULL and self.vision_tokens not in (None, "all", patches):
             raise FusionError(f"Method '{FULL}' keeps all {patches} vision tokens, found {self.vision_tokens}.")
+        if method == FULL and self.method_options:
+            raise FusionError(f"Method '{FULL}' has no options, found {', '.join(self.method_options)}.")
+        options = {} if method == FULL else changed_options(configured(method, self.method_options))
         if method == STF:
             tokens = self._fused_tokens(config, fused)
         else:
@@ -79,6 +87,7 @@ class ModelOptions:
             pretrained=path,
             method=method,
             vision_tokens=tokens,
+            method_options=options,
             subfolder=None,
             revision=None,
             instructions=instructions,
@@ -105,8 +114,20 @@ class ModelOptions:
         if self.method not in (FULL, STF):
             from llava_stf.reduction import apply_reduction
 
-            apply_reduction(llava.model, llava.processor, self.method, vision_tokens=self.vision_tokens, seed=self.seed)
+            method = configured(self.method, self.method_options)
+            apply_reduction(llava.model, llava.processor, method, vision_tokens=self.vision_tokens, seed=self.seed)
         return llava
+
+    def mean_tokens(self) -> float:
+        """Tokens of an image in the mean over the LLM's layers, of options that `resolved` gave; reads no weights."""
+        from llava_stf.models.fusion.budget import patch_grid
+
+        assert self.method is not None, "resolve the options first"
+        assert isinstance(self.vision_tokens, int)
+        if self.method == FULL:
+            return self.vision_tokens
+        config, method = self._config(self._local_path()), configured(self.method, self.method_options)
+        return method.mean_tokens(config.text_config.num_hidden_layers, patch_grid(config) ** 2, self.vision_tokens)
 
     def _local_path(self) -> str:
         from llava_stf.conversion.locate import locate
@@ -137,8 +158,19 @@ class ModelOptions:
 
         asked = patches // 4 if self.vision_tokens is None else self.vision_tokens
         tokens = patches if asked == "all" else asked
-        check_reduction(config, method, tokens)
+        check_reduction(config, configured(method, self.method_options), tokens)
         return tokens
+
+
+def configured(method: str, options: Mapping[str, Any]) -> Method:
+    """A method of `llava_stf.reduction` with these options.
+
+    Raises:
+        FusionError: no such method, option or value.
+    """
+    from llava_stf.reduction import find_method, with_options
+
+    return with_options(find_method(method), options)
 
 
 def check_method(method: str) -> None:

@@ -84,6 +84,8 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
         "model": shown,
         "method": model.method,
         "vision_tokens": model.vision_tokens,
+        "mean_tokens": model.mean_tokens(),
+        "method_options": dict(model.method_options),
         "protocol": options.protocol,
         "seed": model.seed,
         "limit": options.limit,

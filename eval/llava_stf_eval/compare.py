@@ -170,8 +170,9 @@ def _settings(a: Run, b: Run) -> dict[str, tuple[str, str]]:
     named = [
         {
             "model": run.model,
-            "method": run.method,
+            "method": run.method_name,
             "vision tokens": run.vision_tokens,
+            "mean tokens": run.mean_tokens,
             "checkpoint": str(run.checkpoint.get("hash"))[:12],
             "seed": run.seed,
             "limit": run.limit,

@@ -32,7 +32,10 @@ TIMED_IMAGES = 5
 
 @dataclass(frozen=True)
 class Result:
-    """One model on the drawn images: shares of right answers, tokens per image, seconds to the first token."""
+    """One model on the drawn images: shares of right answers, tokens per image, seconds to the first token.
+
+    `vision_tokens` are kept of an image, `mean_tokens` is the mean over the LLM's layers.
+    """
 
     model: str
     pictures: int
@@ -41,6 +44,7 @@ class Result:
     accuracy: float
     families: dict[str, float]
     vision_tokens: int
+    mean_tokens: float
     first_token_seconds: float
 
 
@@ -77,6 +81,7 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
         for answer, (_, question) in zip(answers, batch, strict=True):
             right[question.family] += is_right(answer, question.answer)
     times = [measure_first_token(llava, image, question.text) for image, question in pairs[:TIMED_IMAGES]]
+    kept, mean = _budget(llava)
     return Result(
         model=name,
         pictures=images,
@@ -84,9 +89,18 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
         questions=len(pairs),
         accuracy=right.total() / len(pairs),
         families={family: right[family] / asked[family] for family in BENCHMARKS if asked[family]},
-        vision_tokens=llava.vision_tokens,
+        vision_tokens=kept,
+        mean_tokens=mean,
         first_token_seconds=statistics.median(times),
     )
+
+
+def _budget(llava: LlavaStf) -> tuple[int, float]:
+    """Tokens kept of an image, and their mean over the LLM's layers."""
+    reduction = vars(llava.model.model).get("reduction")
+    if reduction is None:
+        return llava.vision_tokens, llava.vision_tokens
+    return reduction.vision_tokens, reduction.mean_tokens(llava.model.config.text_config.num_hidden_layers)
 
 
 def print_table(results: list[Result]) -> None:
@@ -98,13 +112,15 @@ def print_table(results: list[Result]) -> None:
     for family, benchmark in BENCHMARKS.items():
         table.add_row(family, benchmark, *(f"{100 * result.families.get(family, 0):.1f}" for result in results))
     table.add_row("all", "", *(f"{100 * result.accuracy:.1f}" for result in results), end_section=True)
-    table.add_row("vision tokens", "", *(str(result.vision_tokens) for result in results))
+    table.add_row("vision tokens kept", "", *(str(result.vision_tokens) for result in results))
+    table.add_row("mean over LLM layers", "", *(f"{result.mean_tokens:.4g}" for result in results))
     table.add_row("ms to first token", "", *(f"{1000 * result.first_token_seconds:.1f}" for result in results))
     Console().print(table)
 
 
 def main() -> None:
     from llava_stf import load_model
+    from llava_stf.reduction.options import parse_options
     from llava_stf_eval.bench_models import ModelOptions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,14 +133,16 @@ def main() -> None:
     parser.add_argument(
         "--method", action="append", default=[], help="method to ask the bundled plain LLaVA by; repeatable"
     )
-    parser.add_argument("--vision-tokens", type=int, default=16, help="budget of the methods")
+    parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the methods; repeatable")
+    parser.add_argument("--vision-tokens", type=int, default=16, help="tokens that the methods keep")
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     if not options.full and not options.model and not options.method:
         options.model = ["tiny-full", "tiny"]
-    methods = [ModelOptions("tiny-full", name, options.vision_tokens).resolved() for name in options.method]
+    own = parse_options(options.option)
+    methods = [ModelOptions("tiny-full", name, options.vision_tokens, own).resolved() for name in options.method]
     loaded = chain(
         ((name, load_model(name, vision_tokens="all")) for name in options.full),
         ((name, load_model(name)) for name in options.model),

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from llava_stf.errors import CheckpointError, LlavaStfError, PromptError
 from llava_stf.images import load_image
 from llava_stf.inference import user_turn
+from llava_stf.reduction.options import known_options
 from llava_stf_eval.bench_generation import cut, generate_options, is_out_of_memory, unknown_settings
 from llava_stf_eval.bench_journal import Answer, Journal
 from llava_stf_eval.bench_models import ModelOptions
@@ -45,7 +46,8 @@ class LlavaStfLmms(lmms):
         batch_size: requests per step; halved for good when memory runs out, which is logged.
         journal: file that keeps the answers of every finished batch; a later run with the same file asks the rest.
         progress: called with (answered, all) requests after every batch, in place of a progress bar.
-        **options: the other fields of `ModelOptions`; every one is a key of `--model_args`.
+        **options: the other fields of `ModelOptions` and the options of its method, such as `full_layers` of FastV;
+            every one is a key of `--model_args`.
 
     With several ranks (accelerate or torchrun) each takes the GPU of its local rank. `clean` keeps the model, so that
     one object serves several evaluations. Errors are raised; no request ever gets an empty answer in place of one.
@@ -63,12 +65,14 @@ class LlavaStfLmms(lmms):
         **options: Any,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(options) - set(ModelOptions.__dataclass_fields__) - {"max_batch_size"})
-        if unknown:
-            raise LlavaStfError(
-                f"llava_stf has no option '{unknown[0]}'; known: {', '.join(ModelOptions.__dataclass_fields__)}."
-            )
         options.pop("max_batch_size", None)  # of lmms-eval's command line; ours shrinks by itself
+        fields, of_methods = set(ModelOptions.__dataclass_fields__), known_options()
+        unknown = sorted(set(options) - fields - (of_methods - fields))
+        if unknown:
+            known = ", ".join([*ModelOptions.__dataclass_fields__, *sorted(of_methods - fields)])
+            raise LlavaStfError(f"llava_stf has no option '{unknown[0]}'; known: {known}.")
+        own = {name: options.pop(name) for name in set(options) - fields}
+        options["method_options"] = {**options.get("method_options", {}), **own}
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise LlavaStfError(f"batch_size must be a whole number from 1 up, found '{batch_size}'.")
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

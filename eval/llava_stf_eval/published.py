@@ -6,9 +6,11 @@ They stand in `published.json`; none of them was measured by this project.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 MODEL_7B, MODEL_13B, MODEL_7B_LORA = "llava-1.5-7b", "llava-1.5-13b", "llava-1.5-7b-lora"
 
@@ -17,19 +19,29 @@ MODEL_7B, MODEL_13B, MODEL_7B_LORA = "llava-1.5-7b", "llava-1.5-13b", "llava-1.5
 class Published:
     """One published row.
 
-    `scores` maps a benchmark to the lowest and highest figure of the sources, mostly equal: per cent, for `mme` the
-    perception sum; `mme_total` is perception and cognition, which no benchmark of ours reports. `trained` says whether
-    the method trains the model for its token count.
+    `mean_tokens` is the budget of a published table: tokens of an image in the mean over the LLM's layers.
+    `vision_tokens` is what is kept of the image, the number that methods here take: less than the mean for FastV, whose
+    first layers see everything, and `None` where a method keeps another number in every few layers. `options` are
+    those in which the row differs from the method's defaults. `scores` maps a benchmark to the lowest and highest
+    figure of the sources, mostly equal: per cent, for `mme` the perception sum; `mme_total` is perception and
+    cognition, which no benchmark of ours reports. `trained` says whether the method trains the model for its count.
     """
 
     model: str
     method: str
     title: str
-    vision_tokens: int
+    mean_tokens: int
+    vision_tokens: int | None
     trained: bool
     scores: dict[str, tuple[float, float]]
     sources: tuple[str, ...]
+    options: dict[str, Any]
     note: str | None = None
+
+    @property
+    def budget(self) -> str:
+        """The tokens in words, both numbers where they differ."""
+        return budget_text(self.vision_tokens, self.mean_tokens)
 
     def text(self, benchmark: str) -> str | None:
         """The figure as printed, a range where sources differ."""
@@ -52,25 +64,54 @@ def published_rows() -> tuple[Published, ...]:
     content = json.loads(files("llava_stf_eval").joinpath("published.json").read_text(encoding="utf-8"))
     return tuple(
         Published(
-            **{name: value for name, value in row.items() if name not in ("scores", "sources")},
+            **{name: row[name] for name in ("model", "method", "title", "vision_tokens", "trained")},
+            mean_tokens=row.get("mean_tokens", row["vision_tokens"]),
+            note=row.get("note"),
             scores={name: _range(value) for name, value in row["scores"].items()},
             sources=tuple(content["sources"][source] for source in row["sources"]),
+            options=row.get("options", {}),
         )
         for row in content["rows"]
     )
 
 
-def find_published(method: str, vision_tokens: int, *, model: str = MODEL_7B) -> Published | None:
-    """The row of a method at a token count, or None where nobody published one."""
+def find_published(
+    method: str,
+    vision_tokens: int | None = None,
+    *,
+    mean_tokens: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    model: str = MODEL_7B,
+) -> Published | None:
+    """The row of a method at a budget, or `None` where nobody published one.
+
+    Args:
+        method: its name.
+        vision_tokens: the budget as tokens kept of an image; FastV's row of 192 keeps 166.
+        mean_tokens: or as the mean over the LLM's layers, the number in published tables; one of the two.
+        options: in which the method differs from its defaults, such as `{"full_layers": 3}` of FastV.
+        model: of whose rows.
+    """
+    if (vision_tokens is None) == (mean_tokens is None):
+        raise ValueError("Expected either vision_tokens or mean_tokens.")
     for row in published_rows():
-        if (row.model, row.method, row.vision_tokens) == (model, method, vision_tokens):
+        same = row.vision_tokens == vision_tokens if mean_tokens is None else row.mean_tokens == mean_tokens
+        if same and (row.model, row.method, row.options) == (model, method, dict(options or {})):
             return row
     return None
 
 
 def published_counts(method: str, *, model: str = MODEL_7B) -> list[int]:
-    """The token counts at which a method has published figures, fewest first."""
-    return sorted(row.vision_tokens for row in published_rows() if (row.model, row.method) == (model, method))
+    """The budgets, as means over layers, at which a method has published figures, fewest first."""
+    return sorted(row.mean_tokens for row in published_rows() if (row.model, row.method) == (model, method))
+
+
+def budget_text(vision_tokens: int | None, mean_tokens: float) -> str:
+    """A budget in words: "64 tokens", or both numbers where layers see more than is kept."""
+    if vision_tokens == mean_tokens:
+        return f"{vision_tokens} tokens"
+    mean = f"{mean_tokens:.0f} tokens in the mean over layers"
+    return mean if vision_tokens is None else f"{mean}, {vision_tokens} kept"
 
 
 def _range(value: float | list[float]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import select_patch_states
-from llava_stf.reduction import apply_reduction, find_method, remove_reduction
+from llava_stf.reduction import Method, apply_reduction, find_method, remove_reduction
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = Fals
 
 
 def visualise_selection(
-    llava: LlavaStf, image: ImageSource, method: str, *, vision_tokens: int | None, seed: int = 0
+    llava: LlavaStf, image: ImageSource, method: str | Method, *, vision_tokens: int | None, seed: int = 0
 ) -> Visualisation:
     """The patches that a method of `llava_stf.reduction` keeps of an image; the model is afterwards as it was.
 
     Args:
         llava: a plain LLaVA.
-        method: one that keeps patches as they are and chooses them by the image.
+        method: one that keeps patches as they are and chooses them by the image, by name or with its options.
         vision_tokens: its budget; `None` is a quarter of the patches.
         seed: of a method that draws at random.
 
@@ -77,16 +77,17 @@ def visualise_selection(
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     budget = grid**2 // 4 if vision_tokens is None else vision_tokens
-    model = apply_reduction(llava.model, None, method, vision_tokens=budget, seed=seed)
+    chosen = find_method(method) if isinstance(method, str) else method
+    model = apply_reduction(llava.model, None, chosen, vision_tokens=budget, seed=seed)
     try:
         with torch.no_grad():
-            kept = find_method(method).kept(model, pixels)
+            kept = chosen.kept(model, pixels)
     finally:
         remove_reduction(model)
     if kept is None:
         raise FusionError(
-            f"'{method}' keeps no patch as it is, or chooses by the prompt, so there is nothing to draw; take a method "
-            "that selects patches, such as divprune, visionzip or random."
+            f"'{chosen.name}' keeps no patch as it is, or chooses by the prompt, so there is nothing to draw; take a "
+            "method that selects patches, such as divprune, visionzip or random."
         )
     return Visualisation(preview, grid, kept=kept[0].tolist())
 

@@ -18,6 +18,10 @@ def show(
         str, typer.Option(help="stf draws the fused windows; divprune, visionzip or random the patches they keep.")
     ] = WINDOWS,
     vision_tokens: VisionTokens = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the method: class_token=false; repeatable."),
+    ] = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Also draw what MBTF reads of each block of the vision tower.")
     ] = False,
@@ -39,17 +43,18 @@ def show(
     with waiting("Importing torch and transformers"):
         from llava_stf.analysis.visualise import visualise, visualise_selection
         from llava_stf.cli.show_figure import save_visualisation
-        from llava_stf.reduction import find_method
+        from llava_stf.reduction import find_method, with_options
+        from llava_stf.reduction.options import parse_options
 
+    chosen = with_options(find_method(method), parse_options(option or []))
     if method == WINDOWS:
         name = model or "tiny"
         llava = load(name, vision_tokens=vision_tokens, device=device)
         seen = visualise(llava, loaded, contributions=weights)
     else:
-        find_method(method)
         name = model or "tiny-full"
         llava = load(name, vision_tokens="all", device=device)
         budget = token_count(vision_tokens)
-        seen = visualise_selection(llava, loaded, method, vision_tokens=budget if budget != "all" else None, seed=seed)
+        seen = visualise_selection(llava, loaded, chosen, vision_tokens=budget if budget != "all" else None, seed=seed)
     print(f"{save_visualisation(drawing, seen, name=name, method=method)}\ndrawn: {drawing}")
     notice(name)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from llava_stf.reduction.apply import apply_reduction, check_reduction, find_method, remove_reduction
 from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.method import Method, Reduction
+from llava_stf.reduction.options import with_options
 
 __all__ = [
     "METHODS",
@@ -28,4 +29,5 @@ __all__ = [
     "check_reduction",
     "find_method",
     "remove_reduction",
+    "with_options",
 ]

@@ -25,6 +25,7 @@ from llava_stf.models.vision.states import run_all_blocks, skip_unused_blocks
 from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.fusion import untrained
 from llava_stf.reduction.method import Change, Method
+from llava_stf.reduction.options import check_options
 from llava_stf.reduction.pool import Pool
 from llava_stf.reduction.stf import Stf
 
@@ -68,9 +69,11 @@ def check_reduction(config: LlavaConfig, method: str | Method, vision_tokens: in
     """The method, if a plain LLaVA of this config can be had with it at that budget; needs no weights.
 
     Raises:
-        FusionError: no such method, the config is not a plain LLaVA's, or the budget does not fit.
+        FusionError: no such method, no such value of its options, the config is not a plain LLaVA's, or the budget
+            does not fit.
     """
     found = find_method(method) if isinstance(method, str) else method
+    check_options(found)
     if isinstance(config, FusionConfig):
         raise FusionError(f"'{found.name}' is for a plain LLaVA; found one that fuses tokens by '{config.fusion}'.")
     patches = patch_grid(config) ** 2
@@ -94,8 +97,10 @@ def apply_reduction(
         model: a plain `LlavaForConditionalGeneration`, as `load_model(..., vision_tokens="all")` gives it.
         processor: its processor, changed in place to count the placeholders and to tokenise as `LlavaStfProcessor`;
             `None` leaves both to the caller.
-        method: a name in `METHODS`, or a method with options of its own such as `FastV(full_layers=3)`.
-        vision_tokens: the budget M per image, 1 to the number of patches; which of these, the method says.
+        method: a name in `METHODS` for the published method, or one with options such as `FastV(full_layers=3)` or
+            `ToMe(order="raster")`.
+        vision_tokens: M, what is kept of each image, 1 to the number of patches; which of these, the method says. The
+            mean over the LLM's layers, by which published tables count, is `Method.mean_tokens`: more for FastV.
         seed: of the method that draws at random.
 
     Returns:

@@ -82,6 +82,10 @@ class Reduction:
         """Placeholders that an image takes in the prompt."""
         return self.method.prompt_tokens(self.patches, self.vision_tokens)
 
+    def mean_tokens(self, num_layers: int) -> float:
+        """As `Method.mean_tokens`, of an LLM of that many layers."""
+        return self.method.mean_tokens(num_layers, self.patches, self.vision_tokens)
+
 
 def _no_hooks(model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
     return []

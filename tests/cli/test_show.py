@@ -12,7 +12,7 @@ from llava_stf.analysis.visualise import block_contributions, visualise, visuali
 from llava_stf.cli.show import show
 from llava_stf.errors import FusionError, ImageError, LlavaStfError
 from llava_stf.models.vision.states import select_hidden_states
-from llava_stf.reduction import apply_reduction, remove_reduction
+from llava_stf.reduction import apply_reduction, find_method, remove_reduction, with_options
 from llava_stf.world import draw
 
 SIDE = 112
@@ -148,3 +148,16 @@ def test_a_fused_model_is_no_ground_for_a_method(image) -> None:
     llava = load_model("tiny", device="cpu")
     with pytest.raises(FusionError, match="plain"):
         visualise_selection(llava, image, "divprune", vision_tokens=16)
+
+
+def test_options_of_a_method_reach_the_drawing(plain, image) -> None:
+    ours = with_options(find_method("visionzip"), {"class_token": "false"})
+    kept = [visualise_selection(plain, image, method, vision_tokens=16).kept for method in ("visionzip", ours)]
+    assert set(kept[0]) < set(kept[1])  # the class token takes the place of one patch
+
+
+@pytest.mark.parametrize("option", ["class_token", "=false", "class_token=maybe", "clas=false"])
+def test_options_that_are_none_are_refused(option: str, image, tmp_path) -> None:
+    image.save(tmp_path / "p.png")
+    with pytest.raises(FusionError, match=r"[Oo]ption"):
+        run(str(tmp_path / "p.png"), "--method", "visionzip", "--option", option)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from llava_stf import load_model
 from llava_stf.errors import FusionError, LlavaStfError, PromptError
+from llava_stf.reduction.fastv import FastV
 from llava_stf.world import draw
 from llava_stf_eval.bench_models import ModelOptions
 from llava_stf_eval.bench_prompts import without_instructions
@@ -256,6 +257,12 @@ def test_every_reduction_option_is_a_key_of_model_args(images):
         (ModelOptions("tiny-full", method="stf", vision_tokens="all"), FusionError, "that is 'full'"),
         (ModelOptions("tiny-full", method="random", vision_tokens=65), FusionError, "64 patches"),
         (ModelOptions("no/such/model"), LlavaStfError, "no such file or folder"),
+        (ModelOptions("tiny-full", method="tome", method_options={"oder": "x"}), FusionError, "did you mean 'order'"),
+        (ModelOptions("tiny-full", method="tome", method_options={"order": "x"}), FusionError, "authors or raster"),
+        (ModelOptions("tiny-full", method="fastv", method_options={"full_layers": "9"}), FusionError, "LLM layers, 4"),
+        (ModelOptions("tiny-full", method="fastv", method_options={"full_layers": "x"}), FusionError, "a whole number"),
+        (ModelOptions("tiny-full", method="random", method_options={"order": "x"}), FusionError, "has no options"),
+        (ModelOptions("tiny-full", method_options={"order": "raster"}), FusionError, "'full' has no options"),
     ],
     ids=lambda value: value.method or value.pretrained if isinstance(value, ModelOptions) else "",
 )
@@ -279,6 +286,17 @@ def test_what_a_model_cannot_do_is_said_before_it_is_loaded(options, error, sent
 def test_method_and_budget_follow_from_the_checkpoint(options, method, tokens):
     resolved = options.resolved()
     assert (resolved.method, resolved.vision_tokens) == (method, tokens)
+
+
+def test_options_of_a_method_are_keys_of_model_args():
+    model = build("pretrained=tiny-full,method=fastv,vision_tokens=16,full_layers=3,dtype=float32")
+    assert model.llava.model.model.reduction.method == FastV(full_layers=3)
+    assert model.options.method_options == {"full_layers": 3}
+    assert model.options.mean_tokens() == (3 * 64 + 16) / 4
+    plain = ModelOptions("tiny-full", method="visionzip", method_options={"class_token": "true"}).resolved()
+    assert plain.method_options == {}  # the published method, by whatever words
+    ours = ModelOptions("tiny-full", method="visionzip", method_options={"class_token": "False"}).resolved()
+    assert ours.resolved().method_options == {"class_token": False}
 
 
 def test_unknown_arguments_are_refused():

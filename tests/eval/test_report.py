@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from llava_stf.errors import DataError
+from llava_stf.reduction import METHODS
 from llava_stf_eval.protocols import BENCHMARKS
 from llava_stf_eval.published import find_published, published_counts, published_rows
 from llava_stf_eval.report import __main__ as command
@@ -91,8 +92,9 @@ class Reader(HTMLParser):
 
 def test_published_rows_are_distinct_and_have_sources_and_sane_figures():
     rows = published_rows()
-    assert len({(row.model, row.method, row.vision_tokens) for row in rows}) == len(rows)
+    assert len({(row.model, row.method, row.mean_tokens, str(row.options)) for row in rows}) == len(rows)
     for row in rows:
+        assert (row.vision_tokens or 0) <= row.mean_tokens
         assert row.sources
         assert set(row.scores) <= {*BENCHMARKS, "mme_total"}
         for name, (low, high) in row.scores.items():
@@ -104,8 +106,30 @@ def test_published_rows_of_the_methods_here():
     assert find_published("stf", 144).text("mmbench") == "66.2"
     assert find_published("full", 576, model="llava-1.5-13b").text("mme") == "1531.3"
     assert published_counts("divprune") == [64, 128, 192]
-    assert find_published("fastv", 144) is None
     assert find_published("divprune", 128).text("scienceqa") == "68.7-69.0"
+    assert find_published("divprune", 64).text("scienceqa") == "68.1-68.2"
+    assert [find_published("tome", tokens).text("gqa") for tokens in (192, 128, 64)] == ["54.3", "52.4", "48.6"]
+    assert find_published("visionzip", 64).text("mme") == "1365.6"
+
+
+@pytest.mark.parametrize(("mean", "kept", "gqa"), [(192, 166, "52.7"), (128, 98, "49.6"), (64, 30, "46.1"),
+                                                   (171, 144, "56.6")])  # fmt: skip
+def test_published_budgets_are_means_over_layers(mean, kept, gqa):
+    row = find_published("fastv", mean_tokens=mean)
+    assert (row.vision_tokens, row.text("gqa")) == (kept, gqa)
+    assert find_published("fastv", kept) is row
+    assert METHODS["fastv"].mean_tokens(32, 576, kept) == pytest.approx(mean, abs=0.5)
+    assert f"{mean} tokens in the mean over layers, {kept} kept" in row.budget
+
+
+def test_published_rows_of_other_options_and_of_pruning_in_steps():
+    assert find_published("fastv", 192) is None  # would be a mean of 216
+    assert find_published("fastv", 288) is None
+    assert find_published("fastv", 288, options={"full_layers": 3}).text("mme") == "1511.7"
+    assert find_published("sparsevlm", 192) is None
+    assert find_published("sparsevlm", mean_tokens=192).text("gqa") == "57.6"
+    with pytest.raises(ValueError, match="either"):
+        find_published("fastv")
 
 
 @pytest.mark.parametrize(("score", "difference"), [(60.0, -8.7), (68.8, 0.0), (70.0, 1.0)])
@@ -189,6 +213,23 @@ def test_damaged_samples_are_named_by_line(tmp_path, line, message):
 # scores
 
 
+def test_a_variant_of_a_method_has_a_name_of_its_own_and_no_published_figures(tmp_path):
+    variant = {"method": "tome", "vision_tokens": 64, "method_options": {"order": "raster"}, "mean_tokens": 64.0}
+    run = load_run(write_run(tmp_path / "run", {"gqa": 60.0}, **variant))
+    assert run.label == "my-llava-7b · tome, order=raster · 64 tokens"
+    assert score_rows(run)[0].cells[1] == "–"
+    plain = load_run(write_run(tmp_path / "plain", {"gqa": 60.0}, **variant | {"method_options": {}}))
+    assert score_rows(plain)[0].cells[1] == "48.6"
+
+
+def test_a_bundled_model_stands_beside_a_published_one_of_the_same_mean(tmp_path):
+    # FastV keeps 16 of 64 after 2 of 4 layers: a mean of 40, the share of 360 of 576.
+    fastv = {"model": "tiny-full", "method": "fastv", "vision_tokens": 16, "mean_tokens": 40.0}
+    run = load_run(write_run(tmp_path / "run", {"gqa": 60.0}, **fastv))
+    assert score_rows(run)[0].cells[1] == "–"
+    assert "40 tokens in the mean over layers, 16 kept" in footnotes(run)[0]
+
+
 def test_scores_stand_beside_the_published_ones_of_the_method(tmp_path):
     run = load_run(write_run(tmp_path / "run", {"vqav2": 76.1, "textvqa": 58.0}))
     rows = score_rows(run)
@@ -211,7 +252,8 @@ def test_bundled_models_get_published_figures_at_their_share_of_tokens_but_no_di
     [
         ("vicuna-13b-mine", "full", 576, "63.3", "LLaVA-1.5-13B"),
         ("llava-7b-lora", "full", 576, "63.0", "LoRA"),
-        ("llava-7b", "fastv", 144, "–", "published are 64, 128, 192"),
+        ("llava-7b", "fastv", 144, "56.6", "171 tokens in the mean over layers, 144 kept"),
+        ("llava-7b", "fastv", 128, "–", "published of fastv are 64, 128, 171, 192, 315 in the mean over layers"),
         ("llava-7b", "random", 144, "–", "none are published"),
     ],
 )

@@ -30,6 +30,10 @@ def tasks(
         str | None, typer.Option(help="'full', 'stf', or another way to shorten: pool, tome, visionzip, fastv, ...")
     ] = None,
     vision_tokens: VisionTokens = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the method: full_layers=3, order=raster; repeatable."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each benchmark.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
@@ -60,6 +64,7 @@ def tasks(
         fetch_data(asked, data)
         return
     with waiting("Importing torch and transformers"):
+        from llava_stf.reduction.options import parse_options
         from llava_stf_eval.bench_models import ModelOptions
         from llava_stf_eval.bench_tasks import TaskOptions
 
@@ -67,6 +72,7 @@ def tasks(
         pretrained=model,
         method=method,
         vision_tokens=token_count(vision_tokens),
+        method_options=parse_options(option or []),
         seed=seed,
         dtype=dtype,
         quantization=quantization,

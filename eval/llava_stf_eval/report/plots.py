@@ -38,7 +38,7 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     ]
     for run in runs:
         row = published_of(run)
-        label = f"{row.title}, {row.vision_tokens} tokens (published)" if row else ""
+        label = f"{row.title}, {row.budget} (published)" if row else ""
         if row is None or bundled_patches(run) is not None or any(item.label == label for item in series):
             continue
         ranges = {name: row.scores.get(name.partition(":")[0]) for name in run.benchmarks}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from llava_stf.errors import DataError
 from llava_stf_eval.protocols import BENCHMARKS
+from llava_stf_eval.published import budget_text
 
 Status = Literal["scored", "submission", "failed"]
 RIGHT = 0.5  # a sample that scores less is a wrong answer: VQA's soft accuracy lies between 0 and 1
@@ -59,7 +60,11 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what was asked of which model, how, where, and what came of it; `label` names it in tables."""
+    """A finished run: what was asked of which model, how, where, and what came of it; `label` names it in tables.
+
+    `vision_tokens` are kept of an image, `mean_tokens` is the mean over the LLM's layers. `method_options` are those in
+    which the method differs from the published one.
+    """
 
     folder: Path
     label: str
@@ -75,6 +80,18 @@ class Run:
     versions: dict[str, str]
     date: str
     benchmarks: dict[str, BenchmarkResult]
+    mean_tokens: float = 0.0  # 0 in the file of a run that did not say it
+    method_options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method_name(self) -> str:
+        """The method with its options: "fastv, full_layers=3"."""
+        return ", ".join([self.method, *(f"{name}={value}" for name, value in self.method_options.items())])
+
+    @property
+    def budget(self) -> str:
+        """The tokens in words, both numbers where they differ."""
+        return budget_text(self.vision_tokens, self.mean_tokens)
 
     def samples(self, benchmark: str) -> Iterator[Sample]:
         """A benchmark's samples in the order they were asked; DataError names the line that is none."""
@@ -118,8 +135,9 @@ def load_run(folder: Path | str) -> Run:
         for name, result in sorted(content["benchmarks"].items(), key=lambda item: table_order(item[0]))
     }
     own = {"folder": folder, "label": "", "benchmarks": benchmarks}
-    run = Run(**_take(Run, {**content, **own}, str(path)))
-    return replace(run, label=f"{run.model} · {run.method} · {run.vision_tokens} tokens")
+    run = Run(**_take(Run, {**content, **own}, str(path), optional=["mean_tokens", "method_options"]))
+    run = replace(run, mean_tokens=run.mean_tokens or run.vision_tokens)
+    return replace(run, label=f"{run.model} · {run.method_name} · {run.budget}")
 
 
 def load_runs(folders: Sequence[Path | str]) -> list[Run]:

@@ -1,7 +1,8 @@
 """A run's scores beside the published ones: rows, footnotes and the tables of the terminal.
 
-The published column is of the same method at the same token count. For the bundled models, which answer drawn
-images, it is of LLaVA-1.5-7B at the same share of the tokens, and no difference is formed.
+The published column is of the same method with the same options that keeps as many tokens. For the bundled models,
+which answer drawn images, it is of LLaVA-1.5-7B at the same share of the tokens in the mean over the LLM's layers, and
+no difference is formed.
 """
 
 from __future__ import annotations
@@ -84,8 +85,9 @@ def published_of(run: Run) -> Published | None:
     """The published row to show beside a run."""
     patches = bundled_patches(run)
     if patches is not None:
-        return find_published(run.method, run.vision_tokens * PATCHES_7B // patches)
-    return find_published(run.method, run.vision_tokens, model=_family(run))
+        mean = round(run.mean_tokens * PATCHES_7B / patches)
+        return find_published(run.method, mean_tokens=mean, options=run.method_options)
+    return find_published(run.method, run.vision_tokens, options=run.method_options, model=_family(run))
 
 
 def score_rows(run: Run) -> list[ScoreRow]:
@@ -107,9 +109,7 @@ def footnotes(run: Run) -> list[str]:
     notes = []
     published = published_of(run)
     if published is not None:
-        notes.append(
-            f"Published: {published.title}, {published.vision_tokens} tokens; from {'; '.join(published.sources)}."
-        )
+        notes.append(f"Published: {published.title}, {published.budget}; from {'; '.join(published.sources)}.")
         if published.note:
             notes.append(published.note)
         if bundled_patches(run) is not None:
@@ -122,8 +122,8 @@ def footnotes(run: Run) -> list[str]:
     else:
         model = MODEL_7B if bundled_patches(run) is not None else _family(run)
         counts = ", ".join(str(count) for count in published_counts(run.method, model=model))
-        found = f"published are {counts}" if counts else "none are published"
-        notes.append(f"No figures of {run.method} at {run.vision_tokens} tokens of {model} are known: {found}.")
+        found = f"published of {run.method} are {counts} in the mean over layers" if counts else "none are published"
+        notes.append(f"No figures of {run.method_name} at {run.budget} of {model} are known: {found}.")
     if run.limit is not None:
         notes.append(f"Only the first {run.limit:,} questions of each benchmark were asked.")
     for name, result in run.benchmarks.items():

@@ -47,7 +47,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
     return [
         ("model", run.model),
         ("checkpoint", f"{run.checkpoint.get('path')}, sha256 {run.checkpoint.get('hash')}"),
-        ("method", f"{run.method}, {run.vision_tokens} vision tokens"),
+        ("method", f"{run.method_name}; vision tokens: {run.budget}"),
         ("protocol", run.protocol),
         ("batch size", str(run.batch_size)),
         ("seed", str(run.seed)),
@@ -85,7 +85,7 @@ def _page(runs: Sequence[Run], plots: Sequence[Plot]) -> Page:
         published=[
             {
                 "title": row.title,
-                "tokens": row.vision_tokens,
+                "tokens": row.budget,
                 "trained": "yes" if row.trained else "no",
                 "cells": [row.text(name) or NONE for name in (*BENCHMARKS, "mme_total")],
                 "source": "; ".join(row.sources) + (f". {row.note}" if row.note else ""),

@@ -57,15 +57,22 @@ def _time(row: dict[str, Any], stage: str) -> str:
 def _costs(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table("", "LLM tokens x layers", "TFLOP to first token", "KV cache of a prompt, MiB", "peak memory, GiB")
+    table = Table(
+        "",
+        "mean image tokens",
+        "LLM tokens x layers",
+        "TFLOP to first token",
+        "KV cache of a prompt, MiB",
+        "peak memory, GiB",
+    )
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
         counted, peak = row["counted"], row["peak_bytes"]
         flops = counted["tower_flops"] + counted["projector_flops"] + counted["prefill_flops"]
         table.add_row(
-            _name(row), _layers(row), f"{flops / 1e12:.3g}", f"{row['kv_bytes'] / 2**20:.3g}",
-            "not measured" if peak is None else f"{peak / 2**30:.2f}",
+            _name(row), f"{row['mean_tokens']:.4g}", _layers(row), f"{flops / 1e12:.3g}",
+            f"{row['kv_bytes'] / 2**20:.3g}", "not measured" if peak is None else f"{peak / 2**30:.2f}",
         )  # fmt: skip
     return table
 

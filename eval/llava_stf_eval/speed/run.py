@@ -244,7 +244,13 @@ def _row(case: Case, plan: Plan, variant: Variant, runs: list[Measured], base: l
 
 def _empty_row(case: Case, variant: Variant, error: str | None) -> dict[str, Any]:
     setting = variant.setting
-    return {"case": asdict(case), "method": setting.method, "vision_tokens": setting.vision_tokens, "error": error}
+    return {
+        "case": asdict(case),
+        "method": setting.method,
+        "vision_tokens": setting.vision_tokens,
+        "mean_tokens": setting.mean_tokens,
+        "error": error,
+    }
 
 
 def _spread(seconds: list[float]) -> float:

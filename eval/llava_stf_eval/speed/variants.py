@@ -21,13 +21,19 @@ FULL = "full"
 class Setting:
     """A method at a budget of vision tokens for each image.
 
-    `places` is how many image ids its prompts hold, `per_layer` how many tokens of an image each LLM layer sees.
+    `vision_tokens` are kept of an image, `places` is how many image ids its prompts hold, `per_layer` how many tokens
+    of an image each LLM layer sees.
     """
 
     method: str
     vision_tokens: int
     places: int
     per_layer: tuple[int, ...]
+
+    @property
+    def mean_tokens(self) -> float:
+        """Mean of `per_layer`, the budget by which methods are compared."""
+        return sum(self.per_layer) / len(self.per_layer)
 
     @property
     def name(self) -> str:

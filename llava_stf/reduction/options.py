@@ -1,0 +1,87 @@
+"""Options of a method by name, as a command line or a configuration gives them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from llava_stf.errors import FusionError, nearest
+from llava_stf.reduction.catalogue import METHODS
+from llava_stf.reduction.method import Method
+from llava_stf.reduction.model import TrainingFreeMethod
+
+
+def option_types(method: Method) -> dict[str, Any]:
+    """Names and types (`bool`, `int` or a `Literal`) of the options that a method without weights has.
+
+    Options of STF and pooling are those of `apply_stf` and `apply_pooling`, and not listed here.
+    """
+    if not isinstance(method, TrainingFreeMethod) or not dataclasses.is_dataclass(method):
+        return {}
+    hints = get_type_hints(type(method))
+    types = {field.name: hints[field.name] for field in dataclasses.fields(method)}
+    return {name: kind for name, kind in types.items() if kind in (bool, int) or get_origin(kind) is Literal}
+
+
+def known_options() -> set[str]:
+    """Names of the options of all methods."""
+    return {name for method in METHODS.values() for name in option_types(method)}
+
+
+def with_options(method: Method, options: Mapping[str, Any]) -> Method:
+    """A method with other values of its options.
+
+    Args:
+        method: as in `METHODS`.
+        options: by name; a value may be text, as in `{"full_layers": "3"}`.
+
+    Raises:
+        FusionError: no such option, or no such value.
+    """
+    types, values = option_types(method), {}
+    for name, value in options.items():
+        if not types:
+            raise FusionError(f"Method '{method.name}' has no options, found {name}={value}.")
+        if name not in types:
+            raise FusionError(f"Method '{method.name}' has no option '{name}': {nearest(name, types)}")
+        values[name] = _value(method, name, value, types[name])
+    return dataclasses.replace(method, **values) if values else method  # type: ignore[type-var]
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, str]:
+    """Options by name from `name=value` texts of a command line.
+
+    Raises:
+        FusionError: a text is no such pair, or a name stands twice.
+    """
+    options: dict[str, str] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value or name in options:
+            raise FusionError(f"Expected each option of a method once, as name=value; found '{text}'.")
+        options[name] = value
+    return options
+
+
+def check_options(method: Method) -> None:
+    """Raise `FusionError` where a method was made with a value that its option does not have."""
+    with_options(method, {name: getattr(method, name) for name in option_types(method)})
+
+
+def changed_options(method: Method) -> dict[str, Any]:
+    """The options in which a method differs from the one of its name in `METHODS`, the published one."""
+    usual = METHODS[method.name]
+    values = {name: getattr(method, name) for name in option_types(method)}
+    return {name: value for name, value in values.items() if value != getattr(usual, name)}
+
+
+def _value(method: Method, name: str, value: Any, kind: Any) -> Any:
+    allowed: tuple[Any, ...] = (True, False) if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
+    for one in allowed:
+        if value is one or str(value).lower() == str(one).lower():
+            return one
+    if kind is int and not isinstance(value, bool) and str(value).isdecimal():
+        return int(value)
+    expected = " or ".join(str(one).lower() for one in allowed) or "a whole number"
+    raise FusionError(f"Option '{name}' of method '{method.name}' is {expected}, found '{value}'.")
