@@ -323,6 +323,9 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
     from llava_stf.analysis.counting import count
     from llava_stf.analysis.visualise import visualise
     from llava_stf.conversion import convert_checkpoint
+    from llava_stf.data.preparation import Preparation
+    from llava_stf.serving.engine import Engine
+    from llava_stf.serving.options import ServeOptions
     from llava_stf.serving.vllm import vllm_command
     from llava_stf.training.config import FinetuneConfig
     from llava_stf.training.start import check_start
@@ -335,8 +338,23 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
         convert_checkpoint(folder, tmp_path / "out")
     with pytest.raises(LlavaStfError, match="plugin for vLLM"):
         vllm_command(str(folder), {})
+    with pytest.raises(FusionError, match="The server is for"):
+        Engine(llava, ServeOptions())
+    with pytest.raises(FusionError, match="Training data is for"):
+        Preparation(llava.processor, name="x", images=tmp_path, template="v1", max_length=99)
     with pytest.raises(FusionError, match="Training is for"):
         check_start(FinetuneConfig(base=str(folder), data="x.json", output="y"))
+
+
+def test_command_line_asks(folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from llava_stf.cli import app
+
+    images()[0].save(tmp_path / "a.png")
+    command = ["ask", str(tmp_path / "a.png"), "What?", "--model", str(folder), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
 
 
 def test_missing_newline_is_an_incomplete_checkpoint(folder, tmp_path):
