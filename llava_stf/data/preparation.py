@@ -14,6 +14,7 @@ from transformers import LlavaProcessor
 from llava_stf.data.records import Reason, SampleError, check_media, conversation, record_images, sample_id
 from llava_stf.errors import CheckpointError, DataError, ImageError
 from llava_stf.images import load_image
+from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, IMAGE_TOKEN, encode_conversation
 
 if TYPE_CHECKING:
@@ -42,12 +43,14 @@ class Preparation:
         max_length: longest sequence, image tokens included. Text beyond is cut; image tokens never are.
 
     Raises:
+        FusionError: the processor cuts images into tiles.
         CheckpointError: with `"v1"` no answer could be told from padding, or from the next question.
     """
 
     def __init__(
         self, processor: LlavaProcessor, *, name: str, images: Path, template: Template, max_length: int
     ) -> None:
+        refuse_tiles(processor.image_processor, "Training data")
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self.image_token_id = processor.image_token_id

@@ -12,15 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import llava_stf_kernels
+from llava_stf._auto import MODEL_TYPES
 from llava_stf_kernels import windows
 
-CODE = {
-    "AutoConfig": "configuration_llava_stf.LlavaStfConfig",
-    "AutoModel": "modeling_llava_stf.LlavaStfModel",
-    "AutoModelForImageTextToText": "modeling_llava_stf.LlavaStfForConditionalGeneration",
-    "AutoProcessor": "processing_llava_stf.LlavaStfProcessor",
+# By Auto class, the file's and the class's name before and behind what the model type gives them.
+_CLASSES = {
+    "AutoConfig": ("configuration", "Config"),
+    "AutoModel": ("modeling", "Model"),
+    "AutoModelForImageTextToText": ("modeling", "ForConditionalGeneration"),
+    "AutoProcessor": ("processing", "Processor"),
 }
-_ENTRIES = [f"llava_stf.models.llava_stf.{name}_llava_stf" for name in ("configuration", "modeling", "processing")]
 _KERNELS = "llava_stf_kernels"
 _IMPORT = re.compile(r"^( *)from ((?:llava_stf|llava_stf_kernels)\b[\w.]*) import ", re.MULTILINE)
 _PLAIN = (
@@ -70,25 +71,38 @@ def pool_tokens(x, window, *, backend=None):
 """
 
 
-def write_code(folder: Path) -> None:
+def auto_map(kind: type) -> dict[str, str]:
+    """What a config says of the classes in the files: those of the model that `kind` belongs to."""
+    model_type = _model_type(kind)
+    return {auto: f"{file}_{model_type}.{MODEL_TYPES[model_type]}{name}" for auto, (file, name) in _CLASSES.items()}
+
+
+def write_code(folder: Path, kind: type) -> None:
     """Write the modules into an existing folder.
 
     Args:
         folder: of a checkpoint; files of the same names are replaced.
+        kind: class of the model or of its processor.
     """
-    for name, text in carried_files().items():
+    for name, text in carried_files(kind).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def carried_files() -> dict[str, str]:
+def carried_files(kind: type) -> dict[str, str]:
     """File names and contents of the modules."""
-    waiting, modules = list(_ENTRIES), dict[str, str]()
+    package, model_type = kind.__module__.rpartition(".")[0], _model_type(kind)
+    waiting, modules = [f"{package}.{file}_{model_type}" for file, _ in set(_CLASSES.values())], dict[str, str]()
     while waiting:
         module = waiting.pop()
         if module not in modules:
             modules[module] = _source(module)
             waiting += [match[2] for match in _IMPORT.finditer(modules[module])]
     return {f"{_file(module)}.py": _IMPORT.sub(_beside, text) for module, text in modules.items()}
+
+
+def _model_type(kind: type) -> str:
+    """As the last part of the module's name has it: `modeling_llava_stf` holds `llava_stf`."""
+    return _file(kind.__module__).partition("_")[2]
 
 
 def _source(module: str) -> str:

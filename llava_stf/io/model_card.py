@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from llava_stf._auto import MODEL_TYPES
 from llava_stf.io.json import read_json
 
 CARD = "README.md"
@@ -66,7 +67,7 @@ def _text(
     training: Mapping[str, Any] | None,
     measured: str | None,
 ) -> str:
-    fused = config.get("model_type") == "llava_stf"
+    fused = config.get("model_type") in MODEL_TYPES
     data = ModelCardData(
         base_model=base if base is not None and _is_hub_id(base) else None,
         license=license,
@@ -104,8 +105,9 @@ def _summary(config: dict[str, Any], base: str | None) -> str:
     image, patch = vision.get("image_size"), vision.get("patch_size")
     if isinstance(image, int) and isinstance(patch, int) and patch > 0:
         grid = image // patch
-        facts["vision tokens per image"] = " or ".join(f"{(grid // k) ** 2}" for k in windows) + f" of {grid**2}"
-    if config.get("model_type") == "llava_stf":
+        place = "tile" if "image_grid_pinpoints" in config else "image"
+        facts[f"vision tokens per {place}"] = " or ".join(f"{(grid // k) ** 2}" for k in windows) + f" of {grid**2}"
+    if config.get("model_type") in MODEL_TYPES:
         facts["fusion"] = config.get("fusion", "stf")
         facts["windows of patches"] = ", ".join(f"{k}x{k}" for k in windows)
         facts["fused tower states"] = config.get("fusion_layers")

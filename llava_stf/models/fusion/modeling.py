@@ -16,6 +16,7 @@ from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
+from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes, budget_of_prompt, num_image_tokens
 from llava_stf.models.llava_stf.vocabulary import tokenizer_beside, with_suppressed
 from llava_stf_kernels import check_count, place_tokens
@@ -109,7 +110,7 @@ class FusedImages:
         return outputs
 
 
-class FusedGeneration(_Base):
+class FusedGeneration(CarriesCode, _Base):
     """Of the model with the head: `generate`, and what it needs."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

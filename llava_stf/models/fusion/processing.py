@@ -11,13 +11,14 @@ from transformers.image_utils import make_flat_list_of_images
 
 from llava_stf.errors import PromptError
 from llava_stf.images.load import to_rgb
+from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
 
 _Base: Any = LlavaProcessor if TYPE_CHECKING else object
 
 
-class FusedProcessing(_Base):
+class FusedProcessing(CarriesCode, _Base):
     """Stands before a processor of transformers among the bases.
 
     Modifications: an image takes one `<image>` id per token of its fused windows, and each text chunk around an image

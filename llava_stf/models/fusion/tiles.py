@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import LlavaNextConfig
 from transformers.image_processing_utils import select_best_resolution
 
 from llava_stf.errors import FusionError
@@ -77,14 +76,14 @@ def least_rows(window: int) -> int:
 
 
 def has_tiles(config: object) -> bool:
-    """Whether the images of a model with this config are cut into tiles."""
-    return isinstance(config, LlavaNextConfig)
+    """Whether the images of a model with this config, or image processor, are cut into tiles."""
+    return hasattr(config, "image_grid_pinpoints")
 
 
 def refuse_tiles(config: Any, what: str) -> None:
-    """Raise `FusionError` where `what` is asked for and the images of a model with this config are cut into tiles."""
+    """Raise `FusionError` where `what` is asked for and `has_tiles` says that images are cut into tiles."""
     if has_tiles(config):
+        name = getattr(config, "model_type", type(config).__name__)
         raise FusionError(
-            f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {config.model_type} cuts "
-            "images into tiles."
+            f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {name} cuts images into tiles."
         )

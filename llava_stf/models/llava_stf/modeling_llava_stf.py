@@ -9,7 +9,6 @@ from transformers import LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.errors import FusionError
-from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import VisionTokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.modeling import FusedGeneration, FusedImages, register_key_names
@@ -55,7 +54,7 @@ class LlavaStfModel(FusedImages, LlavaModel):
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
 
 
-class LlavaStfForConditionalGeneration(CarriesCode, FusedGeneration, LlavaForConditionalGeneration):
+class LlavaStfForConditionalGeneration(FusedGeneration, LlavaForConditionalGeneration):
     """LLaVA that sees (grid / k)**2 vision tokens per image: 144 where LLaVA-1.5 sees 576.
 
     Works wherever `LlavaForConditionalGeneration` does: `generate`, `Trainer`, PEFT, pipelines, quantization. Ids that

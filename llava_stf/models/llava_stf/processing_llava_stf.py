@@ -7,13 +7,12 @@ from typing import Any
 from transformers import LlavaProcessor
 from transformers.processing_utils import MultiModalData
 
-from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes, tokens_of_pixels
 from llava_stf.models.fusion.processing import FusedProcessing
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 
 
-class LlavaStfProcessor(CarriesCode, FusedProcessing, LlavaProcessor):
+class LlavaStfProcessor(FusedProcessing, LlavaProcessor):
     """Prepares images and prompts for LLaVA-STF, see `FusedProcessing`.
 
     Args beyond `LlavaProcessor`'s:

@@ -1,5 +1,9 @@
 """LLaVA-NeXT on fused tokens against transformers' own: exact warm start, parity, undo, saving, asking."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -319,6 +323,9 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
     from llava_stf.analysis.counting import count
     from llava_stf.analysis.visualise import visualise
     from llava_stf.conversion import convert_checkpoint
+    from llava_stf.data.preparation import Preparation
+    from llava_stf.serving.engine import Engine
+    from llava_stf.serving.options import ServeOptions
     from llava_stf.serving.vllm import vllm_command
     from llava_stf.training.config import FinetuneConfig
     from llava_stf.training.start import check_start
@@ -331,8 +338,23 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
         convert_checkpoint(folder, tmp_path / "out")
     with pytest.raises(LlavaStfError, match="plugin for vLLM"):
         vllm_command(str(folder), {})
+    with pytest.raises(FusionError, match="The server is for"):
+        Engine(llava, ServeOptions())
+    with pytest.raises(FusionError, match="Training data is for"):
+        Preparation(llava.processor, name="x", images=tmp_path, template="v1", max_length=99)
     with pytest.raises(FusionError, match="Training is for"):
         check_start(FinetuneConfig(base=str(folder), data="x.json", output="y"))
+
+
+def test_command_line_asks(folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from llava_stf.cli import app
+
+    images()[0].save(tmp_path / "a.png")
+    command = ["ask", str(tmp_path / "a.png"), "What?", "--model", str(folder), "--max-new-tokens", "3"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
 
 
 def test_missing_newline_is_an_incomplete_checkpoint(folder, tmp_path):
@@ -345,3 +367,28 @@ def test_missing_newline_is_an_incomplete_checkpoint(folder, tmp_path):
     save_file({k: v for k, v in weights.items() if k != newline}, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="image_newline"):
         load_model(tmp_path)
+
+
+def test_saved_with_code_is_read_without_the_package(llava, tmp_path):
+    llava.model.save_pretrained(tmp_path, with_code=True)
+    llava.processor.save_pretrained(tmp_path, with_code=True)
+    code = (
+        "import sys, torch; sys.modules['llava_stf'] = None; sys.modules['llava_stf_kernels'] = None\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        "model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True, backend='pil')\n"
+        "from PIL import Image\n"
+        "inputs = processor(images=[Image.new('RGB', (80, 60))], text='<image>Hi', return_tensors='pt')\n"
+        "print(type(model).__name__, model(**inputs).logits.double().sum().item())\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    name, logits = done.stdout.split()
+    inputs = llava.processor(images=[Image.new("RGB", (80, 60))], text="<image>Hi", return_tensors="pt")
+    with torch.no_grad():
+        expected = llava.model(**inputs).logits.double().sum().item()
+    assert name == "LlavaNextStfForConditionalGeneration"
+    assert float(logits) == pytest.approx(expected, rel=1e-4)  # another order of sums
