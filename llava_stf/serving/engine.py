@@ -30,7 +30,6 @@ from llava_stf.images import load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.fusion.budget import token_budgets
-from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
@@ -59,7 +58,6 @@ class Engine:
 
     Raises:
         CheckpointError: the model has no tokenizer.
-        FusionError: the model takes images in tiles.
     """
 
     def __init__(
@@ -67,7 +65,6 @@ class Engine:
     ) -> None:
         if llava.processor is None:
             raise CheckpointError("This checkpoint came without a tokenizer, so it cannot be served.")
-        refuse_tiles(llava.model.config, "The server")
         self.llava = llava
         self.options = options
         self.metrics = Metrics() if metrics is None else metrics

@@ -102,8 +102,8 @@ def _folder(model: str) -> Path:
     source = detect_format(folder)
     if source.format is Format.TILES:
         raise LlavaStfError(
-            f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; ask "
-            "it with load_model or llava-stf batch."
+            f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; serve it "
+            "without vLLM."
         )
     if source.format not in (Format.STF, Format.LLAVA):
         raise LlavaStfError(

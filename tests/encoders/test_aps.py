@@ -138,7 +138,8 @@ def test_one_batch_of_training_is_the_authors(golden_ssl, cases, from_vit):
         optimizer.step()
         found += [losses["one_to_two"].item(), losses["two_to_one"].item()]
     expected = [loss for loss, _ in case["loss_and_similarity_per_call"]]
-    assert found[:2] == pytest.approx(expected[:2], abs=1e-5)
+    # Losses near 5.7 through a whole network in float32: 5e-6 of the value between AVX2 and AVX-512, 100 times epsilon.
+    assert found[:2] == pytest.approx(expected[:2], rel=1.2e-5)
     assert found[2:] == pytest.approx(expected[2:], abs=4e-4)  # the data's own spread between two machines
     assert losses["similarity"].item() == pytest.approx(case["last_similarity"], abs=4e-4)
     state = official_state(objective, from_vit)

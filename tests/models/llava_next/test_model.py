@@ -324,8 +324,6 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
     from llava_stf.analysis.visualise import visualise
     from llava_stf.conversion import convert_checkpoint
     from llava_stf.data.preparation import Preparation
-    from llava_stf.serving.engine import Engine
-    from llava_stf.serving.options import ServeOptions
     from llava_stf.serving.vllm import vllm_command
     from llava_stf.training.config import FinetuneConfig
     from llava_stf.training.start import check_start
@@ -338,8 +336,6 @@ def test_what_is_for_squares_alone_says_so(folder, tmp_path):
         convert_checkpoint(folder, tmp_path / "out")
     with pytest.raises(LlavaStfError, match="plugin for vLLM"):
         vllm_command(str(folder), {})
-    with pytest.raises(FusionError, match="The server is for"):
-        Engine(llava, ServeOptions())
     with pytest.raises(FusionError, match="Training data is for"):
         Preparation(llava.processor, name="x", images=tmp_path, template="v1", max_length=99)
     with pytest.raises(FusionError, match="Training is for"):
