@@ -137,3 +137,27 @@ def test_fastv(model, inputs, golden_reduction, row, count, full_layers):
     assert new == case["generated"][1:].tolist()
     # The authors' cache holds layer K - 1 twice, ours every layer once.
     assert lengths == [56 + 576] * full_layers + [56 + count] * (6 - full_layers)
+
+
+@rows
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@torch.no_grad()
+def test_divprune_in_16_bits(inputs, golden_reduction, row, dtype):
+    """Each choice of the authors is, but for rounding, the best of its step in the cosines that `dtype=model` takes.
+
+    The choices themselves depend on the last bit of the tower's states, which another version of transformers rounds
+    otherwise, and on how ties are broken; that `most_diverse` is this rule is tested in test_maths.
+    """
+    short = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    chosen = Case(golden_reduction, f"divprune_{short}_64", row)["kept"].tolist()
+    model = LlavaForConditionalGeneration.from_pretrained(golden_reduction / "model", dtype=dtype).eval()
+    tokens = model.get_image_features(inputs["pixels"][row][None].to(dtype)).pooler_output[0]
+    unit = tokens / tokens.norm(dim=1, keepdim=True)
+    far = 1 - unit @ unit.T
+    slack = 4 * torch.finfo(dtype).eps
+    first = far.sort(dim=0).values[1]
+    assert first[chosen[0]] >= first.max() - slack
+    for step in range(1, len(chosen)):
+        gap = far[chosen[:step]].amin(0)
+        assert gap[chosen[step]] >= gap.max() - slack, step
+        assert (gap >= gap.max() - slack).sum() < 100  # most of the 576 would not do
