@@ -47,7 +47,9 @@ class ModelOptions:
 
         Raises:
             LlavaStfError: no such method, or an option that the method does not take.
-            ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
+            ModelNotFoundError: as `load_model`.
+            CheckpointError: as `load_model`.
+            FusionError: as `load_model`.
         """
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid

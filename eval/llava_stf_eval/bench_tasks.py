@@ -73,7 +73,9 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
         LlavaStfError: an unknown benchmark, protocol or method; a number out of range; `output` holds another run.
         DataError: a local data set is missing or has another schema.
         MissingDependencyError: lmms-eval is not installed.
-        ModelNotFoundError, CheckpointError, FusionError: no such model, no LLaVA, not at that number of tokens.
+        ModelNotFoundError: there is no such model.
+        CheckpointError: it is damaged, or no LLaVA.
+        FusionError: the model cannot be had at that number of vision tokens.
     """
     names = list(dict.fromkeys(options.benchmarks)) or list(BENCHMARKS)
     _check(options, names)

@@ -34,8 +34,10 @@ class Benchmark:
     """One benchmark.
 
     Fields:
-        name, title: its key everywhere, and what a table calls it.
-        metric, scale: the headline score in words, and its largest value.
+        name: its key everywhere.
+        title: what a table calls it.
+        metric: the headline score in words.
+        scale: the largest value of `metric`.
         published_split: what the published figures were measured on.
         dataset: its id on the hub, as lmms-eval 0.7.3 asks for it; local copies stand in a folder of that name.
         task_names: for each protocol and split the lmms-eval task; the first split is the default.

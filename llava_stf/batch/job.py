@@ -34,7 +34,11 @@ class BatchJob:
         allow_urls: whether images are fetched from http(s) URLs.
         shard_size: rows in a shard, the unit that appears whole and that a run which was killed loses.
         engine: what generates.
-        model, vision_tokens, dtype, quantization, device: as in `load_model`.
+        model: as in `load_model`.
+        vision_tokens: as in `load_model`.
+        dtype: as in `load_model`.
+        quantization: as in `load_model`.
+        device: as in `load_model`.
         batch_size: rows that are asked together.
         max_new_tokens: longest answer.
         vllm_options: further arguments of vLLM's `LLM`, for instance `tensor_parallel_size`.

@@ -80,7 +80,8 @@ def fusion_fields(
 
     Args:
         tensors: by public name.
-        width, depth: hidden size and number of blocks of the vision tower.
+        width: hidden size of the vision tower.
+        depth: its number of blocks.
         select_layer: the first of the fused states.
         layers: the list of states, where the user gives it; no checkpoint stores it.
 

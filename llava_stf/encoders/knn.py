@@ -22,7 +22,8 @@ def knn_scores(
     """Sum of exp(similarity / temperature) over the k nearest training rows of each class: float32 [n_test, classes].
 
     Args:
-        train, test: features [n, D]; normalised here, similarity is their dot product.
+        train: features [n_train, D]; normalised here, similarity is their dot product.
+        test: features [n_test, D], in the same way.
         labels: int64 [n_train].
         classes: number of classes; default: the highest label and one.
 

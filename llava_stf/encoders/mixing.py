@@ -29,7 +29,8 @@ def mix_batch(
     Args:
         pixels: [B, 3, H, W].
         targets: [B, C].
-        mixup, cutmix: the share is of a Beta distribution with both parameters this; 0: not done.
+        mixup: the share is of a Beta distribution with both parameters this; 0: not done.
+        cutmix: the same of CutMix.
         switch: probability of CutMix where both are done.
     """
     cuts = cutmix > 0 and (mixup == 0 or torch.rand(()).item() < switch)

@@ -137,7 +137,8 @@ class Engine:
         Raises at the first piece:
             BusyError: as many requests wait as may.
             ImageError: an image cannot be read; it is named by its index.
-            PromptError, FusionError: as `LlavaStf.encode`.
+            PromptError: as `LlavaStf.encode`.
+            FusionError: as `LlavaStf.encode`.
             ModelFailureError: the model failed, also at a later piece.
         """
         row = await self._submit(request)

@@ -27,7 +27,8 @@ class Card:
         running: whether more is to come.
         first_token_seconds: from the request to the first text, queueing included; `None` before it.
         seconds: from the request to the end; `None` before it.
-        prompt_tokens, completion_tokens: `None` before the end.
+        prompt_tokens: `None` before the end.
+        completion_tokens: `None` before the end.
         error: the sentence that stands in place of an answer.
     """
 

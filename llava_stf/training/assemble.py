@@ -114,7 +114,10 @@ def assemble(
     """Write the untrained model to the new folder `output`, which `load_model` and finetuning take.
 
     Args:
-        vision_tower, language_model, image_size, seed: as in `build_model`.
+        vision_tower: as in `build_model`.
+        language_model: as in `build_model`.
+        image_size: as in `build_model`.
+        seed: as in `build_model`.
         vision_tokens: as in `load_model`: nothing is a quarter of the patches.
         fusion_layers: tower states that are fused, as in `apply_stf`; one alone is STF without the other depths.
         init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.

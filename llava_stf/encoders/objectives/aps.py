@@ -40,9 +40,11 @@ class APSOptions:
         mirror_flipped: the geometry of a flipped view is mirrored, as its pixels are. The released code flips after the
             crop and leaves the geometry as it was (Sampling).
         temperature: tau (One batch).
-        hidden, out: widths of projector and predictor (Heads, of all methods).
+        hidden: hidden width of projector and predictor (Heads, of all methods).
+        out: output width of projector and predictor (Heads, of all methods).
         crop_scale: range of a view's share of the image (Settings).
-        mean, std: of the images' normalisation; CIFAR's (Settings).
+        mean: of the images' normalisation; CIFAR's (Settings).
+        std: of the images' normalisation; CIFAR's (Settings).
     """
 
     sampling_ratio: float = 0.25

@@ -33,8 +33,10 @@ class Grain:
     Attributes:
         cell: side of a cell in pixels of the view; g.
         max_pairs: K, pairs kept per image.
-        row_ratio, col_ratio: row and column stride per IoU of the crops.
-        row_clamp, col_clamp: smallest and largest stride.
+        row_ratio: row stride per IoU of the crops.
+        col_ratio: column stride per IoU of the crops.
+        row_clamp: smallest and largest row stride.
+        col_clamp: smallest and largest column stride.
     """
 
     cell: int
@@ -74,8 +76,11 @@ def correspondence(
     more than K, all as they are found (view-1 rows, columns, view-2 rows, columns), and then (0, 0) of weight 0.
 
     Args:
-        boxes1, boxes2: [B, 4], the crops.
-        flipped1, flipped2: bool [B], views that were mirrored after the crop.
+        boxes1: [B, 4], the crops of view 1.
+        boxes2: [B, 4], the crops of view 2.
+        flipped1: bool [B], views 1 that were mirrored after the crop.
+        flipped2: bool [B], views 2 that were mirrored after the crop.
+        grain: the cells, and how many pairs are kept.
         size: S.
 
     Raises `LlavaStfError` if the cell does not divide the view.

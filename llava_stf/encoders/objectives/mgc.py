@@ -57,7 +57,8 @@ class MGCOptions:
         momentum: of the momentum copies at the start, rising to 1 with the steps (Training).
         drop_path: stochastic depth of the query encoder; 0.1 for ImageNet (Training).
         clip_norm: largest norm of each parameter's gradient, clipped one by one (Training).
-        hidden, out: widths of the heads (Heads, of all methods).
+        hidden: hidden width of the heads (Heads, of all methods).
+        out: output width of the heads (Heads, of all methods).
         crop_scale: range of a view's share of the image (Views).
         min_iou: overlap of the two crops that the second one is drawn again for (Views).
     """
@@ -93,7 +94,9 @@ def pair_contrast(queries: Tensor, keys: Tensor, weight: Tensor, temperature: fl
     """Cross-entropy of pairs, row i against row i; a scalar (docs/encoders/methods.md, MGC, Loss).
 
     Args:
-        queries, keys: [B * K, D]; all other keys, of all processes, are negatives.
+        queries: [B * K, D].
+        keys: [B * K, D]; all other keys, of all processes, are negatives.
+        temperature: tau.
         weight: [B, K], of the pairs.
         weigh: sum w CE / sum w, 0 if no pair has a weight; otherwise the mean, whatever the weights are.
     """

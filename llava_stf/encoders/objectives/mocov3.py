@@ -30,7 +30,8 @@ class MoCoV3Options:
         momentum: coefficient of the momentum encoder at the start, rising to 1 with the steps.
         freeze_patches: the patch projection is not trained.
         drop_path: stochastic depth of the query encoder.
-        hidden, out: widths of projector and predictor.
+        hidden: hidden width of projector and predictor.
+        out: output width of projector and predictor.
         crop_scale: range of a view's share of the image.
     """
 

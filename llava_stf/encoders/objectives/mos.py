@@ -57,7 +57,8 @@ class MOSOptions:
         temperature: of every contrast; assumed: PatchMix's.
         momentum: of the momentum encoder at the start, rising to 1 with the steps; assumed: PatchMix's.
         drop_path: stochastic depth of the query encoder; assumed: PatchMix's.
-        hidden, out: widths of the heads; assumed: PatchMix's.
+        hidden: hidden width of the heads; assumed: PatchMix's.
+        out: output width of the heads; assumed: PatchMix's.
         crop_scale: range of a view's share of the image; assumed: PatchMix's for CIFAR.
     """
 

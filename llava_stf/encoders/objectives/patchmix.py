@@ -53,9 +53,12 @@ class PatchMixOptions:
         momentum_per_step: the coefficient follows the step, as meant; the released loop's variable is shadowed, and it
             changes once per epoch (Momentum).
         drop_path: stochastic depth of the query encoder (Training).
-        hidden, out: widths of projector and predictor (Heads, of all methods).
+        hidden: hidden width of projector and predictor (Heads, of all methods).
+        out: output width of projector and predictor (Heads, of all methods).
         crop_scale: range of the two views' share of the image; (0.35, 1) with local crops (Views).
-        local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (Views).
+        local_crops: number of small views beside the two; 8 on ImageNet (Views).
+        local_crop_size: their side in pixels; 96 on ImageNet (Views).
+        local_crop_scale: range of their share of the image (Views).
     """
 
     images_per_mix: int = 2

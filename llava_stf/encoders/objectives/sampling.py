@@ -24,7 +24,8 @@ def free_share(boxes1: Tensor, boxes2: Tensor, chosen: Tensor, grid: int) -> Ten
     """rho: the share of every patch of view 2 that no chosen patch of view 1 covers; float64 [B, N], in [0, 1].
 
     Args:
-        boxes1, boxes2: [B, 4], the crops.
+        boxes1: [B, 4], the crops of view 1.
+        boxes2: [B, 4], the crops of view 2.
         chosen: int64 [B, n], patches of view 1.
         grid: G.
     """

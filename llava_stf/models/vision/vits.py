@@ -70,7 +70,8 @@ def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> V
     Args:
         method: "patchmix", "aps", "mgc", "mos" or "mocov3".
         size: "tiny" (192 wide), "small" (384) or "base" (768).
-        image_size, patch_size: sides in pixels.
+        image_size: side of the image in pixels.
+        patch_size: side of a patch in pixels.
 
     Raises `LlavaStfError` for an unknown name, and if the patches do not fill the image.
     """
