@@ -63,7 +63,8 @@ class RunFolder:
 def open_run(root: Path, options: dict[str, Any], *, resume: bool) -> RunFolder:
     """The folder for a run with these options, made if it is not there.
 
-    Raises `LlavaStfError` if it holds a run and `resume` is false, a run with other options, or something else.
+    Raises:
+        LlavaStfError: it holds a run and `resume` is false, a run with other options, or something else.
     """
     folder = RunFolder(root.resolve())
     if folder.options.is_file():
@@ -87,7 +88,11 @@ def open_run(root: Path, options: dict[str, Any], *, resume: bool) -> RunFolder:
 
 @contextmanager
 def sole_user(folder: RunFolder) -> Iterator[None]:
-    """Keeps another process out of the folder; raises `LlavaStfError` if one is in it."""
+    """Keeps another process out of the folder.
+
+    Raises:
+        LlavaStfError: one is in it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.root / "parts" / "lock")

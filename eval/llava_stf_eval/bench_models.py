@@ -144,7 +144,7 @@ class ModelOptions:
 
 
 def check_method(method: str) -> None:
-    """Raises `LlavaStfError` with the nearest name unless the method exists."""
+    """Check that the method exists; the error of another names the nearest."""
     if method == FULL:
         return
     from llava_stf.reduction import METHODS

@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 class TaskOptions:
     """What to ask of which model.
 
-    Fields:
+    Attributes:
         model: need not be resolved.
         benchmarks: names such as "pope", "vqav2:test"; none is all nine.
         protocol: "lmms-eval" or "llava".
@@ -67,9 +67,10 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
     """Runs the benchmarks and returns the content of `results.json`, where a benchmark may have failed.
 
     Args:
+        options: what to run.
         progress: called with a benchmark's name, how many of its questions are answered, and how many it has.
 
-    Raises before the model is loaded:
+    Raises:
         LlavaStfError: an unknown benchmark, protocol or method; a number out of range; `output` holds another run.
         DataError: a local data set is missing or has another schema.
         MissingDependencyError: lmms-eval is not installed.

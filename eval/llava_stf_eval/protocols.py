@@ -33,7 +33,7 @@ _TEMPLATES = Path(__file__).parent / "tasks"
 class Benchmark:
     """One benchmark.
 
-    Fields:
+    Attributes:
         name: its key everywhere.
         title: what a table calls it.
         metric: the headline score in words.
@@ -121,7 +121,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 def parse(name: str) -> tuple[Benchmark, str]:
     """A benchmark and its split from "pope" (the default split, scored here) or "vqav2:test".
 
-    Raises LlavaStfError with the nearest name for an unknown benchmark or split.
+    Raises:
+        LlavaStfError: an unknown benchmark or split; it names the nearest.
     """
     key, _, split = name.partition(":")
     benchmark = BENCHMARKS.get(key)
@@ -133,7 +134,11 @@ def parse(name: str) -> tuple[Benchmark, str]:
 
 
 def tasks(benchmark: str, protocol: str) -> list[str]:
-    """The lmms-eval tasks to run for a benchmark, or "benchmark:split". Raises LlavaStfError for an unknown name."""
+    """The lmms-eval tasks to run for a benchmark, or "benchmark:split".
+
+    Raises:
+        LlavaStfError: an unknown name.
+    """
     found, split = parse(benchmark)
     return [found.task_names[_known(protocol)][split]]
 

@@ -11,7 +11,11 @@ from llava_stf.errors import MissingDependencyError
 
 
 def lmms_eval_folder() -> Path:
-    """The package's folder. Raises MissingDependencyError."""
+    """The package's folder.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     spec = find_spec("lmms_eval")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(

@@ -40,7 +40,11 @@ class Engine(ABC):
 
     @abstractmethod
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The answers to these prompts. Raises `PromptError` if one of them cannot be answered."""
+        """The answers to these prompts.
+
+        Raises:
+            PromptError: one of them cannot be answered.
+        """
 
     def answer_rows(self, rows: Sequence[Row]) -> list[Answer]:
         """One answer for each row, in order; a row that cannot be answered takes no other row with it."""

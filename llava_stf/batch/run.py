@@ -67,8 +67,9 @@ def run_batch(
         distribute: who fills the shards; default: this process.
         progress: called with the number of rows that have a result, and of all rows.
 
-    Raises `DataError` if the input cannot be read, or the output is that of another job or damaged; what loading the
-    model raises.
+    Raises:
+        DataError: the input cannot be read, or the output is that of another job or damaged; what loading the model
+            raises.
     """
     rows = job.rows()
     open_output(job.output, job.manifest(rows))

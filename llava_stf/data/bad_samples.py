@@ -38,7 +38,8 @@ class BadSamples:
     def add_bad(self, number: int, error: SampleError) -> None:
         """Count a bad sample, each once; the 1st, 2nd, 4th, 8th ... is a warning in the log.
 
-        Raises `DataError` with the reason of this one and the counts of all when they are too many.
+        Raises:
+            DataError: they are too many; it gives the reason of this one and the counts of all.
         """
         number %= len(self.verdicts)
         known = self.verdicts[number] >= _FIRST_REASON

@@ -41,7 +41,8 @@ class Records(Protocol):
 class JsonRecords:
     """The records of a JSON list or a JSON lines file.
 
-    Raises `DataError` if the file cannot be read, is neither, or is empty.
+    Raises:
+        DataError: the file cannot be read, is neither, or is empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,8 +90,9 @@ class DatasetRecords:
 def open_records(data: str) -> Records:
     """The records of `data`: a JSON or JSON lines file, a parquet or arrow file, a `save_to_disk` folder, or a hub id.
 
-    Raises `DataError` if there is nothing to read or no column of conversations, `MissingDependencyError` without
-    `datasets` where it is needed.
+    Raises:
+        DataError: there is nothing to read or no column of conversations.
+        MissingDependencyError: `datasets` is needed and not installed.
     """
     path = Path(data)
     if not _needs_datasets(data):
@@ -119,7 +121,11 @@ def _check_columns(columns: Iterable[str], name: str) -> None:
 
 
 def image_folder(data: str, images: str | None) -> Path:
-    """The folder that image paths start from: `images`, or the one `data` lies in. Raises `DataError` if it is none."""
+    """The folder that image paths start from: `images`, or the one `data` lies in.
+
+    Raises:
+        DataError: it is none.
+    """
     folder = Path(data).parent if images is None else Path(images)
     if images is None and not folder.is_dir():
         return Path()  # data from the hub

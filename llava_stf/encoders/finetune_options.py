@@ -16,7 +16,7 @@ _RATES = {"patchmix": {192: 1e-3, 384: 5e-4, 768: 5e-4}, "aps": {192: 1e-3, 384:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """The protocol; the defaults are PatchMix's for ViT-S and B. Raises `LlavaStfError` for values that cannot be.
+    """The protocol; the defaults are PatchMix's for ViT-S and B.
 
     Attributes:
         epochs: passes over the training part.
@@ -39,6 +39,9 @@ class FinetuneOptions:
         smoothing: of the labels.
         statistics: what images are normalised with, the encoder's own or ImageNet's.
         mixed_precision: dtype to compute in; weights stay float32.
+
+    Raises:
+        LlavaStfError: values that cannot be.
     """
 
     epochs: int = 100
@@ -83,8 +86,8 @@ class FinetuneOptions:
 def recipe_options(recipe: str, width: int, values: Mapping[str, Any]) -> FinetuneOptions:
     """The protocol of a paper, "patchmix" or "aps", for an encoder of that width, with `values` over it.
 
-    Raises `LlavaStfError` for an unknown recipe or option (with the nearest known one) and for a value of the wrong
-    kind.
+    Raises:
+        LlavaStfError: an unknown recipe or option (with the nearest known one), or a value of the wrong kind.
     """
     known(recipe, _RATES, "recipe")
     paper: dict[str, Any] = {"learning_rate": _RATES[recipe].get(width, 5e-4)}

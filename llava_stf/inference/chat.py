@@ -45,7 +45,11 @@ class Chat:
         self._waiting: list[Image.Image] = []
 
     def add_image(self, source: ImageSource) -> None:
-        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
+        """Shows an image with the next question.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
         self._waiting.append(load_image(source))
 
     def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:

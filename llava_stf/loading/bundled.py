@@ -18,7 +18,11 @@ def is_bundled(name: str | Path) -> bool:
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of one of the `BUNDLED` models. Raises `ModelNotFoundError` if the installation came without it."""
+    """The folder of one of the `BUNDLED` models.
+
+    Raises:
+        ModelNotFoundError: the installation came without it.
+    """
     path = Path(__file__).parents[1] / "assets" / name
     if not path.is_dir():
         raise ModelNotFoundError(f"The bundled model '{name}' is not part of this installation; install the wheel.")

@@ -106,7 +106,12 @@ def is_lora_folder(path: Path) -> bool:
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:
-    """What the folder says; raises `CheckpointError` if it is damaged, `MissingDependencyError` without PEFT."""
+    """What the folder says.
+
+    Raises:
+        CheckpointError: it is damaged.
+        MissingDependencyError: PEFT is not installed.
+    """
     require_peft()
     fields = read_json(folder / "config.json")
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
@@ -127,7 +132,11 @@ def require_peft() -> None:
 
 
 def load_weights(model: PeftModel, folder: Path) -> None:
-    """Load the folder's `adapter_model.safetensors`; raises `CheckpointError` unless it holds exactly what fits."""
+    """Load the folder's `adapter_model.safetensors`.
+
+    Raises:
+        CheckpointError: it does not hold exactly what fits.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     file = folder / ADAPTER_WEIGHTS

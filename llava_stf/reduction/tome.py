@@ -68,6 +68,7 @@ def merging_block(
     """One CLIP block that merges between attention and MLP, by the keys of this attention (section 3).
 
     Args:
+        block: of a CLIP tower.
         x: [B, 1 + N, C], the class token first.
         size: float32 [B, 1 + N], patches in each token, whose logarithm is added to the attention (equation 1);
             `None` is one each.

@@ -125,7 +125,11 @@ class Engine:
         return self._worker.is_alive() and not self._closed
 
     def check_room(self) -> None:
-        """Raises `BusyError` if another request would be refused now."""
+        """Check that another request would be taken now.
+
+        Raises:
+            BusyError: it would not.
+        """
         if self._closed:
             raise BusyError("The server is about to stop.")
         if self._decoding + len(self._waiting) >= self.options.max_queue:

@@ -60,7 +60,11 @@ class AnswerHandler:
         self.options = options
 
     def read(self, upload: str | None) -> Image.Image:
-        """The uploaded file as an image. Raises `ImageError` without one, or where it is broken or too large."""
+        """The uploaded file as an image.
+
+        Raises:
+            ImageError: there is none, or it is broken or too large.
+        """
         if upload is None:
             raise ImageError("There is no image yet: drop one, paste one, or start from an example.")
         try:

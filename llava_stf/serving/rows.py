@@ -143,7 +143,11 @@ class Row:
             self._put(ModelFailureError(sentence))
 
     async def piece(self) -> Piece:
-        """The next piece. Raises `ModelFailureError` where the model failed."""
+        """The next piece.
+
+        Raises:
+            ModelFailureError: the model failed.
+        """
         piece = await self._pieces.get()
         if isinstance(piece, ModelFailureError):
             raise piece

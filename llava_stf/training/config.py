@@ -41,7 +41,8 @@ def _option(default: Any, text: str) -> Any:
 class FinetuneConfig:
     """Everything that decides a training run; `--help` prints each field's meaning.
 
-    Raises `LlavaStfError` for a required field without value and for options that contradict each other.
+    Raises:
+        LlavaStfError: a required field without value, or options that contradict each other.
     """
 
     base: str = _option(

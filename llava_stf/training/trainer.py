@@ -75,8 +75,10 @@ class FinetuneTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`.
 
-        Raises `SystemExit(143)` after SIGTERM, and 130 after SIGINT, when the step under way is done and its
-        checkpoint written, and `LlavaStfError` for a loss that is not finite or a checkpoint that cannot be written.
+        Raises:
+            SystemExit: with 143 after SIGTERM and 130 after SIGINT, when the step under way is done and its checkpoint
+                written.
+            LlavaStfError: a loss is not finite, or a checkpoint cannot be written.
         """
         if resume_from_checkpoint is not None:
             step = checkpoint_step(Path(resume_from_checkpoint))

@@ -54,8 +54,9 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
     def vision_tokens(self, options: Mapping[str, object]) -> int:
         """Tokens per image that a request's options ask for, or the server's, or by default the model's.
 
-        Raises `FusionError` for a count that the model does not have, and for any other option: the model takes
-        images of one size, so nothing else about them can be chosen.
+        Raises:
+            FusionError: a count that the model does not have,, or any other option: the model takes images of one
+                size, so nothing else about them can be chosen.
         """
         unknown = sorted(set(options) - {OPTION})
         if unknown:

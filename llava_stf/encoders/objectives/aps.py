@@ -29,8 +29,9 @@ from llava_stf.models.vision.vits import CIFAR_MEAN, CIFAR_STD
 
 @dataclass(frozen=True)
 class APSOptions:
-    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included;
-    sections are those of docs/encoders/methods.md, APS.
+    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, APS.
 
     Attributes:
         sampling_ratio: share of a view's patches in one subset (Sampling).
@@ -65,7 +66,11 @@ class APSOptions:
 
 
 class APS(Objective):
-    """APS. Raises `LlavaStfError` for subsets that do not fit into a view or that leave too little of the other."""
+    """APS.
+
+    Raises:
+        LlavaStfError: subsets that do not fit into a view or that leave too little of the other.
+    """
 
     options_type = APSOptions
 
@@ -146,8 +151,10 @@ def positive_cosine(queries: Tensor, keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """APS's start (docs/encoders/methods.md, Encoder): torch's own for all layers; class token and positions truncated
-    normal; in place."""
+    """APS's start (docs/encoders/methods.md, Encoder), in place.
+
+    Layers keep torch's own; class token and positions are truncated normal.
+    """
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()

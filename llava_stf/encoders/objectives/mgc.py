@@ -1,7 +1,6 @@
-"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place
-(docs/encoders/methods.md, MGC).
+"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place.
 
-Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
+See docs/encoders/methods.md, MGC. Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
 of its patch tokens; projector, predictor and momentum projector are the grain's own.
 
     q_v = g(proj(pool(f(x_v))[cells of view v])),  k_v = proj'(pool(f'(x_v))[cells of view v])          [B * K, out]
@@ -42,8 +41,9 @@ _GRAINS = {"fine": FINE, "middle": MIDDLE, "coarse": COARSE}
 
 @dataclass(frozen=True)
 class MGCOptions:
-    """Options of MGC; the defaults are the released code's, undocumented parts included;
-    sections are those of docs/encoders/methods.md, MGC.
+    """Options of MGC; the defaults are the released code's, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, MGC.
 
     Attributes:
         cell_patches: patches per side of a fine, middle and coarse cell; each divides the grid. Default: 1, 2 and half
@@ -115,7 +115,11 @@ def pool_cells(patches: Tensor, side: int) -> Tensor:
 
 
 class MGC(Objective):
-    """MGC. Raises `LlavaStfError` for cells that do not divide the encoder's grid."""
+    """MGC.
+
+    Raises:
+        LlavaStfError: cells that do not divide the encoder's grid.
+    """
 
     options_type = MGCOptions
 
@@ -192,14 +196,14 @@ class MGC(Objective):
         return losses | {"similarity": torch.stack(similar).mean(), "loss": total}
 
     def queries(self, images: Tensor, cells: list[Tensor]) -> list[Tensor]:
-        """q of each grain, [B * K, out], for images [B, 3, S, S] and cells int64 [B, K] per grain."""
+        """Queries q of each grain, [B * K, out], for images [B, 3, S, S] and cells int64 [B, K] per grain."""
         tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
         heads = zip(self.predictors, self._project(tokens, cells, self.projectors), strict=True)
         return [predictor(projected) for predictor, projected in heads]
 
     @torch.no_grad()
     def keys(self, images: Tensor, cells: list[Tensor]) -> list[Tensor]:
-        """k of each grain, as `queries`; without gradient."""
+        """Keys k of each grain, as `queries`; without gradient."""
         return self._project(encode(self.momentum_encoder, images), cells, self.momentum_projectors)
 
     def _project(self, tokens: Tensor, cells: list[Tensor], projectors: nn.ModuleList) -> list[Tensor]:
@@ -235,8 +239,10 @@ class MGC(Objective):
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """MGC's start (docs/encoders/methods.md, Encoder): linear layers and class token truncated normal, sine-cosine
-    positions; in place."""
+    """MGC's start (docs/encoders/methods.md, Encoder), in place.
+
+    Linear layers and class token are truncated normal, positions sine-cosine.
+    """
     draw_linear(encoder)
     embeddings, config = encoder.embeddings, encoder.config
     embeddings.patch_embeddings.projection.reset_parameters()

@@ -1,7 +1,6 @@
-"""MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images
-(docs/encoders/methods.md, MOS).
+"""MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images.
 
-A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
+See docs/encoders/methods.md, MOS. A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
 the paper may have made otherwise is an option, or is named in `MOSOptions`.
 
 In stitched image i, the r x r cells hold M = r * r images of the batch, scaled down: its members. Which images
@@ -107,8 +106,13 @@ def stitch(images: Tensor, chosen: Tensor, *, resize: Literal["area", "bicubic"]
     Args:
         images: [B, C, H, W].
         chosen: int64 [B, r * r], as `members` gives.
+        resize: how members are made smaller.
 
-    Returns [B, C, H, W]. Raises `LlavaStfError` if r does not divide height and width.
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        LlavaStfError: r does not divide height and width.
     """
     side = round(chosen.shape[1] ** 0.5)
     height, width = images.shape[-2:]
@@ -143,7 +147,11 @@ def stitched_to_stitched_targets(chosen: Tensor, others: Tensor) -> Tensor:
 
 
 class MOS(ClassTokenContrast):
-    """The reconstruction of MOS. Raises `LlavaStfError` for sides that do not divide the encoder's image."""
+    """The reconstruction of MOS.
+
+    Raises:
+        LlavaStfError: sides that do not divide the encoder's image.
+    """
 
     options_type = MOSOptions
 

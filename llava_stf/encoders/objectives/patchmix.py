@@ -1,5 +1,6 @@
-"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones
-(docs/encoders/methods.md, PatchMix).
+"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones.
+
+See docs/encoders/methods.md, PatchMix.
 
 In mixed image i, a random M-th of the patches comes from each of the images i, i + 1, ..., i + M - 1 of the batch, each
 patch at its own place. So mixed image i shares 1 / M with each of these images, and (M - |d|) / M^2 with mixed image
@@ -39,8 +40,9 @@ from llava_stf.errors import LlavaStfError
 
 @dataclass(frozen=True)
 class PatchMixOptions:
-    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included;
-    sections are those of docs/encoders/methods.md, PatchMix.
+    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, PatchMix.
 
     Attributes:
         images_per_mix: M (Mixing).
@@ -86,15 +88,19 @@ class PatchMixOptions:
 
 
 def mix(images: Tensor, patch_size: int, images_per_mix: int, permutation: Tensor) -> Tensor:
-    """Image i with the patches of group j taken from image (i + j) mod B, at the same places
-    (docs/encoders/methods.md, PatchMix, Mixing).
+    """Image i with the patches of group j taken from image (i + j) mod B, at the same places.
+
+    See docs/encoders/methods.md, PatchMix, Mixing.
 
     Args:
         images: [B, 3, H, W].
+        patch_size: side of a patch in pixels.
+        images_per_mix: M.
         permutation: int64 [T], raster numbers of the patches; its first T // M entries are group 0, which stays, the
             next T // M group 1, and so on; what is left over stays, too.
 
-    Raises `LlavaStfError` if the patch does not divide the image.
+    Raises:
+        LlavaStfError: the patch does not divide the image.
     """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
@@ -128,7 +134,11 @@ def mix_to_mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, 
 
 
 class PatchMix(Objective):
-    """PatchMix with or without momentum encoder. Raises `LlavaStfError` for crops that the patch does not divide."""
+    """PatchMix with or without momentum encoder.
+
+    Raises:
+        LlavaStfError: crops that the patch does not divide.
+    """
 
     options_type = PatchMixOptions
     options: PatchMixOptions
@@ -237,15 +247,19 @@ class PatchMix(Objective):
 
 
 def two_views(size: int, scale: tuple[float, float]) -> list[Recipe]:
-    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised
-    (docs/encoders/methods.md, PatchMix, Views)."""
+    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised.
+
+    See docs/encoders/methods.md, PatchMix, Views.
+    """
     return [Recipe(size, scale, blur_p=1.0), Recipe(size, scale, blur_p=0.1, solarize_p=0.2)]
 
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """PatchMix's start (docs/encoders/methods.md, Encoder): Xavier-uniform linear layers, biases 0, class token almost
-    0; in place."""
+    """PatchMix's start (docs/encoders/methods.md, Encoder), in place.
+
+    Linear layers are Xavier-uniform, biases 0, the class token almost 0.
+    """
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -27,7 +27,8 @@ def _option(default: Any, text: str) -> Any:
 class PretrainConfig:
     """Everything that decides a pre-training run; `--help` prints each field's meaning.
 
-    Raises `LlavaStfError` for a required field without value and for values that cannot be.
+    Raises:
+        LlavaStfError: a required field without value, or values that cannot be.
     """
 
     method: Literal["patchmix", "aps", "mgc", "mos", "mocov3"] | None = _option(None, "pre-training method (required)")
@@ -134,7 +135,8 @@ def from_values(values: Mapping[str, Any]) -> PretrainConfig:
 def method_options(options_type: type[Any], preset: str, values: Mapping[str, Any]) -> Any:
     """An instance of a method's `options_type`: the preset with `values` over it.
 
-    Raises `LlavaStfError` for an unknown option (with the nearest known one) or a value of the wrong kind.
+    Raises:
+        LlavaStfError: an unknown option (with the nearest known one) or a value of the wrong kind.
     """
     converted = read_values(options_type, values)
     options = options_type(**converted) if preset == "released" else options_type.corrected(**converted)

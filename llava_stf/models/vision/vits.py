@@ -52,7 +52,11 @@ ARCHITECTURES = {
 
 
 def architecture(method: str) -> Architecture:
-    """How `method` builds its ViT. Raises `LlavaStfError` naming the nearest known method."""
+    """How `method` builds its ViT.
+
+    Raises:
+        LlavaStfError: an unknown method; it names the nearest.
+    """
     known(method, ARCHITECTURES, "method")
     return ARCHITECTURES[method]
 
@@ -73,7 +77,8 @@ def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> V
         image_size: side of the image in pixels.
         patch_size: side of a patch in pixels.
 
-    Raises `LlavaStfError` for an unknown name, and if the patches do not fill the image.
+    Raises:
+        LlavaStfError: an unknown name, and if the patches do not fill the image.
     """
     built = architecture(method)
     known(size, SIZES, "size")
