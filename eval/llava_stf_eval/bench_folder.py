@@ -26,17 +26,21 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
+        """What all benchmarks gave."""
         return self.root / "results.json"
 
     @property
     def submissions(self) -> Path:
+        """Files for the servers that score."""
         return self.root / "submissions"
 
     @property
     def images(self) -> Path:
+        """Images of samples."""
         return self.root / "images"
 
     def samples(self, benchmark: str) -> Path:
+        """A line for each question of the benchmark."""
         return self.root / "samples" / f"{benchmark}.jsonl"
 
     def written(self, benchmark: str) -> Path:
@@ -52,6 +56,7 @@ class RunFolder:
         return self.root / "parts" / f"{benchmark}.json"
 
     def log(self, benchmark: str) -> Path:
+        """What the benchmark's process printed."""
         return self.root / "parts" / f"{benchmark}.log"
 
     def records(self) -> dict[str, dict[str, Any]]:

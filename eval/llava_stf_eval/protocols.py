@@ -57,6 +57,7 @@ class Benchmark:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Splits that LLaVA's protocol has; the first is the default."""
         return tuple(self.task_names[LLAVA])
 
 

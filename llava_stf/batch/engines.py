@@ -85,6 +85,7 @@ class TransformersEngine(Engine):
         self._max_new_tokens = max_new_tokens
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The answers; too little memory is an error of its own, with what to do."""
         import torch
 
         conversations: list[list[dict[str, Any]]] = [[prompt.message] for prompt in prompts]

@@ -33,6 +33,7 @@ class BadSamples:
         self.option = option
 
     def add_good(self, number: int) -> None:
+        """Count a good sample."""
         self.verdicts[number % len(self.verdicts)] = _GOOD
 
     def add_bad(self, number: int, error: SampleError) -> None:

@@ -31,7 +31,8 @@ class Records(Protocol):
     name: str
 
     @property
-    def lengths(self) -> np.ndarray: ...  # int32 [n], see `signed_length`
+    def lengths(self) -> np.ndarray:
+        """Lengths of all records, int32 [n], see `signed_length`."""
 
     def __len__(self) -> int: ...
 
@@ -83,6 +84,7 @@ class DatasetRecords:
 
     @cached_property
     def lengths(self) -> np.ndarray:
+        """Lengths of all records, int32 [n], see `signed_length`."""
         texts = [column for column in CONVERSATION_FIELDS if column in self.dataset.column_names]
         return np.fromiter(map(signed_length, self.dataset.select_columns(texts)), np.int32, len(self))
 

@@ -61,6 +61,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the encoder is."""
         return self.model.device
 
 

@@ -213,6 +213,7 @@ class FastV(TrainingFreeMethod):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse an LLM that is no LLaMA, or that has no layer to prune behind."""
         super().check(config, patches, vision_tokens)
         text = config.text_config
         if text.model_type != "llama":
@@ -224,16 +225,20 @@ class FastV(TrainingFreeMethod):
             )
 
     def prompt_tokens(self, patches: int, vision_tokens: int) -> int:
+        """All patches: they are pruned inside the LLM."""
         return patches
 
     def vision_tokens_per_layer(self, num_layers: int, patches: int, vision_tokens: int) -> list[int]:
+        """All patches in the first `full_layers` layers, M in those behind."""
         full = min(self.full_layers, num_layers)
         return [patches] * full + [vision_tokens] * (num_layers - full)
 
     def model_class(self) -> type[ReducedLlavaModel]:
+        """A model whose LLM prunes."""
         return FastVModel
 
     def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
+        """One before each layer of the LLM, which prunes where `full_layers` are done."""
         llm = model.model.language_model
         return [
             layer.register_forward_pre_hook(
@@ -243,4 +248,5 @@ class FastV(TrainingFreeMethod):
         ]
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """All patches, projected: [B, N, H]."""
         return model.multi_modal_projector(model.patch_states(pixel_values))

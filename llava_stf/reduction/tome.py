@@ -118,6 +118,7 @@ class ToMe(TrainingFreeMethod):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse a tower that is no CLIP, or a budget that its blocks cannot merge down to."""
         super().check(config, patches, vision_tokens)
         vision = config.vision_config
         if config.vision_feature_select_strategy != "default" or vision.model_type != "clip_vision_model":
@@ -133,6 +134,7 @@ class ToMe(TrainingFreeMethod):
             )
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """The tower's patches, merged block by block, and projected: [B, M, H]."""
         tower, reduction = model.vision_tower, model.reduction
         blocks = tower_blocks(tower)[: state_index(model.config.vision_feature_layer, len(tower_blocks(tower)))]
         x, size = tower.pre_layrnorm(tower.embeddings(pixel_values)), None

@@ -68,10 +68,12 @@ class Thing:
 
     @property
     def row(self) -> int:
+        """Row of the 3 x 3 grid, from the top."""
         return self.place // 3
 
     @property
     def column(self) -> int:
+        """Column of the 3 x 3 grid, from the left."""
         return self.place % 3
 
 
@@ -87,6 +89,7 @@ class Label:
 
     @property
     def is_number(self) -> bool:
+        """Whether it is a number and no word."""
         return self.string.isdigit()
 
 
@@ -101,6 +104,7 @@ class Scene:
 
     @property
     def degraded(self) -> bool:
+        """Whether the image is too poor to read."""
         return self.degradation is not None
 
 

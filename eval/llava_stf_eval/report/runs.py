@@ -37,6 +37,7 @@ class Sample:
 
     @property
     def wrong(self) -> bool:
+        """Whether the question was scored and not right."""
         return self.score is not None and self.score < RIGHT
 
 

@@ -30,6 +30,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
+    """The table, and below it what it is of."""
     from rich.table import Table
 
     shown = Table(*COLUMNS)

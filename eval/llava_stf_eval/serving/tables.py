@@ -65,6 +65,7 @@ def insert(text: str, block: str) -> str:
 
 
 def main() -> None:
+    """Put the tables of a folder of results into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, required=True)

@@ -45,6 +45,7 @@ class Load:
 
     @property
     def name(self) -> str:
+        """How a table calls the load."""
         if self.clients is not None:
             return f"{self.clients} client{'s' if self.clients > 1 else ''}"
         return f"Poisson, {self.rate:.3g} a second"

@@ -62,6 +62,7 @@ class Plan:
     seed: int = 0
 
     def cases(self) -> list[Case]:
+        """Every combination of attention, batch size, text length and answer length."""
         return [
             Case(*values)
             for values in itertools.product(self.attention, self.batch_sizes, self.text_tokens, self.new_tokens)

@@ -31,6 +31,7 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """How a table calls the setting."""
         return f"{self.method} {self.vision_tokens}"
 
 

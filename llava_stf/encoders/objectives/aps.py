@@ -92,6 +92,7 @@ class APS(Objective):
         self.recipes = [recipe, recipe]
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step per pair of subsets of the two views' patches."""
         view1, view2 = views
         keep1, keep2 = sample_subsets(
             view1.boxes,

@@ -193,9 +193,11 @@ class ClassTokenContrast(Objective):
         return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
 
     def before_step(self, progress: Progress) -> None:
+        """Move encoder and projector of the momentum copy, by a coefficient that rises to 1."""
         coefficient = ema_momentum(self.options.momentum, progress.fraction)
         ema_update(self.momentum_encoder, self.encoder, coefficient)
         ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder."""
         return self.momentum_encoder

@@ -164,6 +164,7 @@ class MGC(Objective):
         return [view1, second(images, boxes2)]
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two views, the paired cells of each grain, and their weights."""
         view1, view2 = views
         found = [
             correspondence(view1.boxes, view2.boxes, view1.flipped, view2.flipped, grain, self.size)
@@ -215,6 +216,7 @@ class MGC(Objective):
         return projected
 
     def before_step(self, progress: Progress) -> None:
+        """Move the momentum copies, by a coefficient that rises to 1."""
         self.ema_update(ema_momentum(self.options.momentum, progress.fraction))
 
     def ema_update(self, coefficient: float) -> None:
@@ -229,6 +231,7 @@ class MGC(Objective):
                 nn.utils.clip_grad_norm_(parameter, self.options.clip_norm)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder."""
         return self.momentum_encoder
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:

@@ -65,6 +65,7 @@ class MoCoV3(ClassTokenContrast):
         self.recipes = two_views(encoder.config.image_size, options.crop_scale)
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: the two views."""
         view1, view2 = views
         return [{"view1": view1.pixels, "view2": view2.pixels}]
 

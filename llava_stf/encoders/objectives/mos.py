@@ -167,6 +167,7 @@ class MOS(ClassTokenContrast):
         self.recipes = two_views(config.image_size, options.crop_scale) * 2
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two stitched views with their members, and two whole ones."""
         options, (view1, view2, view3, view4) = self.options, [view.pixels for view in views]
         side = options.sides[int(torch.randint(len(options.sides), ()))]
         draws = {"random": options.random_members, "shuffle": options.shuffle_cells}

@@ -164,6 +164,7 @@ class PatchMix(Objective):
             self.recipes += [local] * options.local_crops
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two views and local crops, whole and mixed; the batch must be at least 2 M - 1 images."""
         view1, view2, *crops = [view.pixels for view in views]
         if len(view1) < (fewest := 2 * self.options.images_per_mix - 1):
             raise LlavaStfError(
@@ -233,6 +234,7 @@ class PatchMix(Objective):
         return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
 
     def before_step(self, progress: Progress) -> None:
+        """Move the momentum encoder, if there is one, by step or, as the released code does, by epoch."""
         if self.options.momentum is None or self.momentum_encoder is None or self.momentum_projector is None:
             return
         fraction = progress.fraction
@@ -243,6 +245,7 @@ class PatchMix(Objective):
         ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder, or the encoder itself where there is none."""
         return self.encoder if self.momentum_encoder is None else self.momentum_encoder
 
 

@@ -29,7 +29,8 @@ class Images(Protocol):
 
     def __getitem__(self, number: int) -> Image.Image: ...
 
-    def name(self, number: int) -> str: ...
+    def name(self, number: int) -> str:
+        """What messages call the image."""
 
 
 class ArrayImages:
@@ -45,6 +46,7 @@ class ArrayImages:
         return Image.fromarray(self.array[number])
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return f"image {number}"
 
 
@@ -61,6 +63,7 @@ class FileImages:
         return load_image(self.paths[number])
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return str(self.paths[number])
 
 
@@ -88,6 +91,7 @@ class RowImages:
         return load_image(cell)
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return f"row {number}"
 
 
