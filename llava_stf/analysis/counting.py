@@ -109,7 +109,8 @@ def count(
 def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) -> int:
     """One image through the vision tower: the patch embedding and the blocks that are run.
 
-    The class token and other special tokens that the tower has count, too. `skip_unused_blocks` as in `count`: a LLaVA-STF skips them by default, a plain LLaVA runs all.
+    The class token and other special tokens that the tower has count, too. `skip_unused_blocks` as in `count`: a
+    LLaVA-STF skips them by default, a plain LLaVA runs all.
     """
     vision = config.vision_config
     blocks, width, patches = vision.num_hidden_layers, vision.hidden_size, patch_grid(config) ** 2

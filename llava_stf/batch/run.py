@@ -68,8 +68,8 @@ def run_batch(
         progress: called with the number of rows that have a result, and of all rows.
 
     Raises:
-        DataError: the input cannot be read, or the output is that of another job or damaged; what loading the model
-            raises.
+        DataError: the input cannot be read, or the output is that of another job or damaged.
+        LlavaStfError: the model cannot be loaded; of the same kinds as `load_model`'s.
     """
     rows = job.rows()
     open_output(job.output, job.manifest(rows))

@@ -156,7 +156,7 @@ def check_tensors(
     """Check that `tensors` are exactly the weights of `config`'s model.
 
     Args:
-        source: where they come from, for messages and `_expected_shapes`.
+        source: where they come from, for messages.
         config: of the model.
         tensors: by public name.
         rows: rows that the vocabulary's two matrices have on disk, where they are not yet the config's.

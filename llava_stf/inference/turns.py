@@ -17,7 +17,7 @@ def user_turn(question: str, images: int) -> Message:
     """One user message about a number of images, which stand before the text unless it holds a marker for each.
 
     Raises:
-        PromptError: the question is empty or holds another number of `<image>` markers.
+        PromptError: the question is empty, or holds another number of `<image>` markers.
     """
     markers = question.count("<image>")
     if not question.replace("<image>", "").strip():

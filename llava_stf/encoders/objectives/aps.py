@@ -66,7 +66,7 @@ class APSOptions:
 
 
 class APS(Objective):
-    """APS.
+    """The method: sampling and loss of APS.
 
     Raises:
         LlavaStfError: subsets that do not fit into a view or that leave too little of the other.

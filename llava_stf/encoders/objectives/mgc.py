@@ -1,6 +1,8 @@
 """MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place.
 
-See docs/encoders/methods.md, MGC. Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
+See docs/encoders/methods.md, MGC.
+
+Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
 of its patch tokens; projector, predictor and momentum projector are the grain's own.
 
     q_v = g(proj(pool(f(x_v))[cells of view v])),  k_v = proj'(pool(f'(x_v))[cells of view v])          [B * K, out]
@@ -115,7 +117,7 @@ def pool_cells(patches: Tensor, side: int) -> Tensor:
 
 
 class MGC(Objective):
-    """MGC.
+    """The method: loss and momentum copies of MGC.
 
     Raises:
         LlavaStfError: cells that do not divide the encoder's grid.

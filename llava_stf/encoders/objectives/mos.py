@@ -1,6 +1,8 @@
 """MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images.
 
-See docs/encoders/methods.md, MOS. A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
+See docs/encoders/methods.md, MOS.
+
+A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
 the paper may have made otherwise is an option, or is named in `MOSOptions`.
 
 In stitched image i, the r x r cells hold M = r * r images of the batch, scaled down: its members. Which images
