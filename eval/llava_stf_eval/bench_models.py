@@ -87,7 +87,11 @@ class ModelOptions:
         )
 
     def load(self) -> LlavaStf:
-        """Loads what `resolved` gave. Raises as `load_model` and `apply_reduction`."""
+        """Loads what `resolved` gave.
+
+        Raises:
+            LlavaStfError: as `load_model` and `apply_reduction`.
+        """
         from llava_stf.loading import load_model
 
         assert self.method is not None, "resolve the options first"

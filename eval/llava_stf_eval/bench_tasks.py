@@ -66,6 +66,8 @@ class TaskOptions:
 def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[str, Any]:
     """Runs the benchmarks and returns the content of `results.json`, where a benchmark may have failed.
 
+    What it raises, it raises before the model is loaded.
+
     Args:
         options: what to run.
         progress: called with a benchmark's name, how many of its questions are answered, and how many it has.

@@ -68,11 +68,20 @@ class BatchJob:
             raise DataError(f"vllm_options are for the engine vllm, found {self.engine}.")
 
     def rows(self) -> Rows:
-        """The input rows. Raises as `open_rows`."""
+        """The input rows.
+
+        Raises:
+            DataError: as `open_rows`.
+            MissingDependencyError: as `open_rows`.
+        """
         return open_rows(self.input, question=self.question, images=self.images, allow_urls=self.allow_urls)
 
     def manifest(self, rows: Rows) -> dict[str, Any]:
-        """All that the results depend on. Raises as `model_digest`, whose cost is that of reading the weights once."""
+        """All that the results depend on; costs the reading of the weights once.
+
+        Raises:
+            ModelNotFoundError: as `model_digest`.
+        """
         from llava_stf.loading.digest import model_digest
 
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_IN_MANIFEST}

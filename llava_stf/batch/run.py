@@ -33,7 +33,8 @@ Distribute = Callable[[BatchJob, Sequence[int]], Iterator[int]]
 class Worker:
     """Fills shards in this process, with a model that is loaded once.
 
-    Raises as `load_engine` and `BatchJob.rows`.
+    Raises:
+        LlavaStfError: as `load_engine` and `BatchJob.rows`.
     """
 
     def __init__(self, job: BatchJob, rows: Rows | None = None) -> None:
@@ -105,7 +106,12 @@ def _here(rows: Rows) -> Distribute:
 
 
 def load_engine(job: BatchJob) -> Engine:
-    """Loads the model. Raises as `load_model`, and `MissingDependencyError` without vLLM where it is asked for."""
+    """Loads the model.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+        MissingDependencyError: vLLM is asked for and not installed.
+    """
     if job.engine == "vllm":
         from llava_stf.batch.vllm_engine import load_vllm
 

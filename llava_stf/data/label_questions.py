@@ -110,6 +110,10 @@ def human_turns(record: Mapping[str, Any]) -> list[str]:
 
 
 def question_key(record: Mapping[str, Any], number: int) -> tuple[str, bytes]:
-    """What tells a question from others: its id, and its images and human turns. Raises as `human_turns`."""
+    """What tells a question from others: its id, and its images and human turns.
+
+    Raises:
+        DataError: as `human_turns`.
+    """
     asked = [record.get("image"), record.get("images"), human_turns(record)]
     return sample_id(record, number), hashlib.sha256(json.dumps(asked).encode()).digest()

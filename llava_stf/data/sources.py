@@ -105,7 +105,9 @@ def open_records(data: str) -> Records:
 def open_stream(data: str, *, seed: int) -> IterableDataset:
     """The rows of `data` in the order of a shuffle buffer of 1,000 rows, images undecoded.
 
-    Raises as `open_records`, and `DataError` for a JSON file, which needs no streaming.
+    Raises:
+        DataError: as `open_records`, or a JSON file, which needs no streaming.
+        MissingDependencyError: as `open_records`.
     """
     if not _needs_datasets(data):
         raise DataError(f"streaming is for Hugging Face data sets, and {data} is a JSON file: leave out streaming")

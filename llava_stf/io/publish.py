@@ -61,7 +61,11 @@ def publish(dst: Path) -> Iterator[Path]:
 
 
 def refuse_existing(dst: Path) -> None:
-    """Raise `LlavaStfError` if something stands at `dst`; a conversion never overwrites."""
+    """Check that nothing stands at `dst`: a conversion never overwrites.
+
+    Raises:
+        LlavaStfError: something does.
+    """
     if os.path.lexists(dst):
         raise LlavaStfError(f"{dst} exists already and is not overwritten; remove it or take another name.")
 

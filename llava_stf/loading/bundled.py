@@ -30,6 +30,10 @@ def bundled_folder(name: str) -> Path:
 
 
 def check_name(name: str | Path) -> None:
-    """Raise `ModelNotFoundError` for what is neither bundled, nor a local path, nor has the form of a hub id."""
+    """Check that `name` is bundled, a local path, or has the form of a hub id.
+
+    Raises:
+        ModelNotFoundError: it is none of them.
+    """
     if not is_bundled(name) and not is_hub_id(str(name)):
         locate(name)

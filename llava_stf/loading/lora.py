@@ -47,7 +47,11 @@ class LoraFolder:
     four_bit: bool
 
     def check_base(self, config: LlavaConfig) -> None:
-        """Raise `CheckpointError` naming the first field in which a base model does not fit; looks at no weights."""
+        """Check that a base model fits; looks at no weights.
+
+        Raises:
+            CheckpointError: it does not; it names the first field that differs.
+        """
         pairs = [
             *(
                 (f"vision_config.{name}", self.config.vision_config, config.vision_config, name)
@@ -126,7 +130,11 @@ def read_lora_folder(folder: Path) -> LoraFolder:
 
 
 def require_peft() -> None:
-    """Raise `MissingDependencyError` where PEFT is not installed."""
+    """Check that PEFT is installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
     if find_spec("peft") is None:
         raise MissingDependencyError("LoRA needs PEFT: pip install 'llava-stf[train]'")
 

@@ -25,7 +25,11 @@ class TrainingFreeMethod(Method):
     """A method without weights: it takes a plain LLaVA as it is, at any budget."""
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where images are no single squares or hidden states are not those of a LLaVA-1.5."""
+        """Check that images are single squares and hidden states those of a LLaVA-1.5.
+
+        Raises:
+            FusionError: they are not.
+        """
         refuse_tiles(config, f"'{self.name}'")
         if not isinstance(config.vision_feature_layer, int):
             raise FusionError(

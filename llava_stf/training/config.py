@@ -226,10 +226,18 @@ class FinetuneConfig:
 
 
 def parse(argv: Sequence[str]) -> FinetuneConfig:
-    """The configuration that `--config FILE` and `--field value` flags describe; raises as `parse_options`."""
+    """The configuration that `--config FILE` and `--field value` flags describe.
+
+    Raises:
+        LlavaStfError: as `parse_options`.
+    """
     return parse_options(FinetuneConfig, argv, prog="llava_stf.training.finetune", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
-    """The configuration with these field values; raises as `read_values`."""
+    """The configuration with these field values.
+
+    Raises:
+        LlavaStfError: as `read_values`.
+    """
     return FinetuneConfig(**read_values(FinetuneConfig, values))

@@ -28,7 +28,11 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def check_start(config: FinetuneConfig) -> None:
-    """Raise `LlavaStfError` if the run cannot start from its base as the options say; reads configs, no weights."""
+    """Check that the run can start from its base as the options say; reads configs, no weights.
+
+    Raises:
+        LlavaStfError: it cannot.
+    """
     _check_packages(config)
     if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
         raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")

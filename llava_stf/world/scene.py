@@ -109,7 +109,11 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
-    """Draw a scene with 1 to `max_objects` shapes; DataError unless that is 1 to MOST_OBJECTS."""
+    """Draw a scene with 1 to `max_objects` shapes.
+
+    Raises:
+        DataError: `max_objects` is not 1 to MOST_OBJECTS.
+    """
     if not 1 <= max_objects <= MOST_OBJECTS:
         raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))

@@ -36,7 +36,11 @@ def parse(text: str) -> tuple[str, VisionTokens]:
 
 
 def prepare(text: str, folder: Path) -> Served:
-    """Makes `folder`, the model `NAME[:TOKENS]`; NAME as `load_model` takes it. Raises as `load_model`."""
+    """Makes `folder`, the model `NAME[:TOKENS]`; NAME as `load_model` takes it.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
     from llava_stf.loading import load_model
 
     name, tokens = parse(text)

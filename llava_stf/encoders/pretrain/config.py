@@ -122,13 +122,20 @@ class PretrainConfig:
 def parse(argv: Sequence[str]) -> PretrainConfig:
     """The configuration that `--config FILE`, `--field value` and `--option NAME=VALUE` describe.
 
-    Flags win over the file. Raises as `parse_options`.
+    Flags win over the file.
+
+    Raises:
+        LlavaStfError: as `parse_options`.
     """
     return parse_options(PretrainConfig, argv, prog="llava_stf.encoders.pretrain", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> PretrainConfig:
-    """The configuration with these field values; raises as `read_values`."""
+    """The configuration with these field values.
+
+    Raises:
+        LlavaStfError: as `read_values`.
+    """
     return PretrainConfig(**read_values(PretrainConfig, values))
 
 

@@ -40,7 +40,11 @@ class FusedImages:
         raise NotImplementedError
 
     def check_choices(self, layers: int | list[int] | None, strategy: str | None) -> None:
-        """Raise `FusionError` where other hidden states are asked for than those that the weights are made for."""
+        """Check that the hidden states asked for are those that the weights are made for.
+
+        Raises:
+            FusionError: they are not.
+        """
         if layers not in (None, self.config.vision_feature_layer):
             raise FusionError(
                 f"This model fuses the layers {self.config.vision_feature_layer}; it cannot take {layers}."

@@ -82,7 +82,11 @@ def has_tiles(config: object) -> bool:
 
 
 def refuse_tiles(config: Any, what: str) -> None:
-    """Raise `FusionError` where `what` is asked for and the images of a model with this config are cut into tiles."""
+    """Check that images of a model with this config are not cut into tiles, where `what` is asked for.
+
+    Raises:
+        FusionError: they are.
+    """
     if has_tiles(config):
         raise FusionError(
             f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {config.model_type} cuts "

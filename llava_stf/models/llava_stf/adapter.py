@@ -41,7 +41,12 @@ class Adapter:
         }
 
     def check(self, config: LlavaConfig) -> None:
-        """Raise `CheckpointError` or `FusionError` unless the weights fit a plain LLaVA of this config."""
+        """Check that the weights fit a plain LLaVA of this config.
+
+        Raises:
+            CheckpointError: they are of other shapes.
+            FusionError: its grid has no such windows.
+        """
         fused = LlavaStfConfig.from_dict(config.to_dict() | {"fusion_layers": None} | self.config_values(config))
         with torch.device("meta"):
             self._check_shapes(LlavaStfProjector(fused))

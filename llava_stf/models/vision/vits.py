@@ -62,7 +62,11 @@ def architecture(method: str) -> Architecture:
 
 
 def known(name: str, names: Iterable[str], kind: str) -> None:
-    """Raise `LlavaStfError` with the nearest of `names` unless `name` is one of them."""
+    """Check that `name` is one of `names`.
+
+    Raises:
+        LlavaStfError: it is not; it names the nearest.
+    """
     names = list(names)
     if name not in names:
         raise LlavaStfError(f"Unknown {kind} '{name}': {nearest(name, names)}")
@@ -98,7 +102,11 @@ def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> V
 
 
 def check_patches(image_size: int, patch_size: int) -> None:
-    """Raise `LlavaStfError` unless an image of `image_size` pixels a side is cut into whole patches."""
+    """Check that an image of `image_size` pixels a side is cut into whole patches.
+
+    Raises:
+        LlavaStfError: it is not.
+    """
     if patch_size < 1 or image_size < patch_size or image_size % patch_size:
         lower = max(image_size // max(patch_size, 1), 1) * patch_size
         raise LlavaStfError(
