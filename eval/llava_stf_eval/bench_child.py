@@ -41,10 +41,12 @@ class WorkerArgs:
     batch_size: int
 
     def to_json(self) -> str:
+        """The fields as JSON text; paths as strings."""
         return json.dumps(asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> WorkerArgs:
+        """The arguments that `to_json` wrote."""
         fields = json.loads(text)
         data = None if fields["data"] is None else Path(fields["data"])
         paths = {"output": Path(fields["output"]), "data": data}
@@ -147,6 +149,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    """Run the benchmark that the first argument describes, and report progress on standard output."""
     args = WorkerArgs.from_json(sys.argv[1])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     reports = os.fdopen(os.dup(1), "w")

@@ -33,7 +33,11 @@ class Remote:
     splits: dict[Split, list[str]]
 
     def files(self, asked: Sequence[Split]) -> list[str]:
-        """Files of these splits; raises `DataError` for one that is not there."""
+        """Files of these splits.
+
+        Raises:
+            DataError: one that is not there.
+        """
         for config, split in asked:
             if not self.splits.get((config, split)):
                 known = ", ".join(f"{c}/{s}" for c, s in self.splits) or "none"

@@ -26,17 +26,21 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
+        """What all benchmarks gave."""
         return self.root / "results.json"
 
     @property
     def submissions(self) -> Path:
+        """Files for the servers that score."""
         return self.root / "submissions"
 
     @property
     def images(self) -> Path:
+        """Images of samples."""
         return self.root / "images"
 
     def samples(self, benchmark: str) -> Path:
+        """A line for each question of the benchmark."""
         return self.root / "samples" / f"{benchmark}.jsonl"
 
     def written(self, benchmark: str) -> Path:
@@ -52,6 +56,7 @@ class RunFolder:
         return self.root / "parts" / f"{benchmark}.json"
 
     def log(self, benchmark: str) -> Path:
+        """What the benchmark's process printed."""
         return self.root / "parts" / f"{benchmark}.log"
 
     def records(self) -> dict[str, dict[str, Any]]:
@@ -63,7 +68,8 @@ class RunFolder:
 def open_run(root: Path, options: dict[str, Any], *, resume: bool) -> RunFolder:
     """The folder for a run with these options, made if it is not there.
 
-    Raises `LlavaStfError` if it holds a run and `resume` is false, a run with other options, or something else.
+    Raises:
+        LlavaStfError: it holds a run and `resume` is false, a run with other options, or something else.
     """
     folder = RunFolder(root.resolve())
     if folder.options.is_file():
@@ -87,7 +93,11 @@ def open_run(root: Path, options: dict[str, Any], *, resume: bool) -> RunFolder:
 
 @contextmanager
 def sole_user(folder: RunFolder) -> Iterator[None]:
-    """Keeps another process out of the folder; raises `LlavaStfError` if one is in it."""
+    """Keeps another process out of the folder.
+
+    Raises:
+        LlavaStfError: one is in it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder.root / "parts" / "lock")

@@ -51,7 +51,9 @@ class ModelOptions:
 
         Raises:
             LlavaStfError: no such method, or an option that the method does not take.
-            ModelNotFoundError, CheckpointError, FusionError: as `load_model`.
+            ModelNotFoundError: as `load_model`.
+            CheckpointError: as `load_model`.
+            FusionError: as `load_model`.
         """
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
@@ -94,7 +96,11 @@ class ModelOptions:
         )
 
     def load(self) -> LlavaStf:
-        """Loads what `resolved` gave. Raises as `load_model` and `apply_reduction`."""
+        """Loads what `resolved` gave.
+
+        Raises:
+            LlavaStfError: as `load_model` and `apply_reduction`.
+        """
         from llava_stf.loading import load_model
 
         assert self.method is not None, "resolve the options first"
@@ -174,7 +180,7 @@ def configured(method: str, options: Mapping[str, Any]) -> Method:
 
 
 def check_method(method: str) -> None:
-    """Raises `LlavaStfError` with the nearest name unless the method exists."""
+    """Check that the method exists; the error of another names the nearest."""
     if method == FULL:
         return
     from llava_stf.reduction import METHODS

@@ -45,7 +45,8 @@ def open_result(path: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] 
 def begin_or_resume(fresh: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
     """The result to add rows to: `fresh`, or the one from before if it is of the same plan on the same machine.
 
-    Raises `LlavaStfError` naming what differs: rows of both would not compare.
+    Raises:
+        LlavaStfError: they differ, so rows of both would not compare; it names in what.
     """
     if before is None:
         return {"complete": False, **fresh}
@@ -62,7 +63,11 @@ def begin_or_resume(fresh: dict[str, Any], before: dict[str, Any] | None) -> dic
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file; raises `DataError` if it is none."""
+    """A result file.
+
+    Raises:
+        DataError: it is none.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -32,6 +32,9 @@ def write_samples(
     """Writes the samples file of a benchmark, in the order of the data set, and images below `images/`.
 
     Args:
+        folder: of the run.
+        benchmark: a name of `BENCHMARKS`.
+        protocol: "lmms-eval" or "llava".
         model: has just answered the benchmark's one task, and kept the answers in its journal.
         samples: lmms-eval's.
     """

@@ -41,7 +41,7 @@ Progress = Callable[[str, int, int], None]
 class TaskOptions:
     """What to ask of which model.
 
-    Fields:
+    Attributes:
         model: need not be resolved.
         benchmarks: names such as "pope", "vqav2:test"; none is all nine.
         protocol: "lmms-eval" or "llava".
@@ -66,14 +66,19 @@ class TaskOptions:
 def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[str, Any]:
     """Runs the benchmarks and returns the content of `results.json`, where a benchmark may have failed.
 
+    What it raises, it raises before the model is loaded.
+
     Args:
+        options: what to run.
         progress: called with a benchmark's name, how many of its questions are answered, and how many it has.
 
-    Raises before the model is loaded:
+    Raises:
         LlavaStfError: an unknown benchmark, protocol or method; a number out of range; `output` holds another run.
         DataError: a local data set is missing or has another schema.
         MissingDependencyError: lmms-eval is not installed.
-        ModelNotFoundError, CheckpointError, FusionError: no such model, no LLaVA, not at that number of tokens.
+        ModelNotFoundError: there is no such model.
+        CheckpointError: it is damaged, or no LLaVA.
+        FusionError: the model cannot be had at that number of vision tokens.
     """
     names = list(dict.fromkeys(options.benchmarks)) or list(BENCHMARKS)
     _check(options, names)

@@ -110,7 +110,11 @@ def strata_of(benchmark: str, protocol: str, pairs: Sequence[Pair]) -> tuple[lis
 
 
 def pair_samples(a: Run, b: Run, benchmark: str) -> tuple[list[Pair], int]:
-    """The questions both runs answered, in A's order, and how many only one has; DataError if the data differ."""
+    """The questions both runs answered, in A's order, and how many only one has.
+
+    Raises:
+        DataError: the data differ.
+    """
     of_a, of_b = ({sample.id: sample for sample in _unique(run, benchmark)} for run in (a, b))
     pairs = [(sample, of_b[key]) for key, sample in of_a.items() if key in of_b]
     for one, other in pairs:

@@ -27,7 +27,9 @@ def check_data(folder: Path, benchmark: str, protocol: str) -> None:
     """Whether the local copy under `folder` is what the benchmark's task reads; an error says what is not.
 
     Args:
+        folder: of the data sets.
         benchmark: a name of `BENCHMARKS`, or "name:split".
+        protocol: "lmms-eval" or "llava".
 
     Raises:
         LlavaStfError: an unknown benchmark, split or protocol.

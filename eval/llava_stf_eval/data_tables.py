@@ -15,7 +15,7 @@ ANSWERS = "list<answer: string, answer_confidence: string, answer_id: int64>"
 class Table:
     """One configuration of a data set.
 
-    Fields:
+    Attributes:
         config: its name.
         splits: hub's name of each split, by the name that is used here.
         columns: the type of every column, as it is published.

@@ -119,6 +119,7 @@ def print_table(results: list[Result]) -> None:
 
 
 def main() -> None:
+    """Ask the models of the command line and print their table."""
     from llava_stf import load_model
     from llava_stf.reduction.options import parse_options
     from llava_stf_eval.bench_models import ModelOptions

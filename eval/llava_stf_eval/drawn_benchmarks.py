@@ -91,6 +91,7 @@ def _readme(written: dict[str, dict[str, str]]) -> str:
 
 
 def main() -> None:
+    """Write the data sets that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; it is created")
     parser.add_argument("--pictures", type=int, default=100)

@@ -42,6 +42,7 @@ class DrawnImage:
 
     @property
     def id(self) -> str:
+        """The index in six digits."""
         return f"{self.index:06d}"
 
 

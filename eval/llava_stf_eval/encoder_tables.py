@@ -111,6 +111,7 @@ def _write(results: dict[str, Any], table: str, output: Path, name: str) -> None
 
 
 def main() -> None:
+    """Run the subcommand of the command line: write an untrained encoder, measure, or write a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("untrained").add_argument("output", type=Path)

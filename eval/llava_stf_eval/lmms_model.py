@@ -92,6 +92,7 @@ class LlavaStfLmms(lmms):
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.llava.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -134,9 +135,11 @@ class LlavaStfLmms(lmms):
         return self._conversation(self._asked[key])[1]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not supported: refuses tasks of several rounds."""
         raise NotImplementedError("llava_stf answers one prompt at a time: tasks of several rounds are not supported.")
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not supported: refuses tasks that rank given answers."""
         raise NotImplementedError("llava_stf generates answers: tasks that rank given ones are not supported.")
 
     def clean(self) -> None:

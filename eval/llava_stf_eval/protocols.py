@@ -33,9 +33,11 @@ _TEMPLATES = Path(__file__).parent / "tasks"
 class Benchmark:
     """One benchmark.
 
-    Fields:
-        name, title: its key everywhere, and what a table calls it.
-        metric, scale: the headline score in words, and its largest value.
+    Attributes:
+        name: its key everywhere.
+        title: what a table calls it.
+        metric: the headline score in words.
+        scale: the largest value of `metric`.
         published_split: what the published figures were measured on.
         dataset: its id on the hub, as lmms-eval 0.7.3 asks for it; local copies stand in a folder of that name.
         task_names: for each protocol and split the lmms-eval task; the first split is the default.
@@ -55,6 +57,7 @@ class Benchmark:
 
     @property
     def splits(self) -> tuple[str, ...]:
+        """Splits that LLaVA's protocol has; the first is the default."""
         return tuple(self.task_names[LLAVA])
 
 
@@ -119,7 +122,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 def parse(name: str) -> tuple[Benchmark, str]:
     """A benchmark and its split from "pope" (the default split, scored here) or "vqav2:test".
 
-    Raises LlavaStfError with the nearest name for an unknown benchmark or split.
+    Raises:
+        LlavaStfError: an unknown benchmark or split; it names the nearest.
     """
     key, _, split = name.partition(":")
     benchmark = BENCHMARKS.get(key)
@@ -131,7 +135,11 @@ def parse(name: str) -> tuple[Benchmark, str]:
 
 
 def tasks(benchmark: str, protocol: str) -> list[str]:
-    """The lmms-eval tasks to run for a benchmark, or "benchmark:split". Raises LlavaStfError for an unknown name."""
+    """The lmms-eval tasks to run for a benchmark, or "benchmark:split".
+
+    Raises:
+        LlavaStfError: an unknown name.
+    """
     found, split = parse(benchmark)
     return [found.task_names[_known(protocol)][split]]
 

@@ -11,7 +11,11 @@ from llava_stf.errors import MissingDependencyError
 
 
 def lmms_eval_folder() -> Path:
-    """The package's folder. Raises MissingDependencyError."""
+    """The package's folder.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     spec = find_spec("lmms_eval")
     if spec is None or not spec.submodule_search_locations:
         raise MissingDependencyError(
@@ -22,7 +26,11 @@ def lmms_eval_folder() -> Path:
 
 
 def lmms_eval_file(path: str) -> ModuleType:
-    """One file of it as a module of its own, for a file that needs nothing of the package. Raises as above."""
+    """One file of it as a module of its own, for a file that needs nothing of the package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     file = lmms_eval_folder() / path
     spec = spec_from_file_location(f"lmms_eval_{file.stem}", file)
     assert spec is not None
@@ -33,6 +41,10 @@ def lmms_eval_file(path: str) -> ModuleType:
 
 
 def lmms_eval_module(name: str) -> ModuleType:
-    """The module `lmms_eval.<name>`, imported with the whole package. Raises as above."""
+    """The module `lmms_eval.<name>`, imported with the whole package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     lmms_eval_folder()
     return import_module(f"lmms_eval.{name}")

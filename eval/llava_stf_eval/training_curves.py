@@ -149,6 +149,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def main() -> None:
+    """Run the subcommand of the command line: evaluate a run, or write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("evaluate")

@@ -53,6 +53,7 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
+        """Whether the device has that much shared memory."""
         return self.shared <= SHARED_MEMORY[self.capability]
 
 
@@ -143,6 +144,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 
 def main() -> None:
+    """Compile for the device of the command line and print what each kernel needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--capability", type=int, choices=sorted(SHARED_MEMORY), default=90)
     parser.add_argument("--dtypes", nargs="+", choices=sorted(DTYPES), default=["bf16", "fp32"])

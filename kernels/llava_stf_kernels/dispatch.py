@@ -32,7 +32,10 @@ def choose_backend(backend: str | None, *tensors: Tensor) -> str:
     """`"triton"` or `"torch"` for a call on these tensors.
 
     `backend` is `"triton"`, `"torch"`, or `"auto"` (as is `None`): the environment's choice, else Triton on a CUDA
-    device that can run it, else torch. Raises `BackendError` where Triton was asked for and cannot run.
+    device that can run it, else torch.
+
+    Raises:
+        BackendError: Triton was asked for and cannot run.
     """
     if backend in (None, "auto") and any(tensor.numel() == 0 for tensor in tensors):
         return "torch"
@@ -41,7 +44,11 @@ def choose_backend(backend: str | None, *tensors: Tensor) -> str:
 
 
 def check_backend(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Raises `BackendError` if `backend` has an unknown name or cannot run on `device` in `dtype`."""
+    """Check that `backend` can run on `device` in `dtype`.
+
+    Raises:
+        BackendError: it cannot, or has an unknown name.
+    """
     _choose(backend, ((device.type, device.index, dtype),))
 
 

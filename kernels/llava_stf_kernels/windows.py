@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 def grid_side(patches: int, window: int) -> int:
-    """Patches per side of the grid. Raises `ValueError` unless the grid is square and the window divides it."""
+    """Patches per side of the grid.
+
+    Raises:
+        ValueError: the grid is not square, or the window does not divide it.
+    """
     side = math.isqrt(patches)
     if window < 1 or side * side != patches or side % window:
         raise ValueError(f"Windows of {window}x{window} need a square grid they divide, found {patches} patches.")

@@ -78,8 +78,9 @@ def count(
     A plain LLaVA's projector is counted on every patch, also for a method that drops some before it, which at 144 of
     576 tokens is 1 % of the whole.
 
-    Raises `FusionError` if the list of vision tokens is not as long as the LLM is deep, a number is negative, or the
-    model takes images in tiles.
+    Raises:
+        FusionError: the list of vision tokens is not as long as the LLM is deep, a number is negative, or the model
+            takes images in tiles.
     """
     refuse_tiles(config, "Counting")
     layers = config.text_config.num_hidden_layers
@@ -106,10 +107,10 @@ def count(
 
 
 def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) -> int:
-    """One image through the vision tower: the patch embedding and the blocks that are run, with the class token and
-    other special tokens that the tower has.
+    """One image through the vision tower: the patch embedding and the blocks that are run.
 
-    `skip_unused_blocks` as in `count`: a LLaVA-STF skips them by default, a plain LLaVA runs all.
+    The class token and other special tokens that the tower has count, too. `skip_unused_blocks` as in `count`: a
+    LLaVA-STF skips them by default, a plain LLaVA runs all.
     """
     vision = config.vision_config
     blocks, width, patches = vision.num_hidden_layers, vision.hidden_size, patch_grid(config) ** 2

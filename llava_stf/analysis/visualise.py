@@ -46,8 +46,9 @@ class Visualisation:
 def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Visualisation:
     """The windows of a model, and with `contributions` what MBTF reads of each tower state.
 
-    Raises `ImageError` if the image cannot be read, `FusionError` for contributions of a model without MBTF or a model
-    that takes images in tiles.
+    Raises:
+        ImageError: the image cannot be read.
+        FusionError: contributions of a model without MBTF or a model that takes images in tiles.
     """
     refuse_tiles(llava.model.config, "Showing windows")
     preview, pixels = _preprocess(llava, image)
@@ -68,11 +69,14 @@ def visualise_selection(
 
     Args:
         llava: a plain LLaVA.
+        image: what is shown to it.
         method: one that keeps patches as they are and chooses them by the image, by name or with its options.
         vision_tokens: its budget; `None` is a quarter of the patches.
         seed: of a method that draws at random.
 
-    Raises `ImageError` if the image cannot be read; `FusionError` as `apply_reduction`, or if nothing can be drawn.
+    Raises:
+        ImageError: the image cannot be read.
+        FusionError: as `apply_reduction`, or nothing can be drawn.
     """
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
@@ -113,7 +117,8 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
         [B, K, N], float32, states in the order of `config.fusion_states` and patches in raster order; the K shares of a
         patch sum to 1.
 
-    Raises `FusionError` if the model has no MBTF.
+    Raises:
+        FusionError: the model has no MBTF.
     """
     projector = model.model.multi_modal_projector
     if not isinstance(projector, LlavaStfProjector):

@@ -40,7 +40,11 @@ class Engine(ABC):
 
     @abstractmethod
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
-        """The answers to these prompts. Raises `PromptError` if one of them cannot be answered."""
+        """The answers to these prompts.
+
+        Raises:
+            PromptError: one of them cannot be answered.
+        """
 
     def answer_rows(self, rows: Sequence[Row]) -> list[Answer]:
         """One answer for each row, in order; a row that cannot be answered takes no other row with it."""
@@ -81,6 +85,7 @@ class TransformersEngine(Engine):
         self._max_new_tokens = max_new_tokens
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The answers; too little memory is an error of its own, with what to do."""
         import torch
 
         conversations: list[list[dict[str, Any]]] = [[prompt.message] for prompt in prompts]

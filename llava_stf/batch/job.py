@@ -34,7 +34,11 @@ class BatchJob:
         allow_urls: whether images are fetched from http(s) URLs.
         shard_size: rows in a shard, the unit that appears whole and that a run which was killed loses.
         engine: what generates.
-        model, vision_tokens, dtype, quantization, device: as in `load_model`.
+        model: as in `load_model`.
+        vision_tokens: as in `load_model`.
+        dtype: as in `load_model`.
+        quantization: as in `load_model`.
+        device: as in `load_model`.
         batch_size: rows that are asked together.
         max_new_tokens: longest answer.
         vllm_options: further arguments of vLLM's `LLM`, for instance `tensor_parallel_size`.
@@ -64,11 +68,20 @@ class BatchJob:
             raise DataError(f"vllm_options are for the engine vllm, found {self.engine}.")
 
     def rows(self) -> Rows:
-        """The input rows. Raises as `open_rows`."""
+        """The input rows.
+
+        Raises:
+            DataError: as `open_rows`.
+            MissingDependencyError: as `open_rows`.
+        """
         return open_rows(self.input, question=self.question, images=self.images, allow_urls=self.allow_urls)
 
     def manifest(self, rows: Rows) -> dict[str, Any]:
-        """All that the results depend on. Raises as `model_digest`, whose cost is that of reading the weights once."""
+        """All that the results depend on; costs the reading of the weights once.
+
+        Raises:
+            ModelNotFoundError: as `model_digest`.
+        """
         from llava_stf.loading.digest import model_digest
 
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_IN_MANIFEST}

@@ -26,8 +26,11 @@ class RayWorkers:
         address: of a running cluster; `None` is that of the variable RAY_ADDRESS, else one is started on this machine.
         workers: how many models are loaded; `None` is one per GPU of the cluster, without GPUs one per machine.
 
-    A cluster that this starts ends with the process. Raises `MissingDependencyError` without Ray, `LlavaStfError` if
-    the cluster cannot be reached.
+    A cluster that this starts ends with the process.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        LlavaStfError: the cluster cannot be reached.
     """
 
     def __init__(self, address: str | None = None, workers: int | None = None) -> None:

@@ -94,7 +94,9 @@ class Rows:
 def open_rows(path: Path, *, question: str | None, images: Path | None, allow_urls: bool) -> Rows:
     """The rows of `path`, see `open_source` and `Rows`; by default image paths start from what it is or lies in.
 
-    Raises as `open_source`, and `DataError` if nobody says what to ask about a folder, or `images` is none.
+    Raises:
+        DataError: as `open_source`, or nobody says what to ask about a folder, or `images` is none.
+        MissingDependencyError: as `open_source`.
     """
     if path.is_dir():
         if question is None:

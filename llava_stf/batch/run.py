@@ -33,7 +33,8 @@ Distribute = Callable[[BatchJob, Sequence[int]], Iterator[int]]
 class Worker:
     """Fills shards in this process, with a model that is loaded once.
 
-    Raises as `load_engine` and `BatchJob.rows`.
+    Raises:
+        LlavaStfError: as `load_engine` and `BatchJob.rows`.
     """
 
     def __init__(self, job: BatchJob, rows: Rows | None = None) -> None:
@@ -67,8 +68,9 @@ def run_batch(
         distribute: who fills the shards; default: this process.
         progress: called with the number of rows that have a result, and of all rows.
 
-    Raises `DataError` if the input cannot be read, or the output is that of another job or damaged; what loading the
-    model raises.
+    Raises:
+        DataError: the input cannot be read, or the output is that of another job or damaged.
+        LlavaStfError: the model cannot be loaded; of the same kinds as `load_model`'s.
     """
     rows = job.rows()
     open_output(job.output, job.manifest(rows))
@@ -104,7 +106,12 @@ def _here(rows: Rows) -> Distribute:
 
 
 def load_engine(job: BatchJob) -> Engine:
-    """Loads the model. Raises as `load_model`, and `MissingDependencyError` without vLLM where it is asked for."""
+    """Loads the model.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+        MissingDependencyError: vLLM is asked for and not installed.
+    """
     if job.engine == "vllm":
         from llava_stf.batch.vllm_engine import load_vllm
 

@@ -69,7 +69,8 @@ class Shards:
     def claim(self, shard: int) -> Iterator[Claim | None]:
         """Takes a shard for this process; `None` if another one has it or has written it.
 
-        Raises `DataError` if the folder cannot be written to or its file system has no locks.
+        Raises:
+            DataError: the folder cannot be written to or its file system has no locks.
         """
         target = self.folder / self._name(shard)
         with ExitStack() as stack:
@@ -81,7 +82,8 @@ class Shards:
     def check(self) -> int:
         """Makes sure that every row has exactly one result, in order; returns how many of them are errors.
 
-        Raises `DataError` naming the first shard that does not hold what it must.
+        Raises:
+            DataError: a shard does not hold what it must; it names the first.
         """
         errors = 0
         for shard in range(len(self)):
@@ -110,7 +112,11 @@ class Claim:
     reserved: Reserved
 
     def write(self, results: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the shard; it is on the disk when this returns. Raises `DataError` if that is not possible."""
+        """Writes the shard; it is on the disk when this returns.
+
+        Raises:
+            DataError: that is not possible.
+        """
         with _writing(self.reserved.path):
             self.reserved.write(b"".join(json.dumps(result).encode() + b"\n" for result in results))
 
@@ -118,7 +124,8 @@ class Claim:
 def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Makes `folder` the output of a run that is described by `manifest`, or finds that it is.
 
-    Raises `DataError` if the folder holds something else or the output of another command, or cannot be written to.
+    Raises:
+        DataError: the folder holds something else or the output of another command, or cannot be written to.
     """
     path = folder / "manifest.json"
     try:

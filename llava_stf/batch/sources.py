@@ -39,7 +39,11 @@ class Source(Protocol):
 
 
 class JsonLines:
-    """The records of a JSON lines file; empty lines are none. Raises `DataError` if the file cannot be read."""
+    """The records of a JSON lines file; empty lines are none.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -83,7 +87,9 @@ class JsonLines:
 class ParquetRows:
     """The rows of a parquet file, read on from the one that was read last.
 
-    Raises `DataError` if the file cannot be read or has no images, `MissingDependencyError` without pyarrow.
+    Raises:
+        DataError: the file cannot be read or has no images.
+        MissingDependencyError: pyarrow is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,7 +151,11 @@ class ParquetRows:
 
 
 class FolderImages:
-    """Every image of a folder and below, by path; what is hidden is none. Raises `DataError` if there is none."""
+    """Every image of a folder and below, by path; what is hidden is none.
+
+    Raises:
+        DataError: there is none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._paths = ImageQuestions(folder, (), folder).paths
@@ -164,8 +174,9 @@ class FolderImages:
 def open_source(path: Path) -> Source:
     """The records of a folder of images, a JSON lines file or a parquet file.
 
-    Raises `DataError` if it is none of them, cannot be read or is empty, `MissingDependencyError` for parquet without
-    pyarrow.
+    Raises:
+        DataError: it is none of them, cannot be read or is empty.
+        MissingDependencyError: parquet without pyarrow.
     """
     source: Source
     if path.is_dir():

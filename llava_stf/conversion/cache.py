@@ -28,7 +28,8 @@ def converted(path: Path, vision_tower: str | Path | None) -> Path:
 
     A copy is told by the path, sizes and times of the files; that of an earlier state of them is removed.
 
-    Raises as `convert_checkpoint`.
+    Raises:
+        LlavaStfError: as `convert_checkpoint`.
     """
     path = path.resolve()
     copies = cache_folder() / f"{path.name}-{_digest(str(path), str(vision_tower))}"

@@ -48,7 +48,8 @@ def convert_checkpoint(
         vision_tower: tower of an original checkpoint that does not say it (folder or hub id); with `to="original"` from
             a Hugging Face folder, the name to write down.
         fusion_layers: the tower states MBTF joins, in channel order, where their number does not tell.
-        subfolder, revision: of `src`, on the hub.
+        subfolder: of `src`, on the hub.
+        revision: of `src`, on the hub.
         progress: show a progress bar on stderr.
 
     Returns:

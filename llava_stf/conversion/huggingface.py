@@ -24,7 +24,8 @@ def read_hugging_face(
 ) -> CheckpointState:
     """Take a `llava` or `llava_stf` folder apart, its projector replaced by `adapter` if there is one.
 
-    Raises `CheckpointError`.
+    Raises:
+        CheckpointError: the folder is damaged or incomplete, or the adapter does not fit.
     """
     config_class = LlavaStfConfig if source.format is Format.STF else LlavaConfig
     config = build_config(source, config_class, source.config)

@@ -28,8 +28,9 @@ def locate(
         revision: branch, tag or commit on the hub; a local path has none.
         weights: fetch the weights too, not only the small files beside them.
 
-    Raises `ModelNotFoundError` with what was looked for, where, and what to do, `LlavaStfError` for a revision of a
-    local path.
+    Raises:
+        ModelNotFoundError: there is no such thing; it says what was looked for, where, and what to do.
+        LlavaStfError: a revision of a local path.
     """
     path = Path(name).expanduser()
     if path.exists():

@@ -50,7 +50,9 @@ def read_original(
         fusion_layers: the states MBTF joins, where the projector's shape does not tell.
         adapter: projector weights that replace the source's own.
 
-    Raises `CheckpointError` or `ModelNotFoundError`.
+    Raises:
+        CheckpointError: it is damaged or incomplete, or its parts do not fit.
+        ModelNotFoundError: the tower is not there.
     """
     names, config = source.index(), dict(source.config)
     if source.format is Format.LLAMA and adapter is None:

@@ -42,7 +42,11 @@ def tokenizer_folder(folder: Path) -> Path | None:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder; raises `CheckpointError` if its files cannot be read."""
+    """The tokenizer in a folder.
+
+    Raises:
+        CheckpointError: its files cannot be read.
+    """
     try:
         # With a config of its own it does not look into the folder's config.json, whose model type it does not know.
         with without_byte_order_marks(folder) as readable:
@@ -59,7 +63,8 @@ def add_placeholders(
     The result is a plain fast tokenizer: `LlamaTokenizer` forgets its `legacy` flag when it is saved and would split
     the text behind `</s>` otherwise afterwards. A vocabulary smaller than the model's is filled up with unused tokens.
 
-    Raises `CheckpointError` if the vocabulary is larger than the model's.
+    Raises:
+        CheckpointError: the vocabulary is larger than the model's.
     """
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) > vocab_size:
@@ -118,7 +123,8 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
 
     Both preprocess with Pillow, as the authors do, also where torchvision is installed.
 
-    Raises `CheckpointError` if the files cannot be read.
+    Raises:
+        CheckpointError: the files cannot be read.
     """
     files = [folder / name for name in ("processor_config.json", "preprocessor_config.json")]
     files = [file for file in files if file.is_file()]

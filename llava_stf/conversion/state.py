@@ -51,8 +51,9 @@ class CheckpointState:
 def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]) -> dict[str, StoredTensor]:
     """The tensors, given by a name that `table` knows, by public name; without those of no use, whatever they hold.
 
-    Raises `CheckpointError` naming the first that `table` does not know, that another tensor already stands for, or
-    that holds no floating-point numbers.
+    Raises:
+        CheckpointError: `table` does not know one, two have the same public name, or one holds no floating-point
+            numbers; it names the first.
     """
     public: dict[str, StoredTensor] = {}
     unknown = []
@@ -80,11 +81,13 @@ def fusion_fields(
 
     Args:
         tensors: by public name.
-        width, depth: hidden size and number of blocks of the vision tower.
+        width: hidden size of the vision tower.
+        depth: its number of blocks.
         select_layer: the first of the fused states.
         layers: the list of states, where the user gives it; no checkpoint stores it.
 
-    Raises `CheckpointError` if the shapes are no MBTF and STF on such a tower, or do not tell the list.
+    Raises:
+        CheckpointError: the shapes are no MBTF and STF on such a tower, or do not tell the list.
     """
     shapes = {}
     for module in ("block_fusion", "spatial_fusion"):
@@ -129,7 +132,11 @@ def layers_of(states: int, depth: int, select_layer: int) -> list[int] | None:
 
 
 def build_config(source: Source, cls: type[LlavaConfig], fields: dict[str, Any]) -> LlavaConfig:
-    """A config from JSON values; raises `CheckpointError` naming the file if they make no sense."""
+    """A config from JSON values.
+
+    Raises:
+        CheckpointError: they make no sense; it names the file.
+    """
     try:
         return cls.from_dict(fields)
     except LlavaStfError:
@@ -146,12 +153,17 @@ def check_tensors(
     rows: int | None = None,
     source_name: Callable[[str], str] = str,
 ) -> None:
-    """Raise `CheckpointError` naming the first offenders unless `tensors` are exactly the weights of `config`'s model.
+    """Check that `tensors` are exactly the weights of `config`'s model.
 
     Args:
+        source: where they come from, for messages.
+        config: of the model.
         tensors: by public name.
         rows: rows that the vocabulary's two matrices have on disk, where they are not yet the config's.
         source_name: the source's name of a public one, for what is missing.
+
+    Raises:
+        CheckpointError: they are not; it names the first offenders.
     """
     where = f"{source.folder} does not fit its config.json"
     _check_depth(config, tensors, where)

@@ -40,7 +40,8 @@ def write_original(
     tools load it from where `mm_vision_tower` says: `vision_tower` if given, the hub id if it is LLaVA-1.5's tower,
     else a folder beside the weights.
 
-    Raises `CheckpointError` if that format cannot hold the model.
+    Raises:
+        CheckpointError: that format cannot hold the model.
     """
     _check_expressible(state)
     config = state.config

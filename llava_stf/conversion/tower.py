@@ -40,7 +40,8 @@ class Tower:
     def tensors(self) -> dict[str, StoredTensor]:
         """Its weights by public name; of a whole CLIP, the vision part.
 
-        Raises `CheckpointError` if the folder holds none.
+        Raises:
+            CheckpointError: the folder holds none.
         """
         files = weight_files(self.folder) if self.folder else []
         if not files:

@@ -33,12 +33,14 @@ class BadSamples:
         self.option = option
 
     def add_good(self, number: int) -> None:
+        """Count a good sample."""
         self.verdicts[number % len(self.verdicts)] = _GOOD
 
     def add_bad(self, number: int, error: SampleError) -> None:
         """Count a bad sample, each once; the 1st, 2nd, 4th, 8th ... is a warning in the log.
 
-        Raises `DataError` with the reason of this one and the counts of all when they are too many.
+        Raises:
+            DataError: they are too many; it gives the reason of this one and the counts of all.
         """
         number %= len(self.verdicts)
         known = self.verdicts[number] >= _FIRST_REASON

@@ -43,7 +43,8 @@ class ImageQuestions:
         prompts: what to ask.
         images: the folder that image paths start from: `folder`, or one above it.
 
-    Raises `DataError` if there is no image, or a prompt is empty or holds an image marker.
+    Raises:
+        DataError: there is no image, or a prompt is empty or holds an image marker.
     """
 
     def __init__(self, folder: Path, prompts: Sequence[str], images: Path) -> None:
@@ -70,7 +71,11 @@ class ImageQuestions:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a file that are not blank. Raises `DataError` if there is none, or no such file."""
+    """The lines of a file that are not blank.
+
+    Raises:
+        DataError: there is none, or no such file.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -82,7 +87,11 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def human_turns(record: Mapping[str, Any]) -> list[str]:
-    """The questions of a record, in order. Raises `DataError` if there is none, or something else than questions."""
+    """The questions of a record, in order.
+
+    Raises:
+        DataError: there is none, or something else than questions.
+    """
     turns = conversation(record)
     try:
         spoken = [(turn["from"], turn["value"]) for turn in turns]
@@ -101,6 +110,10 @@ def human_turns(record: Mapping[str, Any]) -> list[str]:
 
 
 def question_key(record: Mapping[str, Any], number: int) -> tuple[str, bytes]:
-    """What tells a question from others: its id, and its images and human turns. Raises as `human_turns`."""
+    """What tells a question from others: its id, and its images and human turns.
+
+    Raises:
+        DataError: as `human_turns`.
+    """
     asked = [record.get("image"), record.get("images"), human_turns(record)]
     return sample_id(record, number), hashlib.sha256(json.dumps(asked).encode()).digest()

@@ -63,7 +63,11 @@ class Preparation:
             _check_end_token(self.tokenizer)
 
     def __call__(self, record: Mapping[str, Any], number: int) -> Sample:
-        """The sample of a record. Raises `SampleError` for a malformed one, naming it."""
+        """The sample of a record.
+
+        Raises:
+            SampleError: a malformed one, naming it.
+        """
         ids, labels = self.encode(record, number)
         images = self.load(record, number)
         return Sample(
@@ -74,7 +78,11 @@ class Preparation:
         )
 
     def read(self, records: Records, number: int) -> Mapping[str, Any]:
-        """The record of that number. Raises `SampleError` for what is none."""
+        """The record of that number.
+
+        Raises:
+            SampleError: what is none.
+        """
         try:
             return records[number]
         except DataError as error:
@@ -83,7 +91,8 @@ class Preparation:
     def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
         """Ids and labels, not cut, with every image's id repeated to its token count; no image is read.
 
-        Raises `SampleError` as `__call__`, with the reason "no target" if it holds nothing to learn.
+        Raises:
+            SampleError: as `__call__`, with the reason "no target" if it holds nothing to learn.
         """
         reason: Reason = "other media"
         try:

@@ -60,7 +60,11 @@ def printable(text: str, length: int) -> str:
 
 
 def check_media(record: Mapping[str, Any]) -> None:
-    """Raises `DataError` if the record has something to see or hear that is no image."""
+    """Check that what the record has to see or hear is images.
+
+    Raises:
+        DataError: it has something else.
+    """
     found = [name for name in _OTHER_MEDIA if record.get(name)]
     if found:
         raise DataError(f"it has {' and '.join(map(repr, found))}, and only text and images can be used")
@@ -69,7 +73,8 @@ def check_media(record: Mapping[str, Any]) -> None:
 def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
     """The turns in LLaVA's form; `messages` come with a marker and a newline per image in front of their text.
 
-    Raises `DataError` for messages that are no chat of text and images.
+    Raises:
+        DataError: messages that are no chat of text and images.
     """
     messages = record.get("messages")
     if messages is None:
@@ -83,7 +88,11 @@ def conversation(record: Mapping[str, Any]) -> Sequence[Mapping[str, str]]:
 
 
 def record_images(record: Mapping[str, Any], folder: Path) -> list[Path | bytes | Image.Image]:
-    """The record's images in order; paths start from `folder`. Raises `DataError` for what is no image."""
+    """The record's images in order; paths start from `folder`.
+
+    Raises:
+        DataError: what is no image.
+    """
     if record.get("images") and record.get("image"):
         raise DataError("it has both 'image' and 'images': leave out one of them")
     found = record.get("images") or record.get("image") or []

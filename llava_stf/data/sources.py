@@ -31,7 +31,8 @@ class Records(Protocol):
     name: str
 
     @property
-    def lengths(self) -> np.ndarray: ...  # int32 [n], see `signed_length`
+    def lengths(self) -> np.ndarray:
+        """Lengths of all records, int32 [n], see `signed_length`."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +42,8 @@ class Records(Protocol):
 class JsonRecords:
     """The records of a JSON list or a JSON lines file.
 
-    Raises `DataError` if the file cannot be read, is neither, or is empty.
+    Raises:
+        DataError: the file cannot be read, is neither, or is empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,6 +84,7 @@ class DatasetRecords:
 
     @cached_property
     def lengths(self) -> np.ndarray:
+        """Lengths of all records, int32 [n], see `signed_length`."""
         texts = [column for column in CONVERSATION_FIELDS if column in self.dataset.column_names]
         return np.fromiter(map(signed_length, self.dataset.select_columns(texts)), np.int32, len(self))
 
@@ -89,8 +92,9 @@ class DatasetRecords:
 def open_records(data: str) -> Records:
     """The records of `data`: a JSON or JSON lines file, a parquet or arrow file, a `save_to_disk` folder, or a hub id.
 
-    Raises `DataError` if there is nothing to read or no column of conversations, `MissingDependencyError` without
-    `datasets` where it is needed.
+    Raises:
+        DataError: there is nothing to read or no column of conversations.
+        MissingDependencyError: `datasets` is needed and not installed.
     """
     path = Path(data)
     if not _needs_datasets(data):
@@ -101,7 +105,9 @@ def open_records(data: str) -> Records:
 def open_stream(data: str, *, seed: int) -> IterableDataset:
     """The rows of `data` in the order of a shuffle buffer of 1,000 rows, images undecoded.
 
-    Raises as `open_records`, and `DataError` for a JSON file, which needs no streaming.
+    Raises:
+        DataError: as `open_records`, or a JSON file, which needs no streaming.
+        MissingDependencyError: as `open_records`.
     """
     if not _needs_datasets(data):
         raise DataError(f"streaming is for Hugging Face data sets, and {data} is a JSON file: leave out streaming")
@@ -119,7 +125,11 @@ def _check_columns(columns: Iterable[str], name: str) -> None:
 
 
 def image_folder(data: str, images: str | None) -> Path:
-    """The folder that image paths start from: `images`, or the one `data` lies in. Raises `DataError` if it is none."""
+    """The folder that image paths start from: `images`, or the one `data` lies in.
+
+    Raises:
+        DataError: it is none.
+    """
     folder = Path(data).parent if images is None else Path(images)
     if images is None and not folder.is_dir():
         return Path()  # data from the hub

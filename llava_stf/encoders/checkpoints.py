@@ -78,7 +78,9 @@ class Encoder:
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """Every tensor of a .safetensors file or of a pickle, nested dicts joined by dots. No code of a pickle is run.
 
-    Raises `ModelNotFoundError` if there is no such file, `CheckpointError` if it is damaged or of another kind.
+    Raises:
+        ModelNotFoundError: there is no such file.
+        CheckpointError: it is damaged or of another kind.
     """
     if not file.is_file():
         raise ModelNotFoundError(f"No checkpoint file at {file}; give a {' or '.join(_SUFFIXES[:2])} file.")
@@ -105,7 +107,8 @@ def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
 def find_encoders(tensors: Mapping[str, Tensor]) -> list[Encoder]:
     """Every ViT among the tensors of a checkpoint, told by its patch projection.
 
-    Raises `CheckpointError` saying what was found and what is known if there is none.
+    Raises:
+        CheckpointError: there is none; it says what was found and what is known.
     """
     found = []
     for layout, (projection, *_) in _NAMES.items():
@@ -129,7 +132,8 @@ def find_encoders(tensors: Mapping[str, Tensor]) -> list[Encoder]:
 def choose_encoder(encoders: list[Encoder], select: Select | None) -> Encoder:
     """The encoder to use: the only one, or of two that `select` names, by default the momentum encoder.
 
-    Raises `CheckpointError` if the one asked for is not there, or if names do not tell which is which.
+    Raises:
+        CheckpointError: the one asked for is not there, or names do not tell which is which.
     """
     roles = {encoder.role: encoder for encoder in encoders}
     if len(encoders) == 1 and (select is None or encoders[0].role in (None, select)):
@@ -163,7 +167,8 @@ def to_vit(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state_dict: by official name in timm's or APS's layout, without a prefix before `cls_token`.
 
-    Raises `CheckpointError` naming the first tensor that has no place in a `ViTModel`.
+    Raises:
+        CheckpointError: a tensor has no place in a `ViTModel`; it names the first.
     """
     layout: Layout = "aps" if f"{_NAMES['aps'][0]}.weight" in state_dict else "timm"
     projection, positions, blocks, norm = _NAMES[layout]

@@ -45,9 +45,15 @@ def finetune(
     """Train a copy of the encoder with a new classifier and measure it after every epoch.
 
     Args:
+        encoder: stays as it is.
+        train: what the copy learns.
+        test: what it is measured on.
+        options: the protocol.
+        seed: of the classifier, the order and the augmentation.
         output: folder to write, a `ViTForImageClassification` with its preprocessor, after the last epoch.
 
-    Raises `LlavaStfError` if the loss is not finite, or if `output` exists or cannot hold such an encoder.
+    Raises:
+        LlavaStfError: the loss is not finite, or `output` exists or cannot hold such an encoder.
     """
     if output is not None:
         refuse_existing(output)
@@ -111,8 +117,11 @@ def learning_rate(step: int, steps_per_epoch: int, options: FinetuneOptions) -> 
 def parameter_groups(
     model: nn.Module, classifier: nn.Module, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """AdamW's groups; `share` is that of the learning rate: 1 for the classifier and what follows the blocks,
-    `layer_decay` for the last block, its square for the one below, and so on down to what precedes the blocks."""
+    """AdamW's groups; `share` is that of the learning rate.
+
+    It is 1 for the classifier and what follows the blocks, `layer_decay` for the last block, its square for the one
+    below, and so on down to what precedes the blocks.
+    """
     blocks = tower_blocks(model)
     block_of = {id(parameter): number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -126,8 +135,10 @@ def parameter_groups(
 
 
 def stochastic_depth(model: nn.Module, rate: float) -> None:
-    """Make the blocks drop their branches in training, for whole images, in place; `rate` in the last block, less in
-    proportion below."""
+    """Make the blocks drop their branches in training, for whole images, in place.
+
+    `rate` is that of the last block; below it is less in proportion.
+    """
     blocks = tower_blocks(model)
     for number, block in enumerate(blocks):
         for branch in block.children():

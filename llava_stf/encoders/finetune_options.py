@@ -16,24 +16,32 @@ _RATES = {"patchmix": {192: 1e-3, 384: 5e-4, 768: 5e-4}, "aps": {192: 1e-3, 384:
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """The protocol; the defaults are PatchMix's for ViT-S and B. Raises `LlavaStfError` for values that cannot be.
+    """The protocol; the defaults are PatchMix's for ViT-S and B.
 
     Attributes:
-        epochs, batch_size: of the training part.
+        epochs: passes over the training part.
+        batch_size: images in a step.
         learning_rate: the classifier's peak for a batch of 256, growing in proportion.
         layer_decay: a block learns at this share of the rate of the one above it, the embeddings below the first.
         weight_decay: AdamW's, of all but biases and one-dimensional parameters.
-        warmup_epochs, first_learning_rate, final_learning_rate: from the one up to the peak, a cosine to the other.
+        warmup_epochs: in which the rate rises to its peak.
+        first_learning_rate: where the warm-up begins.
+        final_learning_rate: where the cosine behind the peak ends.
         drop_path: stochastic depth, rising from 0 in the first block to this in the last.
         augment: crops, flips, RandAugment, erasing and mixing; without, images as they are tested.
         crop: "resized" takes 8 % to 100 % of an image, "padded" shifts it by up to 4 pixels; default: padded for
             encoders of at most 32 pixels.
         magnitude: of RandAugment, of 10; 0: not done.
         erasing: probability of random erasing.
-        mixup, cutmix, switch: as in `mixing.mix_batch`.
+        mixup: as in `mixing.mix_batch`.
+        cutmix: as in `mixing.mix_batch`.
+        switch: as in `mixing.mix_batch`.
         smoothing: of the labels.
         statistics: what images are normalised with, the encoder's own or ImageNet's.
         mixed_precision: dtype to compute in; weights stay float32.
+
+    Raises:
+        LlavaStfError: values that cannot be.
     """
 
     epochs: int = 100
@@ -78,8 +86,8 @@ class FinetuneOptions:
 def recipe_options(recipe: str, width: int, values: Mapping[str, Any]) -> FinetuneOptions:
     """The protocol of a paper, "patchmix" or "aps", for an encoder of that width, with `values` over it.
 
-    Raises `LlavaStfError` for an unknown recipe or option (with the nearest known one) and for a value of the wrong
-    kind.
+    Raises:
+        LlavaStfError: an unknown recipe or option (with the nearest known one), or a value of the wrong kind.
     """
     known(recipe, _RATES, "recipe")
     paper: dict[str, Any] = {"learning_rate": _RATES[recipe].get(width, 5e-4)}

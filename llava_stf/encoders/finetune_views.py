@@ -28,7 +28,8 @@ def takes_whole_images(encoder: Encoder, how: Crop | None) -> bool:
 class TrainingViews:
     """Random views of the training part by the numbers of its images, from torch's global generators.
 
-    Raises `MissingDependencyError` without kornia.
+    Raises:
+        MissingDependencyError: kornia is not installed.
     """
 
     def __init__(self, encoder: Encoder, part: Labelled, how: Crop | None, magnitude: float, erasing: float) -> None:
@@ -38,7 +39,7 @@ class TrainingViews:
         self.colours = RandAugment(magnitude, fill=encoder.mean) if magnitude else None
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """float [b, 3, size, size], normalised, on the encoder's device."""
+        """Views, float [b, 3, size, size], normalised, on the encoder's device."""
         encoder = self.encoder
         images = torch.stack([square(self.part.images[int(number)], self.side) for number in numbers])
         images = images.to(encoder.device).float() / 255

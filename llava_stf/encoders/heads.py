@@ -6,9 +6,9 @@ from torch import nn
 
 
 def mlp_head(width: int, hidden: int, out: int, *, layers: int) -> nn.Sequential:
-    """Linear layers without bias, `width` -> `hidden` -> ... -> `out`, each followed by BatchNorm and ReLU; the last by
-    a BatchNorm without affine parameters (docs/encoders/methods.md,
-    Heads).
+    """Linear layers without bias, `width` -> `hidden` -> ... -> `out` (docs/encoders/methods.md, Heads).
+
+    Each is followed by BatchNorm and ReLU; the last by a BatchNorm without affine parameters.
 
     With three layers the Linear modules are numbers 0, 3, 6 of the Sequential and the BatchNorms 1, 4, 7: checkpoint
     keys of the released codes. Input and output are [rows, features].

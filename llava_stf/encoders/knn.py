@@ -1,5 +1,7 @@
-"""Weighted k-nearest-neighbour accuracy of an encoder's features, as PatchMix measures it (docs/encoders/methods.md,
-Nearest neighbours)."""
+"""Weighted k-nearest-neighbour accuracy of an encoder's features, as PatchMix measures it.
+
+See docs/encoders/methods.md, Nearest neighbours.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ def knn_scores(
     """Sum of exp(similarity / temperature) over the k nearest training rows of each class: float32 [n_test, classes].
 
     Args:
-        train, test: features [n, D]; normalised here, similarity is their dot product.
+        train: features [n_train, D]; normalised here, similarity is their dot product.
+        test: features [n_test, D], in the same way.
         labels: int64 [n_train].
+        k: neighbours of each test row.
+        temperature: the lower, the more the nearest count.
         classes: number of classes; default: the highest label and one.
 
-    Raises `DataError` if there are fewer than k training rows.
+    Raises:
+        DataError: there are fewer than k training rows.
     """
     if k > len(train):
         raise DataError(f"k must be at most the number of training images, {len(train)}, found {k}")
@@ -51,7 +57,8 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Share of test rows whose best class is right, in percent, for every k of `neighbours`. Arguments as above.
 
-    Raises `DataError` as `knn_scores`.
+    Raises:
+        DataError: as `knn_scores`.
     """
     classes = int(max(train_labels.max(), test_labels.max())) + 1
     accuracy = {}

@@ -61,6 +61,7 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the encoder is."""
         return self.model.device
 
 
@@ -71,8 +72,10 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
     as in the papers, or the mean of the patches, for encoders whose class token was not trained (MGC) or that have none
     (SigLIP).
 
-    Raises `ModelNotFoundError` if there is none, `CheckpointError` if it is no ViT, `LlavaStfError` for a device that
-    is not there.
+    Raises:
+        ModelNotFoundError: there is none.
+        CheckpointError: it is no ViT.
+        LlavaStfError: a device that is not there.
     """
     from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
 
@@ -99,11 +102,13 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
 
 
 def open_labelled(data: str, *, image_column: str = "image", label_column: str = "label") -> tuple[Labelled, Labelled]:
-    """The training and the test part of `data`: an npz file with train_images, train_labels, test_images and
-    test_labels; a folder with train/ and test/ (or val/), in each a folder per class; or a Hugging Face data set with
-    splits of these names.
+    """The training and the test part of `data`.
 
-    Raises `DataError` if there is no such thing.
+    `data` is an npz file with train_images, train_labels, test_images and test_labels; a folder with train/ and test/
+    (or val/), in each a folder per class; or a Hugging Face data set with splits of these names.
+
+    Raises:
+        DataError: there is no such thing.
     """
     path = Path(data)
     if path.suffix == ".npz":
@@ -133,7 +138,8 @@ def features(encoder: Encoder, part: Labelled, *, batch_size: int = 256) -> Tens
 def pooled(encoder: Encoder, pixels: Tensor) -> Tensor:
     """The feature of prepared images [b, 3, size, size]: float32 [b, D] on the device.
 
-    Raises `LlavaStfError` if the class token is asked for and there is none.
+    Raises:
+        LlavaStfError: the class token is asked for and there is none.
     """
     states = encoder.model(pixel_values=pixels).last_hidden_state
     patches = (encoder.size // encoder.model.config.patch_size) ** 2

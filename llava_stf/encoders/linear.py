@@ -37,9 +37,15 @@ def linear_probe(
     SGD with Nesterov momentum 0.9 and no weight decay, learning rate times batch_size / 256, cosine to 0 by epoch.
 
     Args:
+        encoder: stays as it is.
+        train: what the layer learns.
+        test: what it is measured on.
+        epochs: passes over the training part.
+        batch_size: images in a step.
         learning_rate: for a batch of 256; default: the papers' for the encoder's width, 0.02 for other widths.
         augment: random resized crops (8 % to 100 %) and flips, so every epoch runs the encoder, as in the papers;
             otherwise the features are taken once, which is far cheaper.
+        seed: of the layer, the order and the augmentation.
     """
     torch.manual_seed(seed)
     classes = int(max(train.labels.max(), test.labels.max())) + 1

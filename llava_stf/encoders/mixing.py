@@ -29,7 +29,8 @@ def mix_batch(
     Args:
         pixels: [B, 3, H, W].
         targets: [B, C].
-        mixup, cutmix: the share is of a Beta distribution with both parameters this; 0: not done.
+        mixup: the share is of a Beta distribution with both parameters this; 0: not done.
+        cutmix: the same of CutMix.
         switch: probability of CutMix where both are done.
     """
     cuts = cutmix > 0 and (mixup == 0 or torch.rand(()).item() < switch)
@@ -45,8 +46,10 @@ def mix_batch(
 
 
 def paste(pixels: Tensor, share: float) -> tuple[Tensor, float]:
-    """A rectangle of 1 - `share` of the area, its middle anywhere, from the image at the other end of the batch; the
-    part beyond the border is lost. Pixels, and the share of each image that is left."""
+    """Pixels with a rectangle from the image at the other end of the batch, and the share of each image that is left.
+
+    The rectangle has 1 - `share` of the area and its middle anywhere; the part beyond the border is lost.
+    """
     height, width = pixels.shape[-2:]
     edges = []
     for length in (height, width):

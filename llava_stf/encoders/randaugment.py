@@ -37,7 +37,8 @@ class RandAugment:
         probability: of carrying out one that was drawn.
         fill: colour of what moves in from outside, in [0, 1].
 
-    Raises `MissingDependencyError` without kornia.
+    Raises:
+        MissingDependencyError: kornia is not installed.
     """
 
     def __init__(
@@ -71,7 +72,11 @@ class RandAugment:
 
 
 def operations(fill: Sequence[float]) -> dict[str, Operation]:
-    """The fifteen operations by name. Raises `MissingDependencyError` without kornia."""
+    """The fifteen operations by name.
+
+    Raises:
+        MissingDependencyError: kornia is not installed.
+    """
     equalize = kornia_part("enhance").equalize
 
     def moved(axes: str) -> Operation:

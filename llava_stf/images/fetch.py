@@ -74,7 +74,11 @@ async def _to_checked_address(client: httpx.AsyncClient, url: httpx.URL) -> http
 
 
 async def public_address(host: str, port: int) -> str:
-    """The first address of a host. Raises `ImageError` if it has none, or one that is not on the public internet."""
+    """The first address of a host.
+
+    Raises:
+        ImageError: it has none, or one that is not on the public internet.
+    """
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

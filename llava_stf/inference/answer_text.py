@@ -30,6 +30,7 @@ class Decoder:
         self.special_ids = frozenset(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
 
     def __call__(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 

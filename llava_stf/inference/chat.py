@@ -45,11 +45,19 @@ class Chat:
         self._waiting: list[Image.Image] = []
 
     def add_image(self, source: ImageSource) -> None:
-        """Shows an image with the next question. Raises `ImageError` if it cannot be read."""
+        """Shows an image with the next question.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
         self._waiting.append(load_image(source))
 
     def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
-        """Answers the next question; raises as `LlavaStf.ask`, but needs no new image."""
+        """Answers the next question, which needs no new image.
+
+        Raises:
+            LlavaStfError: as `LlavaStf.ask`.
+        """
         turn, inputs = self._next(question)
         answer = self._llava._answers(inputs, max_new_tokens, generate_kwargs)[0]
         self._record(turn, answer)

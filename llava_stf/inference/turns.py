@@ -16,7 +16,8 @@ Conversation = Sequence[Message] | str
 def user_turn(question: str, images: int) -> Message:
     """One user message about a number of images, which stand before the text unless it holds a marker for each.
 
-    Raises `PromptError` if the question is empty or holds another number of `<image>` markers.
+    Raises:
+        PromptError: the question is empty, or holds another number of `<image>` markers.
     """
     markers = question.count("<image>")
     if not question.replace("<image>", "").strip():
@@ -30,7 +31,11 @@ def user_turn(question: str, images: int) -> Message:
 
 
 def as_list(images: Images, *, required: bool = False) -> list[ImageSource]:
-    """One source or a list of them as a list; raises `PromptError` where there has to be one and is none."""
+    """One source or a list of them as a list.
+
+    Raises:
+        PromptError: there is none where there has to be one.
+    """
     sources = list(images) if isinstance(images, (list, tuple)) else [cast("ImageSource", images)]
     if required and not sources:
         raise PromptError("There is no image; give at least one.")

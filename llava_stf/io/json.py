@@ -14,7 +14,11 @@ from llava_stf.errors import CheckpointError
 
 
 def parse_json(content: str | bytes) -> Any:
-    """The value of a JSON text; raises `ValueError` if it is none, or nested deeper than Python goes."""
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested deeper than Python goes.
+    """
     try:
         return json.loads(decode_text(content))
     except RecursionError as error:
@@ -22,19 +26,32 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def decode_text(content: str | bytes) -> str:
-    """Text without its byte-order mark, which also tells UTF-16 and UTF-32 from UTF-8; raises `UnicodeDecodeError`."""
+    """Text without its byte-order mark, which also tells UTF-16 and UTF-32 from UTF-8.
+
+    Raises:
+        UnicodeDecodeError: it is no text in that encoding.
+    """
     if isinstance(content, bytes):
         content = content.decode(json.detect_encoding(content))
     return content.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
 
 
 def read_text(file: Path) -> str:
-    """The text of a file, see `decode_text`; raises `OSError` or `UnicodeDecodeError`."""
+    """The text of a file, see `decode_text`.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is no text.
+    """
     return decode_text(file.read_bytes())
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `CheckpointError` naming the file if it is absent, broken or no object."""
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is absent, broken or holds no object; it names the file.
+    """
     try:
         value = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:

@@ -81,7 +81,11 @@ def read_values(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The fields of a YAML file. Raises `LlavaStfError` if it cannot be read or holds anything but fields."""
+    """The fields of a YAML file.
+
+    Raises:
+        LlavaStfError: it cannot be read or holds anything but fields.
+    """
     try:
         values = yaml.load(read_text(path), _Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
@@ -92,7 +96,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
-    """What NAME=VALUE texts say, values read as YAML's. Raises `LlavaStfError` for any other text."""
+    """What NAME=VALUE texts say, values read as YAML's.
+
+    Raises:
+        LlavaStfError: any other text.
+    """
     pairs = {}
     for text in texts:
         name, sign, value = text.partition("=")

@@ -39,7 +39,8 @@ def publish(dst: Path) -> Iterator[Path]:
     If the block raises, or the process is killed at any moment, `dst` stays absent. What a killed run left behind is
     removed by the next run into the same `dst`.
 
-    Raises `LlavaStfError` if `dst` exists, if another process is writing it, or if the disk refuses (full, read-only).
+    Raises:
+        LlavaStfError: `dst` exists, another process is writing it, or the disk refuses (full, read-only).
     """
     dst = Path(os.path.abspath(dst))
     refuse_existing(dst)
@@ -60,7 +61,11 @@ def publish(dst: Path) -> Iterator[Path]:
 
 
 def refuse_existing(dst: Path) -> None:
-    """Raise `LlavaStfError` if something stands at `dst`; a conversion never overwrites."""
+    """Check that nothing stands at `dst`: a conversion never overwrites.
+
+    Raises:
+        LlavaStfError: something does.
+    """
     if os.path.lexists(dst):
         raise LlavaStfError(f"{dst} exists already and is not overwritten; remove it or take another name.")
 
@@ -128,8 +133,11 @@ class Reserved:
 def reserve(path: Path, *, wait: bool = False) -> Iterator[Reserved | None]:
     """Keep other processes from writing a file; the lock goes with the process, however that ends.
 
-    Yields `None` if another process has it, which `wait` waits for. A file that is reserved and not written stays as
-    it was. Raises `OSError` if the folder cannot be written to or, unless waiting, its file system has no locks.
+    Yields `None` if another process has it, which `wait` waits for. A file that is reserved and not written stays as it
+    was.
+
+    Raises:
+        OSError: the folder cannot be written to or, unless waiting, its file system has no locks.
     """
     beside = path.with_name(f".{path.name}.partial")
     while True:

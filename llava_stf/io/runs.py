@@ -57,8 +57,10 @@ def describe_newest(output: Path) -> str:
 def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Path | None:
     """The checkpoint to go on from, or None to start afresh; creates the folder, clears what was left half-written.
 
-    Raises `LlavaStfError` if the folder holds another run which this one neither resumes nor overwrites, or cannot be
-    written. With `overwrite` the other run stays until `remove_run`.
+    With `overwrite` the other run stays until `remove_run`.
+
+    Raises:
+        LlavaStfError: the folder holds another run which this one neither resumes nor overwrites, or cannot be written.
     """
     checkpoint = newest_checkpoint(output)
     if not (resume or overwrite) and (checkpoint is not None or (output / LAST_FILE).exists()):
@@ -155,7 +157,8 @@ def save_model(
     `save` writes the model, its adapters alone for instance. `state_dict` has the weights where the model's own are
     sharded over processes.
 
-    Raises `LlavaStfError` if it cannot be written, with a full disk say; the checkpoints stay as they are.
+    Raises:
+        LlavaStfError: it cannot be written, with a full disk say; the checkpoints stay as they are.
     """
     partial = output / PARTIAL
     with reported_writing("the trained model", output):

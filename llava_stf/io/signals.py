@@ -87,6 +87,7 @@ class StepEnd:
 
     @property
     def asked(self) -> bool:
+        """Whether a signal has come."""
         return self._number is not None
 
     def stop(self, step: int) -> SystemExit:

@@ -65,7 +65,11 @@ class StoredTensor:
         return replace(self, rows=rows)
 
     def require_float(self) -> StoredTensor:
-        """Itself; raises `CheckpointError` unless it holds floating-point numbers of at least 16 bits."""
+        """Itself.
+
+        Raises:
+            CheckpointError: it does not hold floating-point numbers of at least 16 bits.
+        """
         if self.dtype.is_floating_point and self.dtype.itemsize >= 2:
             return self
         raise CheckpointError(
@@ -107,7 +111,8 @@ def _with_rows(tensor: Tensor, rows: int | None) -> Tensor:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights, safetensors before pickles, one file before shards; may be empty.
 
-    Raises `CheckpointError` if an index is no index or names a file that is absent.
+    Raises:
+        CheckpointError: an index is no index or names a file that is absent.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
@@ -134,7 +139,8 @@ def _indexed_files(index: Path) -> list[Path]:
 def read_index(files: list[Path]) -> dict[str, StoredTensor]:
     """Every tensor of the files by name, in file order; only headers are read.
 
-    Raises `CheckpointError` naming the file if one is damaged or repeats a name.
+    Raises:
+        CheckpointError: a file is damaged or repeats a name; it names the file.
     """
     index: dict[str, StoredTensor] = {}
     for file in files:
@@ -210,7 +216,10 @@ def save_shards(
     """Write `tensors` under their keys as `model.safetensors`, or as shards of at most `max_bytes` and an index.
 
     One shard is in memory at a time, mapped where its files are. `on_written` is called with the bytes of each tensor
-    as it is read for its shard. Raises `OSError` if the disk refuses.
+    as it is read for its shard.
+
+    Raises:
+        OSError: the disk refuses.
     """
     shapes = {
         key: torch.empty(stored.final_shape, dtype=stored.dtype, device="meta") for key, stored in tensors.items()

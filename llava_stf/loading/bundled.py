@@ -18,7 +18,11 @@ def is_bundled(name: str | Path) -> bool:
 
 
 def bundled_folder(name: str) -> Path:
-    """The folder of one of the `BUNDLED` models. Raises `ModelNotFoundError` if the installation came without it."""
+    """The folder of one of the `BUNDLED` models.
+
+    Raises:
+        ModelNotFoundError: the installation came without it.
+    """
     path = Path(__file__).parents[1] / "assets" / name
     if not path.is_dir():
         raise ModelNotFoundError(f"The bundled model '{name}' is not part of this installation; install the wheel.")
@@ -26,6 +30,10 @@ def bundled_folder(name: str) -> Path:
 
 
 def check_name(name: str | Path) -> None:
-    """Raise `ModelNotFoundError` for what is neither bundled, nor a local path, nor has the form of a hub id."""
+    """Check that `name` is bundled, a local path, or has the form of a hub id.
+
+    Raises:
+        ModelNotFoundError: it is none of them.
+    """
     if not is_bundled(name) and not is_hub_id(str(name)):
         locate(name)

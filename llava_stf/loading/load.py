@@ -164,12 +164,20 @@ def load_trained(
 
 
 def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
-    """The config of a model that `load_model` loads as a whole, without its weights. Raises as `load_model`."""
+    """The config of a model that `load_model` loads as a whole, without its weights.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
     return _config(_loadable(_locate(name_or_path, None, None), vision_tower))
 
 
 def is_llava(name_or_path: str | Path) -> bool:
-    """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower. Raises as `load_model`."""
+    """Whether a name or folder is a LLaVA's, plain or fused, and no language model or tower.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
     if is_bundled(name_or_path):
         return True
     file = locate(name_or_path, weights=False) / "config.json"
@@ -179,7 +187,11 @@ def is_llava(name_or_path: str | Path) -> bool:
 def load_processor(
     name_or_path: str | Path = "tiny", *, vision_tokens: int | Literal["all"] | Sequence[int] | None = None
 ) -> LlavaProcessor:
-    """The processor that `load_model` gives with the model, without loading the model. Raises as `load_model`."""
+    """The processor that `load_model` gives with the model, without loading the model.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
     path = _locate(name_or_path, None, None)
     if is_lora_folder(path):
         lora = read_lora_folder(path)

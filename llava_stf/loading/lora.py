@@ -47,7 +47,11 @@ class LoraFolder:
     four_bit: bool
 
     def check_base(self, config: LlavaConfig) -> None:
-        """Raise `CheckpointError` naming the first field in which a base model does not fit; looks at no weights."""
+        """Check that a base model fits; looks at no weights.
+
+        Raises:
+            CheckpointError: it does not; it names the first field that differs.
+        """
         pairs = [
             *(
                 (f"vision_config.{name}", self.config.vision_config, config.vision_config, name)
@@ -106,7 +110,12 @@ def is_lora_folder(path: Path) -> bool:
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:
-    """What the folder says; raises `CheckpointError` if it is damaged, `MissingDependencyError` without PEFT."""
+    """What the folder says.
+
+    Raises:
+        CheckpointError: it is damaged.
+        MissingDependencyError: PEFT is not installed.
+    """
     require_peft()
     fields = read_json(folder / "config.json")
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
@@ -121,13 +130,21 @@ def read_lora_folder(folder: Path) -> LoraFolder:
 
 
 def require_peft() -> None:
-    """Raise `MissingDependencyError` where PEFT is not installed."""
+    """Check that PEFT is installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
     if find_spec("peft") is None:
         raise MissingDependencyError("LoRA needs PEFT: pip install 'llava-stf[train]'")
 
 
 def load_weights(model: PeftModel, folder: Path) -> None:
-    """Load the folder's `adapter_model.safetensors`; raises `CheckpointError` unless it holds exactly what fits."""
+    """Load the folder's `adapter_model.safetensors`.
+
+    Raises:
+        CheckpointError: it does not hold exactly what fits.
+    """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     file = folder / ADAPTER_WEIGHTS

@@ -24,7 +24,8 @@ def merge_lora(src: str | Path, dst: str | Path, *, dtype: str | None = None) ->
         dst: folder to write; must not exist.
         dtype: of the merged weights, `"float32"`, `"bfloat16"` or `"float16"`; default that of the base.
 
-    Raises as `load_model`, and `LlavaStfError` if `dst` exists or cannot be written.
+    Raises:
+        LlavaStfError: as `load_model`, or `dst` exists or cannot be written.
     """
     dst = Path(os.path.abspath(Path(dst).expanduser()))
     refuse_existing(dst)

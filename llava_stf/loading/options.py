@@ -24,8 +24,9 @@ def from_pretrained_options(
 ) -> dict[str, Any]:
     """The keywords of `from_pretrained` for those of `load_model`.
 
-    Raises `LlavaStfError` for a value that does not exist or a device that is not here, `MissingDependencyError` for
-    quantization without bitsandbytes.
+    Raises:
+        LlavaStfError: a value that does not exist or a device that is not here.
+        MissingDependencyError: quantization without bitsandbytes.
     """
     try:
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

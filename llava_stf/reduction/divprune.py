@@ -70,10 +70,12 @@ class DivPrune(TrainingFreeMethod):
     needs = "The distances between all projected patches, and as many steps one after another as tokens are kept."
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """Projects all patches and keeps the most diverse: [B, M, H]."""
         tokens = model.multi_modal_projector(model.patch_states(pixel_values))
         return gather_tokens(tokens, most_diverse(tokens, model.reduction.vision_tokens, self.dtype))
 
     @torch.no_grad()
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+        """The most diverse patches, by their projected tokens."""
         tokens = model.model.multi_modal_projector(model.model.patch_states(pixel_values))
         return most_diverse(tokens, model.model.reduction.vision_tokens, self.dtype)

@@ -35,7 +35,8 @@ def last_token_attention(
     One query against all keys beside the layer's own attention, which stays fused. Padding gets nothing.
 
     Args:
-        layer: the layer; its input is `hidden` [B, T, H].
+        layer: the layer.
+        hidden: its input, [B, T, H].
         rotary: cosine and sine of the positions, each [1 or B, T, head_dim].
         attention_mask: [B, T], zero for padding on either side.
     """
@@ -61,6 +62,8 @@ def tokens_left(
         attention: float32 [B, T].
         image_token_mask: bool [B, T], the placeholders, `patches` for each image; rows may hold different numbers.
         attention_mask: [B, T], zero for padding.
+        patches: placeholders of each image.
+        count: patches of each image that stay.
     """
     rows, columns = image_token_mask.nonzero(as_tuple=True)
     best = attention[rows, columns].view(-1, patches).topk(count, dim=-1).indices
@@ -123,9 +126,10 @@ class FastVModel(ReducedLlavaModel):
     ) -> Any:
         """As `LlavaModel.forward`. In the pass that reads a prompt with images, hidden states come back shorter.
 
-        Raises `FusionError` where FastV cannot prune: without `input_ids`, which say where the images are; images
-        behind a cache that holds tokens already, into a static cache, or with a mask that is not [B, S]; and in a pass
-        that goes on from tokens of which no cache is given.
+        Raises:
+            FusionError: FastV cannot prune: without `input_ids`, which say where the images are; images behind a cache
+                that holds tokens already, into a static cache, or with a mask that is not [B, S]; and in a pass that
+                goes on from tokens of which no cache is given.
         """
         if input_ids is None:
             raise FusionError(
@@ -209,6 +213,7 @@ class FastV(TrainingFreeMethod):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse an LLM that is no LLaMA, or that has no layer to prune behind."""
         super().check(config, patches, vision_tokens)
         text = config.text_config
         if text.model_type != "llama":
@@ -220,16 +225,20 @@ class FastV(TrainingFreeMethod):
             )
 
     def prompt_tokens(self, patches: int, vision_tokens: int) -> int:
+        """All patches: they are pruned inside the LLM."""
         return patches
 
     def vision_tokens_per_layer(self, num_layers: int, patches: int, vision_tokens: int) -> list[int]:
+        """All patches in the first `full_layers` layers, M in those behind."""
         full = min(self.full_layers, num_layers)
         return [patches] * full + [vision_tokens] * (num_layers - full)
 
     def model_class(self) -> type[ReducedLlavaModel]:
+        """A model whose LLM prunes."""
         return FastVModel
 
     def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
+        """One before each layer of the LLM, which prunes where `full_layers` are done."""
         llm = model.model.language_model
         return [
             layer.register_forward_pre_hook(
@@ -239,4 +248,5 @@ class FastV(TrainingFreeMethod):
         ]
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """All patches, projected: [B, N, H]."""
         return model.multi_modal_projector(model.patch_states(pixel_values))

@@ -29,7 +29,11 @@ class FusingMethod(Method):
     """A method that fuses windows of patches by a projector of its own."""
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where no window gives that many tokens."""
+        """Check that a window gives that many tokens.
+
+        Raises:
+            FusionError: none does.
+        """
         resolve_window(config, vision_tokens)
 
     def plan(self, model: LlavaForConditionalGeneration, vision_tokens: int, seed: int) -> Change:

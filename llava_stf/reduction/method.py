@@ -28,7 +28,11 @@ class Method(ABC):
     needs: ClassVar[str]
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where a plain model of this config cannot be had at that budget, 1 <= M <= N given."""
+        """Check that a plain model of this config can be had at that budget, 1 <= M <= N given.
+
+        Raises:
+            FusionError: it cannot.
+        """
         return
 
     def prompt_tokens(self, patches: int, vision_tokens: int) -> int:

@@ -25,7 +25,11 @@ class TrainingFreeMethod(Method):
     """A method without weights: it takes a plain LLaVA as it is, at any budget."""
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Raise `FusionError` where images are no single squares or hidden states are not those of a LLaVA-1.5."""
+        """Check that images are single squares and hidden states those of a LLaVA-1.5.
+
+        Raises:
+            FusionError: they are not.
+        """
         refuse_tiles(config, f"'{self.name}'")
         if not isinstance(config.vision_feature_layer, int):
             raise FusionError(
@@ -101,7 +105,8 @@ class ReducedLlavaModel(LlavaModel):
     ) -> BaseModelOutputWithPooling:
         """Image tokens for the LLM, in `pooler_output`: one tensor [prompt tokens, H] per image [3, height, width].
 
-        Raises `FusionError` where another layer, select strategy or image size than the config's is asked for.
+        Raises:
+            FusionError: another layer, select strategy or image size than the config's is asked for.
         """
         config = self.config
         asked = (vision_feature_layer, vision_feature_select_strategy)
@@ -122,7 +127,11 @@ class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """A plain LLaVA that a method without weights has been applied to. It generates as any other."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raises `FusionError`: such a method has no weights, and a checkpoint has no place for it."""
+        """Refuse: such a method has no weights, and a checkpoint has no place for it.
+
+        Raises:
+            FusionError: always.
+        """
         raise FusionError(
             f"This model is reduced by '{self.model.reduction.method.name}', which no checkpoint can hold; call "
             "remove_reduction, save, and apply it again after loading."
@@ -139,5 +148,9 @@ class ReducedProcessor(LlavaStfProcessor):
         return super().num_image_tokens(image_sizes, self.image_tokens if vision_tokens is None else vision_tokens)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raises `FusionError`, as the model does."""
+        """Refuse, as the model does.
+
+        Raises:
+            FusionError: always.
+        """
         raise FusionError("This processor counts for a reduced model; call remove_reduction before saving it.")

@@ -36,10 +36,12 @@ class RandomPatches(TrainingFreeMethod):
     needs = "Nothing; the pixels are read once on the host to draw the same patches for the same image."
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """Drawn patches, projected: [B, M, H]."""
         states = model.patch_states(pixel_values)
         return model.multi_modal_projector(gather_tokens(states, self._choose(model, pixel_values)))
 
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+        """The patches that are drawn for these pixels."""
         return self._choose(model.model, pixel_values)
 
     def _choose(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Resize(TrainingFreeMethod):
     needs = "Nothing: the projector runs on all patches. At half the grid it equals 2x2 pooling."
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse a budget that is no square."""
         super().check(config, patches, vision_tokens)
         side = isqrt(vision_tokens)
         if side * side != vision_tokens:
@@ -41,5 +42,6 @@ class Resize(TrainingFreeMethod):
             )
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """The grid of projected tokens, resized to M: [B, M, H]."""
         tokens = model.multi_modal_projector(model.patch_states(pixel_values))
         return resize_grid(tokens, isqrt(model.reduction.vision_tokens))

@@ -31,7 +31,11 @@ class Stf(FusingMethod):
     needs = "Training: a projector of its own, which starts as the mean over each window."
 
     def fuse(self, model: LlavaForConditionalGeneration, window: int | Sequence[int], seed: int) -> Change:
-        """As `FusingMethod.fuse`; an adapter file brings its own window. Raises `CheckpointError`, too."""
+        """As `FusingMethod.fuse`; an adapter file brings its own window.
+
+        Raises:
+            CheckpointError: the adapter file is damaged or does not fit.
+        """
         adapter = load_adapter(self.init) if self.init not in ("pool", "random") else None
         fields = window_fields(window) | ({} if adapter is None else adapter.config_values(model.config))
         config = fused_config(model, fusion="stf", fusion_layers=self.fusion_layers, **fields)

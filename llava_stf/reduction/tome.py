@@ -68,6 +68,7 @@ def merging_block(
     """One CLIP block that merges between attention and MLP, by the keys of this attention (section 3).
 
     Args:
+        block: of a CLIP tower.
         x: [B, 1 + N, C], the class token first.
         size: float32 [B, 1 + N], patches in each token, whose logarithm is added to the attention (equation 1);
             `None` is one each.
@@ -117,6 +118,7 @@ class ToMe(TrainingFreeMethod):
     )
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse a tower that is no CLIP, or a budget that its blocks cannot merge down to."""
         super().check(config, patches, vision_tokens)
         vision = config.vision_config
         if config.vision_feature_select_strategy != "default" or vision.model_type != "clip_vision_model":
@@ -132,6 +134,7 @@ class ToMe(TrainingFreeMethod):
             )
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """The tower's patches, merged block by block, and projected: [B, M, H]."""
         tower, reduction = model.vision_tower, model.reduction
         blocks = tower_blocks(tower)[: state_index(model.config.vision_feature_layer, len(tower_blocks(tower)))]
         x, size = tower.pre_layrnorm(tower.embeddings(pixel_values)), None

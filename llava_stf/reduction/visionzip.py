@@ -140,6 +140,7 @@ class VisionZip(TrainingFreeMethod):
         return torch.cat([state[:, :1], tokens], dim=1) if self.class_token else tokens
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
+        """Also refuse a tower that is no CLIP with a class token."""
         super().check(config, patches, vision_tokens)
         if config.vision_feature_select_strategy != "default" or config.vision_config.model_type != "clip_vision_model":
             raise FusionError(
@@ -148,6 +149,7 @@ class VisionZip(TrainingFreeMethod):
             )
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
+        """Dominant and contextual tokens, projected: [B, M, H]."""
         state, attention, keys = self._measure(model, pixel_values)
         return model.multi_modal_projector(self.zip_tokens(state, attention, keys, model.reduction.vision_tokens))
 

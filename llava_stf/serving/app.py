@@ -43,7 +43,9 @@ def create_app(llava: LlavaStf, options: ServeOptions, *, compare: LlavaStf | No
     """The application; `app.state.engine` answers its routes from start-up to shutdown.
 
     `compare` is a second model that no route asks; the page does, by `app.state.compare`, an engine of its own.
-    Raises `CheckpointError` if a model has no tokenizer.
+
+    Raises:
+        CheckpointError: a model has no tokenizer.
     """
     metrics, memory = Metrics(), Memory()
     engine = Engine(llava, options, metrics, memory)

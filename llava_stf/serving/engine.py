@@ -124,7 +124,11 @@ class Engine:
         return self._worker.is_alive() and not self._closed
 
     def check_room(self) -> None:
-        """Raises `BusyError` if another request would be refused now."""
+        """Check that another request would be taken now.
+
+        Raises:
+            BusyError: it would not.
+        """
         if self._closed:
             raise BusyError("The server is about to stop.")
         if self._decoding + len(self._waiting) >= self.options.max_queue:
@@ -136,7 +140,8 @@ class Engine:
         Raises at the first piece:
             BusyError: as many requests wait as may.
             ImageError: an image cannot be read; it is named by its index.
-            PromptError, FusionError: as `LlavaStf.encode`.
+            PromptError: as `LlavaStf.encode`.
+            FusionError: as `LlavaStf.encode`.
             ModelFailureError: the model failed, also at a later piece.
         """
         row = await self._submit(request)

@@ -10,7 +10,8 @@ class ServeOptions:
     """Where a server listens, what it is called, and how much it takes on.
 
     Attributes:
-        host, port: where it listens.
+        host: the address it listens at.
+        port: the port it listens at.
         api_key: what a client has to send as `Authorization: Bearer KEY`; `None` lets everybody in.
         served_name: name of the model in requests and answers.
         max_batch: requests that are answered together.

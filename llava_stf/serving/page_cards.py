@@ -28,7 +28,8 @@ class Card:
         state: whether its turn has come, and is over.
         first_token_seconds: from the request to the first text, queueing included; `None` before it.
         seconds: from the request to the end; `None` before it.
-        prompt_tokens, completion_tokens: `None` before the end.
+        prompt_tokens: `None` before the end.
+        completion_tokens: `None` before the end.
         error: the sentence that stands in place of an answer.
     """
 

@@ -48,6 +48,7 @@ class PageGuard:
         self.max_upload = max_image_bytes + MULTIPART_ROOM
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it before the page sees it."""
         if scope["type"] == "http":
             try:
                 receive = await self._checked(Request(scope, receive))

@@ -62,7 +62,11 @@ class AnswerHandler:
         self._memory = memory
 
     def check(self, upload: str | None) -> None:
-        """Reads the uploaded file. Raises `ImageError` without one, or where it is broken or too large."""
+        """Reads the uploaded file.
+
+        Raises:
+            ImageError: there is none, or it is broken or too large.
+        """
         self._prepare(upload, [])
 
     async def answer(self, upload: str | None, question: str, chosen: Sequence[Budget]) -> AsyncIterator[str]:

@@ -44,6 +44,7 @@ class Login:
         self.token = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on the requests of who is logged in; any other gets the login form, or is refused."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         request = Request(scope, receive)

@@ -181,7 +181,11 @@ class ChatRequest(_Request):
         return [part.url for message in self.messages for part in message.parts if part.url is not None]
 
     def request(self, images: list[bytes]) -> GenerationRequest:
-        """What the engine is asked, with the images behind `urls`. Raises `PromptError` for a turn that is none."""
+        """What the engine is asked, with the images behind `urls`.
+
+        Raises:
+            PromptError: a turn that is none.
+        """
         return GenerationRequest(
             [_message(message) for message in self.messages],
             images,
@@ -197,7 +201,11 @@ class CompletionRequest(_Request):
     prompt: str | Annotated[list[str], Field(fail_fast=True)]
 
     def request(self) -> GenerationRequest:
-        """What the engine is asked. Raises `PromptError` for several prompts, an empty one, or a place for an image."""
+        """What the engine is asked.
+
+        Raises:
+            PromptError: several prompts, an empty one, or a place for an image.
+        """
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         if len(prompts) != 1 or not prompts[0]:
             raise PromptError(f"A request completes one prompt that is not empty, found {len(prompts)}.")

@@ -69,7 +69,8 @@ class Piece:
 
     Attributes:
         text: goes behind the pieces before; it may be empty in the last one.
-        prompt_tokens, image_tokens: of the request; the latter are among the former.
+        prompt_tokens: of the request, image tokens included.
+        image_tokens: of the request.
         completion_tokens: of the answer so far.
         finish_reason: of the last piece: "stop" at the model's end or a stop string, "length" where there is no room.
     """
@@ -142,7 +143,11 @@ class Row:
             self._put(ModelFailureError(sentence))
 
     async def piece(self) -> Piece:
-        """The next piece. Raises `ModelFailureError` where the model failed."""
+        """The next piece.
+
+        Raises:
+            ModelFailureError: the model failed.
+        """
         piece = await self._pieces.get()
         if isinstance(piece, ModelFailureError):
             raise piece

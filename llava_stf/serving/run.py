@@ -93,7 +93,7 @@ def _addresses(sockets: Sequence[socket.socket]) -> list[str]:
 
 
 def _logging() -> dict[str, Any]:
-    """uvicorn's logging, and our own beside it, each line with the id of the request that it is about."""
+    """Logging of uvicorn, and our own beside it, each line with the id of the request that it is about."""
     config = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"request_id": {"()": "llava_stf.serving.request_id.AddRequestId"}}
     config["handlers"]["default"]["filters"] = ["request_id"]

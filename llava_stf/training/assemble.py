@@ -1,6 +1,6 @@
-"""Put an untrained LLaVA-STF together from any vision tower and any causal language model.
+r"""Put an untrained LLaVA-STF together from any vision tower and any causal language model.
 
-    llava-stf assemble runs/untrained --vision-encoder openai/clip-vit-large-patch14-336 \\
+    llava-stf assemble runs/untrained --vision-encoder openai/clip-vit-large-patch14-336 \
         --language-model lmsys/vicuna-7b-v1.5
 
 The tower and the language model keep their weights, the projector is random: train it with stage `align` first. The
@@ -114,13 +114,20 @@ def assemble(
     """Write the untrained model to the new folder `output`, which `load_model` and finetuning take.
 
     Args:
-        vision_tower, language_model, image_size, seed: as in `build_model`.
+        vision_tower: as in `build_model`.
+        language_model: as in `build_model`.
+        image_size: as in `build_model`.
+        output: folder to write; must not exist.
+        seed: as in `build_model`.
         vision_tokens: as in `load_model`: nothing is a quarter of the patches.
         fusion_layers: tower states that are fused, as in `apply_stf`; one alone is STF without the other depths.
         init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.
 
-    Raises as `build_model`, `FusionError` if the grid cannot be brought to that count, and `LlavaStfError` if `output`
-    exists.
+    Raises:
+        ModelNotFoundError: as `build_model`.
+        CheckpointError: as `build_model`.
+        FusionError: the grid cannot be brought to that count.
+        LlavaStfError: `output` exists, or as `build_model`.
     """
     refuse_existing(Path(output))
     model, processor = build_model(vision_tower, language_model, image_size=image_size, seed=seed)

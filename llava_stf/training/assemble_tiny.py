@@ -125,6 +125,7 @@ def image_processor(side: int) -> LlavaImageProcessorPil:
 
 
 def main() -> None:
+    """Write the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tower", type=Path, required=True)
     parser.add_argument("--language", type=Path, help="trained by pretrain_language; default: a new language model")

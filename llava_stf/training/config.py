@@ -41,7 +41,8 @@ def _option(default: Any, text: str) -> Any:
 class FinetuneConfig:
     """Everything that decides a training run; `--help` prints each field's meaning.
 
-    Raises `LlavaStfError` for a required field without value and for options that contradict each other.
+    Raises:
+        LlavaStfError: a required field without value, or options that contradict each other.
     """
 
     base: str = _option(
@@ -225,10 +226,18 @@ class FinetuneConfig:
 
 
 def parse(argv: Sequence[str]) -> FinetuneConfig:
-    """The configuration that `--config FILE` and `--field value` flags describe; raises as `parse_options`."""
+    """The configuration that `--config FILE` and `--field value` flags describe.
+
+    Raises:
+        LlavaStfError: as `parse_options`.
+    """
     return parse_options(FinetuneConfig, argv, prog="llava_stf.training.finetune", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> FinetuneConfig:
-    """The configuration with these field values; raises as `read_values`."""
+    """The configuration with these field values.
+
+    Raises:
+        LlavaStfError: as `read_values`.
+    """
     return FinetuneConfig(**read_values(FinetuneConfig, values))

@@ -134,6 +134,7 @@ class StreamCollator:
         self._last_good: Sample | None = None
 
     def __call__(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
+        """A batch of the samples of these rows; in place of a bad one stands a good one."""
         samples = [self._sample_or_none(number, row) for number, row in rows]
         spare = self._last_good or next((sample for sample in samples if sample is not None), None)
         if spare is None:

@@ -50,6 +50,7 @@ class Report:
 
     @property
     def bad(self) -> int:
+        """Number of bad samples."""
         return sum(self.reasons.values())
 
 

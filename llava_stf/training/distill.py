@@ -74,6 +74,7 @@ class DistillTrainer(FinetuneTrainer):
         self.teacher = Teacher(self.model.get_base_model() if self._peft_model else self.model, teacher_projector)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs the teacher on all patches first, for `_distance`."""
         config = self.teacher.student.config
         wide = with_budget(inputs, self.step_budget(), config.grid**2, config.image_token_id)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()

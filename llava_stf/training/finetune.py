@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 def finetune(config: FinetuneConfig) -> None:
     """Train as `config` says and write the model to `config.output`.
 
-    Raises `LlavaStfError` for what a user can put right: options, files, samples, a loss that is not finite.
+    Raises:
+        LlavaStfError: what a user can put right: options, files, samples, a loss that is not finite.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # worker processes are forked after its first use
     output = Path(config.output)

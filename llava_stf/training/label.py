@@ -86,7 +86,8 @@ class Labeller:
         bad_samples: the verdicts on the records.
         unanswered: how many of the others have no row, since an answer is empty or makes the row useless.
 
-    Raises `CheckpointError` if the model has no tokenizer.
+    Raises:
+        CheckpointError: the model has no tokenizer.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class Labeller:
     def run(self) -> Iterator[int]:
         """Yields how many of the open questions are done after each batch, once its rows are on the disk.
 
-        A record that cannot be asked is left out, with a warning. Raises `DataError` when too many are, or when the
-        rows cannot be written.
+        A record that cannot be asked is left out, with a warning.
+
+        Raises:
+            DataError: too many are, or the rows cannot be written.
         """
         numbers = list(self.labels.open)
         for start in range(0, len(numbers), self.batch_size):

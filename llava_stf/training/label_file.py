@@ -37,7 +37,11 @@ class LabelFile:
         self._teacher = dict(teacher)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows and wait until they are on the disk. Raises `DataError` if they cannot be written."""
+        """Add rows and wait until they are on the disk.
+
+        Raises:
+            DataError: they cannot be written.
+        """
         lines = [json.dumps({**row, "teacher": self._teacher}, ensure_ascii=False) + "\n" for row in rows]
         self._write("".join(lines).encode("utf-8", "surrogatepass"))  # a file name may hold bytes that are no UTF-8
         self.answered += len(rows)
@@ -45,7 +49,8 @@ class LabelFile:
     def read_back(self, questions: Questions) -> None:
         """Find out which questions an earlier run answered, and cut off a last row that it did not finish.
 
-        Raises `DataError` for anything but answers of the same teacher to these questions; the file stays as it is.
+        Raises:
+            DataError: anything but answers of the same teacher to these questions; the file stays as it is.
         """
         rows: Counter[tuple[str, bytes]] = Counter()
         end, newline_missing = 0, False
@@ -113,7 +118,8 @@ def open_labels(
         numbers: of the questions that this file is for.
         teacher: what the answers depend on; every row keeps it.
 
-    Raises `DataError` if the file cannot be written, another run has it open, or it holds anything else.
+    Raises:
+        DataError: the file cannot be written, another run has it open, or it holds anything else.
     """
     if path.exists() and not path.is_file():
         raise DataError(f"the answers need a file, and {path} is none")

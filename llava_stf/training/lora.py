@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> PeftModel:
     """`model` with untrained adapters on every linear layer of its LLM but the head; trained weights are float32.
 
-    Their config names the base, a local path made absolute. Changes `model` in place. Raises `LlavaStfError` if its LLM
-    has no linear layers.
+    Their config names the base, a local path made absolute. Changes `model` in place.
+
+    Raises:
+        LlavaStfError: its LLM has no linear layers.
     """
     from peft import LoraConfig, get_peft_model
 

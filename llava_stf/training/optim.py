@@ -25,7 +25,8 @@ def part_of(parameter_name: str) -> Part:
 def train_only(model: nn.Module, parts: Collection[str]) -> None:
     """Freeze every parameter outside `parts`. A frozen vision tower runs without gradient: its input needs none.
 
-    Raises `LlavaStfError` if nothing is left to train.
+    Raises:
+        LlavaStfError: nothing is left to train.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in parts)

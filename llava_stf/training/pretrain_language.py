@@ -197,6 +197,7 @@ def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, prog
 
 
 def main() -> None:
+    """Train the language model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, model and tokenizer")
     parser.add_argument("--seed", type=int, default=0)

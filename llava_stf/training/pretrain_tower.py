@@ -130,6 +130,7 @@ def accuracy(reader: DenseReader, images: int = 512) -> dict[str, float]:
 
 
 def main() -> None:
+    """Train the tower that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
     parser.add_argument("--pictures", type=int, default=100_000)

@@ -28,7 +28,11 @@ _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def check_start(config: FinetuneConfig) -> None:
-    """Raise `LlavaStfError` if the run cannot start from its base as the options say; reads configs, no weights."""
+    """Check that the run can start from its base as the options say; reads configs, no weights.
+
+    Raises:
+        LlavaStfError: it cannot.
+    """
     _check_packages(config)
     if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
         raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
@@ -142,7 +146,11 @@ def computes_in_bfloat16(config: FinetuneConfig) -> bool:
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:
-    """Whether the base is a language model alone. Raises `LlavaStfError` if it is the result of a LoRA run."""
+    """Whether the base is a language model alone.
+
+    Raises:
+        LlavaStfError: it is the result of a LoRA run.
+    """
     from llava_stf.conversion.locate import locate
     from llava_stf.loading import BUNDLED, is_llava
     from llava_stf.loading.lora import is_lora_folder
@@ -164,8 +172,10 @@ def load_start(
 
     What is trained is in float32, what stays frozen in the dtype that is computed in, if it is not saved in another.
     All is on the CPU but 4-bit weights, which are loaded straight to `device`. With LoRA the model is the base in any
-    case, and in distillation it has the checkpoint's projector. Raises `FusionError` if the base cannot be brought to
-    the vision tokens asked for.
+    case, and in distillation it has the checkpoint's projector.
+
+    Raises:
+        FusionError: the base cannot be brought to the vision tokens asked for.
     """
     from llava_stf.loading import load_model
 

@@ -75,8 +75,10 @@ class FinetuneTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
         """As `Trainer.train`.
 
-        Raises `SystemExit(143)` after SIGTERM, and 130 after SIGINT, when the step under way is done and its
-        checkpoint written, and `LlavaStfError` for a loss that is not finite or a checkpoint that cannot be written.
+        Raises:
+            SystemExit: with 143 after SIGTERM and 130 after SIGINT, when the step under way is done and its checkpoint
+                written.
+            LlavaStfError: a loss is not finite, or a checkpoint cannot be written.
         """
         if resume_from_checkpoint is not None:
             step = checkpoint_step(Path(resume_from_checkpoint))
@@ -89,6 +91,7 @@ class FinetuneTrainer(Trainer):
         return output
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """See the class: workers that wait."""
         loader = super().get_train_dataloader()
         # Accelerate's loader wraps torch's, and a resumed epoch copies this attribute from it.
         inner = loader.base_dataloader
@@ -96,6 +99,7 @@ class FinetuneTrainer(Trainer):
         return loader
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """See the class: a group per part of the model."""
         if self.optimizer is None:
             groups = parameter_groups(
                 self.model if model is None else model,
@@ -106,6 +110,7 @@ class FinetuneTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """See the class: the step's vision tokens, counts and losses."""
         ids = inputs.pop("sample_ids", [])
         image_token_id = self.accelerator.unwrap_model(model).config.image_token_id
         inputs = with_budget(inputs, self.prepared_budget, self.step_budget(), image_token_id)
@@ -122,12 +127,14 @@ class FinetuneTrainer(Trainer):
         return budget_of_step(self.budgets, schedule, state.global_step, state.max_steps, config.seed)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """See the class: the wait for data is measured."""
         start = time.perf_counter()
         batches = super().get_batch_samples(*args, **kwargs)
         self._waited += time.perf_counter() - start
         return batches
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """See the class: with samples and tokens per second."""
         if "loss" in logs:
             samples, tokens = self.accelerator.reduce(self._counts, reduction="sum").tolist()
             seconds = time.perf_counter() - self._clock

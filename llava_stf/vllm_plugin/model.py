@@ -30,8 +30,10 @@ from llava_stf.vllm_plugin.projector import build_shared_projector
     LlavaStfMultiModalProcessor, info=LlavaStfProcessingInfo, dummy_inputs=LlavaStfDummyInputsBuilder
 )
 class LlavaStfForConditionalGeneration(LlavaForConditionalGeneration):
-    """vLLM's LLaVA, modified: the tower gives every fusion state, the projector fuses them, and no id that is no
-    text is ever generated. The vision tower and the language model are vLLM's own, in parallel and quantized as there.
+    """vLLM's LLaVA with a projector that fuses.
+
+    The tower gives every fusion state, the projector fuses them, and no id that is no text is ever generated. The
+    vision tower and the language model are vLLM's own, in parallel and quantized as there.
 
     Reads the names that every version of transformers writes: those of the tower with and without `vision_model`.
     """

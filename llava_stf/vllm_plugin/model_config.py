@@ -18,7 +18,11 @@ class LlavaStfModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Raises `FusionError` for a vision tower that vLLM does not have."""
+        """Check that vLLM has the vision tower.
+
+        Raises:
+            FusionError: it does not.
+        """
         tower = model_config.hf_config.vision_config.model_type
         if tower not in TOWERS:
             raise FusionError(

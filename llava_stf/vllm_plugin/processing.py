@@ -34,15 +34,19 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
     """What vLLM asks about a model before there are images."""
 
     def get_hf_config(self) -> LlavaStfConfig:
+        """As a `LlavaStfConfig`."""
         return self.ctx.get_hf_config(LlavaStfConfig)
 
     def get_hf_processor(self, **kwargs: object) -> LlavaStfProcessor:
+        """As a `LlavaStfProcessor`, whatever the options."""
         return self.ctx.get_hf_processor(LlavaStfProcessor)
 
     def get_num_image_tokens(self, *, image_width: int, image_height: int) -> int:
+        """At the budget that gives most: a request may ask for any."""
         return self.most_image_tokens(image_height, image_width)
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """As `most_image_tokens` of the tower's own image size."""
         side = self.get_hf_config().vision_config.image_size
         return {"image": self.most_image_tokens(side, side)}
 
@@ -54,8 +58,9 @@ class LlavaStfProcessingInfo(BaseLlavaProcessingInfo):
     def vision_tokens(self, options: Mapping[str, object]) -> int:
         """Tokens per image that a request's options ask for, or the server's, or by default the model's.
 
-        Raises `FusionError` for a count that the model does not have, and for any other option: the model takes
-        images of one size, so nothing else about them can be chosen.
+        Raises:
+            FusionError: a count that the model does not have,, or any other option: the model takes images of one
+                size, so nothing else about them can be chosen.
         """
         unknown = sorted(set(options) - {OPTION})
         if unknown:
@@ -79,6 +84,7 @@ class LlavaStfMultiModalProcessor(BaseLlavaMultiModalProcessor[LlavaStfProcessin
     """
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> MultiModalInput:
+        """As vLLM's, behind a check of the options and of one marker per image."""
         self.info.vision_tokens(inputs.hf_processor_mm_kwargs)
         found = inputs.prompt.count(self.info.get_hf_config().image_token_id)
         images = inputs.mm_data_items.get_count("image", strict=False)
@@ -87,6 +93,7 @@ class LlavaStfMultiModalProcessor(BaseLlavaMultiModalProcessor[LlavaStfProcessin
         return super().apply(inputs, timing_ctx)
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """As vLLM's, at the budget that gives most."""
         inputs = super().get_dummy_inputs(*args, **kwargs)
         inputs.hf_processor_mm_kwargs = {OPTION: max(token_budgets(self.info.get_hf_config()))}
         return inputs

@@ -34,7 +34,8 @@ class _SummedLinear(nn.Linear):
 def build_shared_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProjector:
     """The projector that `config` names, this rank's part of it, whose parameters take the whole's when loaded.
 
-    Raises `FusionError` if the hidden units cannot be spread evenly.
+    Raises:
+        FusionError: the hidden units cannot be spread evenly.
     """
     with torch.device("meta"):
         projector = build_projector(config)

@@ -30,7 +30,8 @@ CAPTION_REQUEST = "Describe the picture."
 def generator(split: str, seed: int, index: int, part: int) -> np.random.Generator:
     """The random stream of one image: `part` 0 draws scene and pixels, 1 the questions.
 
-    Raises DataError for an unknown split or numbers outside 32 bits (which would spill into their neighbours' words).
+    Raises:
+        DataError: an unknown split or numbers outside 32 bits (which would spill into their neighbours' words).
     """
     if split not in SPLITS:
         raise DataError(f"Expected a split of {', '.join(SPLITS)}, found {split!r}.")
@@ -81,8 +82,10 @@ def write_dataset(
 
     `describe` ends every conversation of instruct.json with a request for the caption, a target for every object.
 
-    Returns per family the accuracy of always giving its most frequent answer. Raises DataError for an unknown family or
-    split, or counts that make no image.
+    Returns per family the accuracy of always giving its most frequent answer.
+
+    Raises:
+        DataError: an unknown family or split, or counts that make no image.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:

@@ -180,7 +180,7 @@ def ask_text(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def ask_presence(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """ "Is there a red circle?" as POPE asks; a no of each kind is followed by as many yes.
+    """Ask "Is there a red circle?", as POPE does; a no of each kind is followed by as many yes.
 
     Negatives: random (any absent pair), popular (an absent pair of POPULAR), adversarial (an absent pair whose colour
     and shape are both in the image).

@@ -68,10 +68,12 @@ class Thing:
 
     @property
     def row(self) -> int:
+        """Row of the 3 x 3 grid, from the top."""
         return self.place // 3
 
     @property
     def column(self) -> int:
+        """Column of the 3 x 3 grid, from the left."""
         return self.place % 3
 
 
@@ -87,6 +89,7 @@ class Label:
 
     @property
     def is_number(self) -> bool:
+        """Whether it is a number and no word."""
         return self.string.isdigit()
 
 
@@ -101,11 +104,16 @@ class Scene:
 
     @property
     def degraded(self) -> bool:
+        """Whether the image is too poor to read."""
         return self.degradation is not None
 
 
 def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
-    """Draw a scene with 1 to `max_objects` shapes; DataError unless that is 1 to MOST_OBJECTS."""
+    """Draw a scene with 1 to `max_objects` shapes.
+
+    Raises:
+        DataError: `max_objects` is not 1 to MOST_OBJECTS.
+    """
     if not 1 <= max_objects <= MOST_OBJECTS:
         raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))

@@ -14,6 +14,7 @@ from llava_stf_eval.report import load_runs, print_scores, write_report
 
 
 def main() -> int:
+    """Write the report of the runs on the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the run whose folder gets the report")
     parser.add_argument("others", type=Path, nargs="*", help="runs to put beside it")

@@ -34,6 +34,8 @@ def bootstrap(
     Args:
         strata: resampled one by one; the score is the weighted sum of their statistics.
         statistic: from sums of the columns [..., columns] over a number of units to the score [...].
+        seed: of the draws.
+        resamples: number of draws.
     """
     generator = np.random.default_rng(seed)
     scores = np.zeros(2)

@@ -21,7 +21,11 @@ HEADERS = ("questions", "A", "B", "B - A", f"{100 * CONFIDENCE:.0f} % interval",
 
 
 def check_output(path: Path) -> None:
-    """Raises LlavaStfError for a file that `write_comparison` cannot write, before anything is read."""
+    """Check, before anything is read, that `write_comparison` can write the file.
+
+    Raises:
+        LlavaStfError: it cannot.
+    """
     if path.suffix not in SUFFIXES:
         raise LlavaStfError(f"Expected --output to end in {' or '.join(SUFFIXES)}, found {path.name}.")
     if not path.absolute().parent.is_dir():

@@ -38,6 +38,7 @@ class Sample:
 
     @property
     def wrong(self) -> bool:
+        """Whether the question was scored and not right."""
         return self.score is not None and self.score < RIGHT
 
 
@@ -94,7 +95,11 @@ class Run:
         return budget_text(self.vision_tokens, self.mean_tokens)
 
     def samples(self, benchmark: str) -> Iterator[Sample]:
-        """A benchmark's samples in the order they were asked; DataError names the line that is none."""
+        """A benchmark's samples in the order they were asked.
+
+        Raises:
+            DataError: a line is none; it names the line.
+        """
         path = self.folder / "samples" / f"{benchmark}.jsonl"
         if not path.is_file():
             raise DataError(
@@ -113,7 +118,11 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """Read the results of `llava-stf bench tasks --output FOLDER`; DataError for a folder without a finished run."""
+    """Read the results of `llava-stf bench tasks --output FOLDER`.
+
+    Raises:
+        DataError: a folder without a finished run.
+    """
     folder = Path(folder)
     path = folder / "results.json"
     if not folder.is_dir():

@@ -152,8 +152,10 @@ def score_table(run: Run) -> Table:
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """One row for each benchmark that any run has: its title and each run's score, from the second on with the
-    difference to the first run."""
+    """One row for each benchmark that any run has: its title and each run's score.
+
+    From the second run on a score comes with the difference to the first run.
+    """
     rows_of = [{row.benchmark: row for row in score_rows(run)} for run in runs]
     names = sorted({name for rows in rows_of for name in rows}, key=table_order)
     table = []

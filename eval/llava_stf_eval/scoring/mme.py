@@ -14,7 +14,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def yes_no_other(answer: str) -> str:
-    """ "yes" or "no" where the answer's first four characters hold it, in any case; otherwise "other"."""
+    """What the answer's first four characters hold, in any case, "yes" or "no"; otherwise "other"."""
     start = answer.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
@@ -22,7 +22,10 @@ def yes_no_other(answer: str) -> str:
 def category_scores(answers: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
     """Score of each category, at most 200, from (category, question id, is right): 100 * (single + pairs).
 
-    A question id names one image and has two questions. Raises DataError where it has another number.
+    A question id names one image and has two questions.
+
+    Raises:
+        DataError: it has another number.
     """
     right: defaultdict[str, defaultdict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for category, question_id, is_right in answers:

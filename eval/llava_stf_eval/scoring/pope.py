@@ -8,7 +8,7 @@ CATEGORIES = ("adversarial", "popular", "random")
 
 
 def yes_or_no(answer: str) -> str:
-    """ "no" if one of the words No, no or not stands before the first period, commas aside, otherwise "yes"."""
+    """Answer "no" if one of the words No, no or not stands before the first period, commas aside; else "yes"."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 

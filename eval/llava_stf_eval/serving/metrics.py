@@ -26,7 +26,8 @@ class Seen:
     """The most of each that was read under a load; `None` where the server does not tell.
 
     Attributes:
-        running, waiting: requests.
+        running: requests that are being answered.
+        waiting: requests that are not yet.
         kv_blocks: blocks of the KV cache, of `kv_block_size` tokens each.
         kv_blocks_used: most of them in use at once.
         preemptions: requests that had to give their blocks back and begin again.

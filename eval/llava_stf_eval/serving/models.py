@@ -36,7 +36,11 @@ def parse(text: str) -> tuple[str, VisionTokens]:
 
 
 def prepare(text: str, folder: Path) -> Served:
-    """Makes `folder`, the model `NAME[:TOKENS]`; NAME as `load_model` takes it. Raises as `load_model`."""
+    """Makes `folder`, the model `NAME[:TOKENS]`; NAME as `load_model` takes it.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
     from llava_stf.loading import load_model
 
     name, tokens = parse(text)
@@ -66,8 +70,11 @@ def prepare_shape(shape: str, tokens: VisionTokens, folder: Path) -> Served:
     """Makes `folder`, a LLaVA with random weights, bfloat16, of a shape of `llava_stf_eval.speed.shapes`.
 
     Its vocabulary are single characters and numbered words, its prompts have no system prompt, so that text is no more
-    of them than it is of LLaVA-1.5's. Raises `LlavaStfError` for an unknown shape, `FusionError` for tokens it cannot
-    have.
+    of them than it is of LLaVA-1.5's.
+
+    Raises:
+        LlavaStfError: an unknown shape.
+        FusionError: tokens it cannot have.
     """
     import torch
 

@@ -21,7 +21,8 @@ class Outcome:
         first_token: from then to the first piece of the answer; `None` of a request that failed.
         gaps: between that piece and the next, and so on. A server may put several tokens in a piece.
         latency: from sending to the last piece, or to the failure.
-        prompt_tokens, output_tokens: as the server counts them; 0 of a request that failed.
+        prompt_tokens: as the server counts them; 0 of a request that failed.
+        output_tokens: as the server counts them; 0 of a request that failed.
         error: why it failed.
     """
 

@@ -30,6 +30,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:
+    """The table, and below it what it is of."""
     from rich.table import Table
 
     shown = Table(*COLUMNS)
@@ -122,8 +123,10 @@ def _ratio(row: dict[str, Any], base: dict[str, Any] | None, name: str) -> str:
 
 
 def _times(row: dict[str, Any], base: dict[str, Any] | None, name: str) -> str:
-    """Medians are compared as how many times faster, but for those of less than a millisecond: they are of tokens that
-    came together."""
+    """Medians are compared as how many times faster, but for those of less than a millisecond.
+
+    Those are of tokens that came together.
+    """
     median, tail = row[name]["p50"], row[name]["p99"]
     if median is None:
         return EMPTY

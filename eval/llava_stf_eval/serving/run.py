@@ -80,7 +80,8 @@ def measure(
     `before` is the result of the same plan that was broken off: loads that it has are not given again. `on_row` is
     called with the result so far, before the first load and after each, `progress` with a line about what comes next.
 
-    Raises `LlavaStfError` or one of its kinds: the plan is at fault, a server does not start or answers nothing.
+    Raises:
+        LlavaStfError: the plan is at fault, a server does not start or answers nothing; may be one of its kinds.
     """
     _check(plan)
     drive = vllm_client.drive if _takes_vllm(plan) else client.drive

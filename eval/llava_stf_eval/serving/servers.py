@@ -34,11 +34,14 @@ def serving(
     """Starts a server, waits until it is ready, and ends it behind the `with` block.
 
     Args:
+        engine: what answers.
+        model: what is served.
         kv_blocks: blocks of vLLM's KV cache, in place of as many as fit.
         arguments: further ones of its command.
         log: file for what it prints.
 
-    Raises `LlavaStfError` with the end of its log if it ends before it is ready, or is not ready in time.
+    Raises:
+        LlavaStfError: it ends before it is ready, or is not ready in time; it holds the end of the log.
     """
     port = _free_port()
     command = _command(engine, model, port, kv_blocks) + list(arguments)
@@ -53,7 +56,11 @@ def serving(
 
 
 def find_target(url: str) -> Target:
-    """A server that runs already, with the first of its models. Raises `LlavaStfError` if none answers at `url`."""
+    """A server that runs already, with the first of its models.
+
+    Raises:
+        LlavaStfError: none answers at `url`.
+    """
     url = url.rstrip("/").removesuffix("/v1")
     try:
         response = httpx.get(f"{url}/v1/models", headers=headers(), timeout=30, trust_env=False)

@@ -23,7 +23,8 @@ START, END = "<!-- serving:start -->", "<!-- serving:end -->"
 def collect(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
     """Copies the results of every run in `folder`; returns them by name.
 
-    Raises `LlavaStfError` if there are none, or one was broken off.
+    Raises:
+        LlavaStfError: there are none, or one was broken off.
     """
     files = sorted(folder.glob(f"*/{RESULT}"))
     if not files:
@@ -51,7 +52,11 @@ def section(results: dict[str, dict[str, Any]]) -> str:
 
 
 def insert(text: str, block: str) -> str:
-    """The document with `block` between the markers. Raises `LlavaStfError` if these are not there once each."""
+    """The document with `block` between the markers.
+
+    Raises:
+        LlavaStfError: these are not there once each.
+    """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not (start and end) or START in after or END in before + after:
@@ -60,6 +65,7 @@ def insert(text: str, block: str) -> str:
 
 
 def main() -> None:
+    """Put the tables of a folder of results into the document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, required=True)

@@ -26,7 +26,11 @@ def has_vllm() -> bool:
 
 
 def require_vllm() -> None:
-    """Raises `MissingDependencyError` without vLLM."""
+    """Check that vLLM is there.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
     if not has_vllm():
         raise MissingDependencyError("vLLM is not installed here; pip install 'llava-stf[vllm]'.")
 
@@ -34,7 +38,10 @@ def require_vllm() -> None:
 def drive(target: Target, questions: Sequence[Question], load: Load, *, new_tokens: int, seed: int) -> list[Outcome]:
     """As `client.drive`, in a process of vLLM's client, which keeps its own clock.
 
-    Raises `LlavaStfError` with the end of its log if it fails as a whole; a request that fails is an outcome.
+    A request that fails is an outcome.
+
+    Raises:
+        LlavaStfError: it fails as a whole; it holds the end of the log.
     """
     with tempfile.TemporaryDirectory() as folder:
         data, result = Path(folder) / "questions.jsonl", Path(folder) / "result.json"

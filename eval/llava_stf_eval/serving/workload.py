@@ -45,6 +45,7 @@ class Load:
 
     @property
     def name(self) -> str:
+        """How a table calls the load."""
         if self.clients is not None:
             return f"{self.clients} client{'s' if self.clients > 1 else ''}"
         return f"Poisson, {self.rate:.3g} a second"
@@ -53,7 +54,8 @@ class Load:
 def questions(images: Path | None, seed: int, count: int) -> Iterator[Question]:
     """The first `count` questions about the images of a folder, or without one about drawn images.
 
-    Raises `LlavaStfError` if the folder has fewer images.
+    Raises:
+        LlavaStfError: the folder has fewer images.
     """
     if images is None:
         return (_drawn(index, seed) for index in range(count))
@@ -67,7 +69,11 @@ def questions(images: Path | None, seed: int, count: int) -> Iterator[Question]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files of a folder whose names end like an image's. Raises `LlavaStfError` if it is no folder."""
+    """The files of a folder whose names end like an image's.
+
+    Raises:
+        LlavaStfError: it is no folder.
+    """
     if not folder.is_dir():
         raise LlavaStfError(f"Expected a folder of images, found none at {folder}.")
     return sorted(file for file in folder.iterdir() if _kind(file).startswith("image/"))

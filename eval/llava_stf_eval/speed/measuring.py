@@ -1,7 +1,7 @@
-"""One timed request: an image and ids in, an answer of fixed length out, stage by stage.
+r"""One timed request: an image and ids in, an answer of fixed length out, stage by stage.
 
     preprocessing   images to pixels on the device
-    tower           \\
+    tower           \
     projector        | the model's own submodules, called once for a prompt
     prefill         /  (the decoder layers)
     rest            what lies between them: selecting, placing, the head, the choice of the id, `generate` itself

@@ -62,6 +62,7 @@ class Plan:
     seed: int = 0
 
     def cases(self) -> list[Case]:
+        """Every combination of attention, batch size, text length and answer length."""
         return [
             Case(*values)
             for values in itertools.product(self.attention, self.batch_sizes, self.text_tokens, self.new_tokens)
@@ -80,7 +81,8 @@ def measure(
     `before` is the result of the same plan that was broken off: cases that it has are not measured again. `on_row` is
     called with the result so far, before the first case and after each, `progress` with a line about what comes next.
 
-    Raises `LlavaStfError` or one of its kinds, before any weight is made or read where the plan itself is at fault.
+    Raises:
+        LlavaStfError: a case cannot be measured; where the plan itself is at fault, before any weight is made or read.
     """
     _check(plan)
     device = _device(plan)

@@ -69,7 +69,8 @@ def build_model(
 ) -> LlavaForConditionalGeneration:
     """A plain LLaVA of that shape with random weights, made on `device`; `quantization` is of the LLM alone.
 
-    Raises `LlavaStfError` if the weights do not fit in memory.
+    Raises:
+        LlavaStfError: the weights do not fit in memory.
     """
     from accelerate import init_empty_weights
     from accelerate.utils import set_module_tensor_to_device

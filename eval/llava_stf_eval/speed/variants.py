@@ -37,6 +37,7 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """How a table calls the setting."""
         return f"{self.method} {self.vision_tokens}"
 
 
@@ -58,7 +59,8 @@ class Variant:
 def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | None) -> list[Setting]:
     """Every method at every budget, `"full"` at all patches alone; a budget left out is a quarter of the patches.
 
-    Raises `FusionError` for an unknown method or a budget that a method cannot give.
+    Raises:
+        FusionError: an unknown method or a budget that a method cannot give.
     """
     patches, layers = patch_grid(config) ** 2, config.text_config.num_hidden_layers
     known = [FULL, *METHODS]
@@ -79,7 +81,8 @@ def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | No
 def build_variants(model: LlavaForConditionalGeneration, settings: list[Setting], *, seed: int = 0) -> list[Variant]:
     """A variant of a plain LLaVA for each setting; `model` itself stays as it is.
 
-    Raises `FusionError` if the model is no plain LLaVA or a method does not fit it.
+    Raises:
+        FusionError: the model is no plain LLaVA or a method does not fit it.
     """
     variants = []
     for setting in settings:

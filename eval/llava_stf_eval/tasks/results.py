@@ -15,39 +15,48 @@ Values = dict[str, Any]
 
 
 def vqav2(doc: Row, results: Sequence[str]) -> Values:
+    """VQAv2's accuracy of the answer, by its ten references."""
     return {"exact_match": vqa.vqa_accuracy(results[0], [reference["answer"] for reference in doc["answers"]])}
 
 
 def vizwiz(doc: Row, results: Sequence[str]) -> Values:
+    """VizWiz's accuracy of the answer, by its ten references."""
     return {"exact_match": vqa.vqa_accuracy(results[0], doc["answers"])}
 
 
 def textvqa(doc: Row, results: Sequence[str]) -> Values:
+    """TextVQA's accuracy of the answer, by its ten references."""
     return {"exact_match": vqa.textvqa_accuracy(results[0], doc["answers"])}
 
 
 def gqa(doc: Row, results: Sequence[str]) -> Values:
+    """Whether GQA's answer is the reference."""
     return {"exact_match": vqa.gqa_accuracy(results[0], doc["answer"])}
 
 
 def scienceqa(doc: Row, results: Sequence[str]) -> Values:
+    """Whether the letter that the answer gives is the right one."""
     letter = choices.science_letter(results[0], len(doc["choices"]))
     return {"exact_match": float(letter == choices.LETTERS[doc["answer"]])}
 
 
 def vqav2_submission(doc: Row, results: Sequence[str]) -> Values:
+    """The answer as VQAv2's server takes it."""
     return {"submission": {"question_id": doc["question_id"], "answer": vqa.normalise_answer(results[0])}}
 
 
 def vizwiz_submission(doc: Row, results: Sequence[str]) -> Values:
+    """The answer as VizWiz's server takes it."""
     return {"submission": {"image": f"{doc['question_id']}.jpg", "answer": vqa.normalise_answer(results[0])}}
 
 
 def write_vqav2(results: list[Values], args: Any) -> None:
+    """Write the file for VQAv2's server."""
     _write_json(results, "vqav2_test.json", args)
 
 
 def write_vizwiz(results: list[Values], args: Any) -> None:
+    """Write the file for VizWiz's server."""
     _write_json(results, "vizwiz_test.json", args)
 
 
@@ -65,18 +74,22 @@ def pope_answer(doc: Row, results: Sequence[str]) -> Values:
 
 
 def pope_mean_f1(results: list[Values]) -> float:
+    """Mean of the categories' F1 scores."""
     return pope.mean_f1([(record["category"], record["prediction"], record["ground_truth"]) for record in results])
 
 
 def pope_f1(results: list[Values]) -> float:
+    """F1 score of one category."""
     return pope.f1_score((record["prediction"], record["ground_truth"]) for record in results)
 
 
 def pope_accuracy(results: list[Values]) -> float:
+    """Share of right answers."""
     return sum(record["score"] for record in results) / len(results)
 
 
 def mme_answer(doc: Row, results: Sequence[str]) -> Values:
+    """One record, under the perception or the cognition score."""
     category = doc["category"]
     metric = "mme_perception_score" if category in mme.PERCEPTION else "mme_cognition_score"
     is_right = mme.yes_no_other(results[0]) == doc["answer"].lower().strip().rstrip(".")
@@ -84,6 +97,7 @@ def mme_answer(doc: Row, results: Sequence[str]) -> Values:
 
 
 def mme_sum(results: list[Values]) -> float:
+    """Sum of the scores of the categories."""
     answers = ((record["category"], record["question_id"], record["score"] == 1) for record in results)
     return sum(mme.category_scores(answers).values())
 
@@ -114,18 +128,22 @@ def mmbench_circular(results: list[Values]) -> float:
 
 
 def write_mmbench_en_dev(results: list[Values], args: Any) -> None:
+    """Write the table of the English dev split."""
     _write_table(results, "mmbench_en_dev.xlsx", args)
 
 
 def write_mmbench_en_test(results: list[Values], args: Any) -> None:
+    """Write the table of the English test split."""
     _write_table(results, "mmbench_en_test.xlsx", args)
 
 
 def write_mmbench_cn_dev(results: list[Values], args: Any) -> None:
+    """Write the table of the Chinese dev split."""
     _write_table(results, "mmbench_cn_dev.xlsx", args)
 
 
 def write_mmbench_cn_test(results: list[Values], args: Any) -> None:
+    """Write the table of the Chinese test split."""
     _write_table(results, "mmbench_cn_test.xlsx", args)
 
 

@@ -9,5 +9,5 @@ from ..windows import gather_windows
 
 
 def naive_fuse_windows(x: Tensor, weight: Tensor, bias: Tensor | None, window: int) -> Tensor:
-    """x [B, N, C], weight [O, C * k**2], bias [O] -> GELU(linear) [B, N / k**2, O]; products accumulate in float32."""
+    """GELU(linear) [B, N / k**2, O] of x [B, N, C], weight [O, C * k**2], bias [O]; products accumulate in float32."""
     return F.gelu(F.linear(gather_windows(x, window), weight, bias))

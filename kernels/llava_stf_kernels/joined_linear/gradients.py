@@ -33,7 +33,7 @@ def weight_grad_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out [O, S*C]: a tile is [BM outputs, BN channels of one source] of grad^T A_s. EVEN_ROWS: 64 | M."""
+    """Output [O, S*C]: a tile is [BM outputs, BN channels of one source] of grad^T A_s. EVEN_ROWS: 64 | M."""
     tiles_c = tl.cdiv(channels, BLOCK_N)
     i_m, i_n = tile(tl.program_id(0), tl.cdiv(outputs, BLOCK_M), tiles_c * SOURCES, 8)
     source = i_n // tiles_c
@@ -116,7 +116,7 @@ SOURCE_GRAD = tuned(source_grad_kernel, HALF_GRADIENT_CONFIGS)
 
 
 def weight_grad(sources: Sequence[Tensor], grad: Tensor) -> Tensor:
-    """dW [O, S*C] from the sources and contiguous dZ [M, O]."""
+    """Gradient dW [O, S*C] from the sources and contiguous dZ [M, O]."""
     count, channels, (rows, outputs) = len(sources), sources[0].shape[2], grad.shape
     out = torch.empty((outputs, count * channels), dtype=grad.dtype, device=grad.device)
     launch(

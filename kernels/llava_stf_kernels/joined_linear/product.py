@@ -70,7 +70,7 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """out [M, O] = GELU(Z), or grad * GELU'(Z) where BACKWARD; Z = sum A_s W_s^T + bias. EVEN_CHANNELS: 64 | C."""
+    """Output [M, O] = GELU(Z), or grad * GELU'(Z) where BACKWARD; Z = sum A_s W_s^T + bias. EVEN_CHANNELS: 64 | C."""
     i_m, i_n = tile(tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(outputs, BLOCK_N), 8)
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)

@@ -11,7 +11,7 @@ INTERPRETED = tl.constexpr(is_interpreting())
 
 @triton.jit
 def add_product(total, a, b, PRECISION: tl.constexpr):
-    """total + a b, in float32."""
+    """The sum total + a b, in float32."""
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision=PRECISION)

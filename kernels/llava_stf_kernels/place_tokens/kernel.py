@@ -15,7 +15,7 @@ BLOCK_P, BLOCK_H = 4, 1024  # four rows a program, 16 bytes a thread of each in 
 def place_kernel(
     embeddings, tokens, mask, rank, out, positions, rows, width, BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr
 ):
-    """out [P, H]: where mask [P], row rank - 1 of tokens [R, H], else the row of embeddings [P, H]."""
+    """Output [P, H]: where mask [P], row rank - 1 of tokens [R, H], else the row of embeddings [P, H]."""
     o_p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     inside = o_p < positions
@@ -60,7 +60,7 @@ def collect_kernel(
 
 
 def forward(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """embeddings [B, T, H], tokens [R, H], mask [B, T] -> [B, T, H]."""
+    """Place tokens: embeddings [B, T, H], tokens [R, H], mask [B, T] -> [B, T, H]."""
     out = torch.empty(embeddings.shape, dtype=embeddings.dtype, device=embeddings.device)
     positions, width = mask.numel(), embeddings.shape[-1]
     arrays = (embeddings.contiguous(), tokens.contiguous(), mask.contiguous(), _ranks(mask), out)

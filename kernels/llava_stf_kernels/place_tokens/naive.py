@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def naive_place_tokens(embeddings: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-    """embeddings [B, T, H] with row r of tokens [R, H] at the r-th place of mask [B, T], in raster order."""
+    """The embeddings [B, T, H] with row r of tokens [R, H] at the r-th place of mask [B, T], in raster order."""
     return embeddings.masked_scatter(mask.unsqueeze(-1), tokens)

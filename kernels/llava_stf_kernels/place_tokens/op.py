@@ -43,7 +43,11 @@ def place_tokens(embeddings: Tensor, tokens: Tensor, mask: Tensor, *, backend: s
 
 
 def check_count(mask: Tensor, tokens: int) -> None:
-    """Raises `ValueError` unless `mask` has `tokens` places; on a device, asserts it there without waiting."""
+    """Check that `mask` has `tokens` places; on a device, assert it there without waiting.
+
+    Raises:
+        ValueError: it has another number.
+    """
     places = mask.sum()
     if mask.device.type != "cpu" or torch.compiler.is_compiling():
         torch._assert_async(places == tokens, f"The prompt must have {tokens} image places, one for each vision token.")

@@ -45,7 +45,7 @@ def pool_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out [T, C] = mean over each window of x [B, N, C]; `side` windows a side."""
+    """Output [T, C] = mean over each window of x [B, N, C]; `side` windows a side."""
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (o_t < rows)[:, None] & (o_c < channels)[None, :]
@@ -95,7 +95,7 @@ POOL, SPREAD = _tuned(pool_kernel), _tuned(spread_kernel)
 
 
 def forward(x: Tensor, window: int) -> Tensor:
-    """x [B, N, C] -> [B, N / k**2, C]."""
+    """Means of windows: x [B, N, C] -> [B, N / k**2, C]."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     batch, patches, channels = x.shape
@@ -105,7 +105,7 @@ def forward(x: Tensor, window: int) -> Tensor:
 
 
 def backward(grad: Tensor, window: int) -> Tensor:
-    """grad [B, N / k**2, C] -> [B, N, C]."""
+    """Their gradient: grad [B, N / k**2, C] -> [B, N, C]."""
     batch, tokens, channels = grad.shape
     out = torch.empty(batch, tokens * window**2, channels, dtype=grad.dtype, device=grad.device)
     _launch(SPREAD, out, window, grad=grad.contiguous(), out=out)

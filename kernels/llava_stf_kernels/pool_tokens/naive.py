@@ -9,7 +9,7 @@ from ..windows import grid_side
 
 
 def naive_pool_tokens(x: Tensor, window: int) -> Tensor:
-    """x [B, N, C] -> mean of each k x k window of patches [B, N / k**2, C]; sums in float32 or wider."""
+    """Input x [B, N, C] -> mean of each k x k window of patches [B, N / k**2, C]; sums in float32 or wider."""
     grid = x.unflatten(1, (-1, grid_side(x.shape[1], window)))
     wide = torch.promote_types(x.dtype, torch.float32)
     # Faster on a CPU than a mean over two dimensions.

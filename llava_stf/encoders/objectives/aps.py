@@ -29,8 +29,9 @@ from llava_stf.models.vision.vits import CIFAR_MEAN, CIFAR_STD
 
 @dataclass(frozen=True)
 class APSOptions:
-    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included;
-    sections are those of docs/encoders/methods.md, APS.
+    """Options of APS; the defaults are the released code's for CIFAR, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, APS.
 
     Attributes:
         sampling_ratio: share of a view's patches in one subset (Sampling).
@@ -40,9 +41,11 @@ class APSOptions:
         mirror_flipped: the geometry of a flipped view is mirrored, as its pixels are. The released code flips after the
             crop and leaves the geometry as it was (Sampling).
         temperature: tau (One batch).
-        hidden, out: widths of projector and predictor (Heads, of all methods).
+        hidden: hidden width of projector and predictor (Heads, of all methods).
+        out: output width of projector and predictor (Heads, of all methods).
         crop_scale: range of a view's share of the image (Settings).
-        mean, std: of the images' normalisation; CIFAR's (Settings).
+        mean: of the images' normalisation; CIFAR's (Settings).
+        std: of the images' normalisation; CIFAR's (Settings).
     """
 
     sampling_ratio: float = 0.25
@@ -63,7 +66,11 @@ class APSOptions:
 
 
 class APS(Objective):
-    """APS. Raises `LlavaStfError` for subsets that do not fit into a view or that leave too little of the other."""
+    """The method: sampling and loss of APS.
+
+    Raises:
+        LlavaStfError: subsets that do not fit into a view or that leave too little of the other.
+    """
 
     options_type = APSOptions
 
@@ -85,6 +92,7 @@ class APS(Objective):
         self.recipes = [recipe, recipe]
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step per pair of subsets of the two views' patches."""
         view1, view2 = views
         keep1, keep2 = sample_subsets(
             view1.boxes,
@@ -144,8 +152,10 @@ def positive_cosine(queries: Tensor, keys: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """APS's start (docs/encoders/methods.md, Encoder): torch's own for all layers; class token and positions truncated
-    normal; in place."""
+    """APS's start (docs/encoders/methods.md, Encoder), in place.
+
+    Layers keep torch's own; class token and positions are truncated normal.
+    """
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()

@@ -72,8 +72,10 @@ class Objective(nn.Module, ABC):
         return [Augmentation(recipe) for recipe in self.recipes]
 
     def views(self, images: Tensor) -> list[View]:
-        """One view per recipe of `images`, float [B, 3, H, W] in [0, 1]; a method whose crops depend on each other
-        overrides this and gives `augmentations` its boxes."""
+        """One view per recipe of `images`, float [B, 3, H, W] in [0, 1].
+
+        A method whose crops depend on each other overrides this and gives `augmentations` its boxes.
+        """
         return [augmentation(images) for augmentation in self.augmentations]
 
     @abstractmethod
@@ -117,14 +119,16 @@ def momentum_copy(module: nn.Module) -> Any:
 
 @torch.no_grad()
 def ema_update(momentum: nn.Module, query: nn.Module, coefficient: float) -> None:
-    """parameter' <- m parameter' + (1 - m) parameter, over all parameters and no buffers."""
+    """Move the copy: parameter' <- m parameter' + (1 - m) parameter, over all parameters and no buffers."""
     for slow, fast in zip(momentum.parameters(), query.parameters(), strict=True):
         slow.lerp_(fast.to(slow.dtype), 1 - coefficient)
 
 
 def ema_momentum(base: float, fraction: float) -> float:
-    """The momentum coefficient: `base` at the start (fraction 0), 1 at the end, a cosine between
-    (docs/encoders/methods.md, PatchMix, Momentum)."""
+    """The momentum coefficient: `base` at the start (fraction 0), 1 at the end, a cosine between.
+
+    See docs/encoders/methods.md, PatchMix, Momentum.
+    """
     return 1 - (1 - base) * (1 + math.cos(math.pi * fraction)) / 2
 
 
@@ -132,6 +136,7 @@ def encode(encoder: ViTModel, pixels: Tensor, *, keep: Tensor | None = None, dro
     """The tokens after the final LayerNorm, [B, 1 + n, D], class token first; n = N, or the number of kept patches.
 
     Args:
+        encoder: a ViT without pooling layer.
         pixels: [B, 3, H, W], any size that the patch divides; the position table is resized to its grid
             as the authors' code does (docs/encoders/methods.md, Encoder).
         keep: int64 [B, n], numbers of the patches that enter the blocks, raster order of the grid; default: all.
@@ -178,19 +183,21 @@ class ClassTokenContrast(Objective):
     momentum_projector: nn.Module
 
     def query(self, images: Tensor) -> Tensor:
-        """g f: images [B, 3, H, W] -> [B, out]."""
+        """Queries g f: images [B, 3, H, W] -> [B, out]."""
         tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
         return self.predictor(self.projector(tokens[:, 0]))
 
     @torch.no_grad()
     def key(self, images: Tensor) -> Tensor:
-        """f': images [B, 3, H, W] -> [B, out], without gradient."""
+        """Keys f': images [B, 3, H, W] -> [B, out], without gradient."""
         return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
 
     def before_step(self, progress: Progress) -> None:
+        """Move encoder and projector of the momentum copy, by a coefficient that rises to 1."""
         coefficient = ema_momentum(self.options.momentum, progress.fraction)
         ema_update(self.momentum_encoder, self.encoder, coefficient)
         ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder."""
         return self.momentum_encoder

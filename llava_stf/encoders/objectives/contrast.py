@@ -1,5 +1,4 @@
-"""The contrastive loss that the methods share, and the keys of all processes
-(docs/encoders/methods.md, Contrast)."""
+"""The contrastive loss that the methods share, and the keys of all processes (docs/encoders/methods.md, Contrast)."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ def contrast(queries: Tensor, keys: Tensor, target: Tensor, temperature: float) 
         queries: [B, D], with gradient.
         keys: [B, D] of this process; detached, and gathered from all of them in the order of their ranks.
         target: float [B, B * processes], the share of every key, or int64 [B], the number of the one right key.
+        temperature: tau.
     """
     queries, keys = F.normalize(queries.float(), dim=1), F.normalize(keys.detach().float(), dim=1)
     with torch.autocast(queries.device.type, enabled=False):
@@ -39,8 +39,9 @@ def shared_targets(
     processes: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Soft targets, float32 [batch, N]: row i has (1 - s) * shares[d] + s / N at column (i + d) mod batch of its own
-    process, and s / N at all others.
+    """Soft targets, float32 [batch, N].
+
+    Row i has (1 - s) * shares[d] + s / N at column (i + d) mod batch of its own process, and s / N at all others.
 
     Offsets that meet in one column do not add up: the last one wins, as in the released code
     (docs/encoders/methods.md, PatchMix, Mixing).

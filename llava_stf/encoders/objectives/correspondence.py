@@ -1,5 +1,4 @@
-"""Which cells of two crops of an image show the same place
-(docs/encoders/methods.md, MGC, Correspondence).
+"""Which cells of two crops of an image show the same place (docs/encoders/methods.md, MGC, Correspondence).
 
 A grain cuts a view into L x L cells. The cells of view 1 that lie in the overlap O of both crops are visited with a
 stride; each pairs up with all cells of view 2 that it shares area with:
@@ -33,8 +32,10 @@ class Grain:
     Attributes:
         cell: side of a cell in pixels of the view; g.
         max_pairs: K, pairs kept per image.
-        row_ratio, col_ratio: row and column stride per IoU of the crops.
-        row_clamp, col_clamp: smallest and largest stride.
+        row_ratio: row stride per IoU of the crops.
+        col_ratio: column stride per IoU of the crops.
+        row_clamp: smallest and largest row stride.
+        col_clamp: smallest and largest column stride.
     """
 
     cell: int
@@ -70,15 +71,21 @@ class _Axis(NamedTuple):
 def correspondence(
     boxes1: Tensor, boxes2: Tensor, flipped1: Tensor, flipped2: Tensor, grain: Grain, size: int = 224
 ) -> Pairs:
-    """The K heaviest pairs per image in ascending order of weight, of equal ones those found last; where there are no
-    more than K, all as they are found (view-1 rows, columns, view-2 rows, columns), and then (0, 0) of weight 0.
+    """The K heaviest pairs per image in ascending order of weight, of equal ones those found last.
+
+    Where there are no more than K, all as they are found (view-1 rows, columns, view-2 rows, columns), and then (0, 0)
+    of weight 0.
 
     Args:
-        boxes1, boxes2: [B, 4], the crops.
-        flipped1, flipped2: bool [B], views that were mirrored after the crop.
+        boxes1: [B, 4], the crops of view 1.
+        boxes2: [B, 4], the crops of view 2.
+        flipped1: bool [B], views 1 that were mirrored after the crop.
+        flipped2: bool [B], views 2 that were mirrored after the crop.
+        grain: the cells, and how many pairs are kept.
         size: S.
 
-    Raises `LlavaStfError` if the cell does not divide the view.
+    Raises:
+        LlavaStfError: the cell does not divide the view.
     """
     every = candidates(boxes1, boxes2, flipped1, flipped2, grain, size)
     total = every.weight.shape[1]
@@ -97,8 +104,11 @@ def correspondence(
 def candidates(
     boxes1: Tensor, boxes2: Tensor, flipped1: Tensor, flipped2: Tensor, grain: Grain, size: int = 224
 ) -> Pairs:
-    """All combinations of a visited cell of view 1 and a cell of view 2, [B, R * R * L * L], in the order in which they
-    are found; weight 0 where they share nothing. Arguments and errors as `correspondence`."""
+    """All combinations of a visited cell of view 1 and a cell of view 2, [B, R * R * L * L].
+
+    They stand in the order in which they are found, with weight 0 where they share nothing. Arguments and errors as
+    `correspondence`.
+    """
     if size % grain.cell:
         raise LlavaStfError(f"cells of {grain.cell} pixels do not divide a view of {size} pixels")
     side = size // grain.cell
@@ -133,8 +143,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def overlapping_boxes(boxes: Tensor, size: torch.Size, scale: tuple[float, float], min_iou: float) -> Tensor:
-    """A random crop for each of `boxes`, float32 [B, 4], drawn again until their IoU exceeds `min_iou`; where no try
-    does, the whole image of `size` (height, width)."""
+    """A random crop for each of `boxes`, float32 [B, 4], drawn again until their IoU exceeds `min_iou`.
+
+    Where no try does, it is the whole image of `size` (height, width).
+    """
     drawn = boxes.new_tensor([0, 0, *size]).expand_as(boxes)
     missing = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for _ in range(_TRIES):

@@ -1,5 +1,6 @@
-"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place
-(docs/encoders/methods.md, MGC).
+"""MGC, multi-grained contrast (arXiv 2407.02014): contrast of cells of three sizes that show the same place.
+
+See docs/encoders/methods.md, MGC.
 
 Two views overlap. For each grain, fine, middle, coarse, `correspondence` pairs up K cells of them. A cell is the mean
 of its patch tokens; projector, predictor and momentum projector are the grain's own.
@@ -42,8 +43,9 @@ _GRAINS = {"fine": FINE, "middle": MIDDLE, "coarse": COARSE}
 
 @dataclass(frozen=True)
 class MGCOptions:
-    """Options of MGC; the defaults are the released code's, undocumented parts included;
-    sections are those of docs/encoders/methods.md, MGC.
+    """Options of MGC; the defaults are the released code's, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, MGC.
 
     Attributes:
         cell_patches: patches per side of a fine, middle and coarse cell; each divides the grid. Default: 1, 2 and half
@@ -57,7 +59,8 @@ class MGCOptions:
         momentum: of the momentum copies at the start, rising to 1 with the steps (Training).
         drop_path: stochastic depth of the query encoder; 0.1 for ImageNet (Training).
         clip_norm: largest norm of each parameter's gradient, clipped one by one (Training).
-        hidden, out: widths of the heads (Heads, of all methods).
+        hidden: hidden width of the heads (Heads, of all methods).
+        out: output width of the heads (Heads, of all methods).
         crop_scale: range of a view's share of the image (Views).
         min_iou: overlap of the two crops that the second one is drawn again for (Views).
     """
@@ -93,7 +96,9 @@ def pair_contrast(queries: Tensor, keys: Tensor, weight: Tensor, temperature: fl
     """Cross-entropy of pairs, row i against row i; a scalar (docs/encoders/methods.md, MGC, Loss).
 
     Args:
-        queries, keys: [B * K, D]; all other keys, of all processes, are negatives.
+        queries: [B * K, D].
+        keys: [B * K, D]; all other keys, of all processes, are negatives.
+        temperature: tau.
         weight: [B, K], of the pairs.
         weigh: sum w CE / sum w, 0 if no pair has a weight; otherwise the mean, whatever the weights are.
     """
@@ -112,7 +117,11 @@ def pool_cells(patches: Tensor, side: int) -> Tensor:
 
 
 class MGC(Objective):
-    """MGC. Raises `LlavaStfError` for cells that do not divide the encoder's grid."""
+    """The method: loss and momentum copies of MGC.
+
+    Raises:
+        LlavaStfError: cells that do not divide the encoder's grid.
+    """
 
     options_type = MGCOptions
 
@@ -157,6 +166,7 @@ class MGC(Objective):
         return [view1, second(images, boxes2)]
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two views, the paired cells of each grain, and their weights."""
         view1, view2 = views
         found = [
             correspondence(view1.boxes, view2.boxes, view1.flipped, view2.flipped, grain, self.size)
@@ -189,14 +199,14 @@ class MGC(Objective):
         return losses | {"similarity": torch.stack(similar).mean(), "loss": total}
 
     def queries(self, images: Tensor, cells: list[Tensor]) -> list[Tensor]:
-        """q of each grain, [B * K, out], for images [B, 3, S, S] and cells int64 [B, K] per grain."""
+        """Queries q of each grain, [B * K, out], for images [B, 3, S, S] and cells int64 [B, K] per grain."""
         tokens = encode(self.encoder, images, drop_path=self.options.drop_path)
         heads = zip(self.predictors, self._project(tokens, cells, self.projectors), strict=True)
         return [predictor(projected) for predictor, projected in heads]
 
     @torch.no_grad()
     def keys(self, images: Tensor, cells: list[Tensor]) -> list[Tensor]:
-        """k of each grain, as `queries`; without gradient."""
+        """Keys k of each grain, as `queries`; without gradient."""
         return self._project(encode(self.momentum_encoder, images), cells, self.momentum_projectors)
 
     def _project(self, tokens: Tensor, cells: list[Tensor], projectors: nn.ModuleList) -> list[Tensor]:
@@ -208,6 +218,7 @@ class MGC(Objective):
         return projected
 
     def before_step(self, progress: Progress) -> None:
+        """Move the momentum copies, by a coefficient that rises to 1."""
         self.ema_update(ema_momentum(self.options.momentum, progress.fraction))
 
     def ema_update(self, coefficient: float) -> None:
@@ -222,6 +233,7 @@ class MGC(Objective):
                 nn.utils.clip_grad_norm_(parameter, self.options.clip_norm)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder."""
         return self.momentum_encoder
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
@@ -232,8 +244,10 @@ class MGC(Objective):
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """MGC's start (docs/encoders/methods.md, Encoder): linear layers and class token truncated normal, sine-cosine
-    positions; in place."""
+    """MGC's start (docs/encoders/methods.md, Encoder), in place.
+
+    Linear layers and class token are truncated normal, positions sine-cosine.
+    """
     draw_linear(encoder)
     embeddings, config = encoder.embeddings, encoder.config
     embeddings.patch_embeddings.projection.reset_parameters()

@@ -30,7 +30,8 @@ class MoCoV3Options:
         momentum: coefficient of the momentum encoder at the start, rising to 1 with the steps.
         freeze_patches: the patch projection is not trained.
         drop_path: stochastic depth of the query encoder.
-        hidden, out: widths of projector and predictor.
+        hidden: hidden width of projector and predictor.
+        out: output width of projector and predictor.
         crop_scale: range of a view's share of the image.
     """
 
@@ -64,6 +65,7 @@ class MoCoV3(ClassTokenContrast):
         self.recipes = two_views(encoder.config.image_size, options.crop_scale)
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: the two views."""
         view1, view2 = views
         return [{"view1": view1.pixels, "view2": view2.pixels}]
 

@@ -1,5 +1,6 @@
-"""MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images
-(docs/encoders/methods.md, MOS).
+"""MOS, multiple object stitching (arXiv 2506.07364): contrast of images tiled from several images.
+
+See docs/encoders/methods.md, MOS.
 
 A reconstruction: the authors' code was not available, and of the paper little more than the abstract; every choice that
 the paper may have made otherwise is an option, or is named in `MOSOptions`.
@@ -57,7 +58,8 @@ class MOSOptions:
         temperature: of every contrast; assumed: PatchMix's.
         momentum: of the momentum encoder at the start, rising to 1 with the steps; assumed: PatchMix's.
         drop_path: stochastic depth of the query encoder; assumed: PatchMix's.
-        hidden, out: widths of the heads; assumed: PatchMix's.
+        hidden: hidden width of the heads; assumed: PatchMix's.
+        out: output width of the heads; assumed: PatchMix's.
         crop_scale: range of a view's share of the image; assumed: PatchMix's for CIFAR.
     """
 
@@ -106,8 +108,13 @@ def stitch(images: Tensor, chosen: Tensor, *, resize: Literal["area", "bicubic"]
     Args:
         images: [B, C, H, W].
         chosen: int64 [B, r * r], as `members` gives.
+        resize: how members are made smaller.
 
-    Returns [B, C, H, W]. Raises `LlavaStfError` if r does not divide height and width.
+    Returns:
+        [B, C, H, W].
+
+    Raises:
+        LlavaStfError: r does not divide height and width.
     """
     side = round(chosen.shape[1] ** 0.5)
     height, width = images.shape[-2:]
@@ -142,7 +149,11 @@ def stitched_to_stitched_targets(chosen: Tensor, others: Tensor) -> Tensor:
 
 
 class MOS(ClassTokenContrast):
-    """The reconstruction of MOS. Raises `LlavaStfError` for sides that do not divide the encoder's image."""
+    """The reconstruction of MOS.
+
+    Raises:
+        LlavaStfError: sides that do not divide the encoder's image.
+    """
 
     options_type = MOSOptions
 
@@ -158,6 +169,7 @@ class MOS(ClassTokenContrast):
         self.recipes = two_views(config.image_size, options.crop_scale) * 2
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two stitched views with their members, and two whole ones."""
         options, (view1, view2, view3, view4) = self.options, [view.pixels for view in views]
         side = options.sides[int(torch.randint(len(options.sides), ()))]
         draws = {"random": options.random_members, "shuffle": options.shuffle_cells}

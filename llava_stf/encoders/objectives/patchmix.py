@@ -1,5 +1,6 @@
-"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones
-(docs/encoders/methods.md, PatchMix).
+"""PatchMix (arXiv 2306.12243): images mixed patch by patch, and the contrast of mixed and whole ones.
+
+See docs/encoders/methods.md, PatchMix.
 
 In mixed image i, a random M-th of the patches comes from each of the images i, i + 1, ..., i + M - 1 of the batch, each
 patch at its own place. So mixed image i shares 1 / M with each of these images, and (M - |d|) / M^2 with mixed image
@@ -39,8 +40,9 @@ from llava_stf.errors import LlavaStfError
 
 @dataclass(frozen=True)
 class PatchMixOptions:
-    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included;
-    sections are those of docs/encoders/methods.md, PatchMix.
+    """Options of PatchMix; the defaults are the released code's for CIFAR, undocumented parts included.
+
+    Sections are those of docs/encoders/methods.md, PatchMix.
 
     Attributes:
         images_per_mix: M (Mixing).
@@ -53,9 +55,12 @@ class PatchMixOptions:
         momentum_per_step: the coefficient follows the step, as meant; the released loop's variable is shadowed, and it
             changes once per epoch (Momentum).
         drop_path: stochastic depth of the query encoder (Training).
-        hidden, out: widths of projector and predictor (Heads, of all methods).
+        hidden: hidden width of projector and predictor (Heads, of all methods).
+        out: output width of projector and predictor (Heads, of all methods).
         crop_scale: range of the two views' share of the image; (0.35, 1) with local crops (Views).
-        local_crops, local_crop_size, local_crop_scale: small views beside the two, 8 of 96 pixels on ImageNet (Views).
+        local_crops: number of small views beside the two; 8 on ImageNet (Views).
+        local_crop_size: their side in pixels; 96 on ImageNet (Views).
+        local_crop_scale: range of their share of the image (Views).
     """
 
     images_per_mix: int = 2
@@ -83,15 +88,19 @@ class PatchMixOptions:
 
 
 def mix(images: Tensor, patch_size: int, images_per_mix: int, permutation: Tensor) -> Tensor:
-    """Image i with the patches of group j taken from image (i + j) mod B, at the same places
-    (docs/encoders/methods.md, PatchMix, Mixing).
+    """Image i with the patches of group j taken from image (i + j) mod B, at the same places.
+
+    See docs/encoders/methods.md, PatchMix, Mixing.
 
     Args:
         images: [B, 3, H, W].
+        patch_size: side of a patch in pixels.
+        images_per_mix: M.
         permutation: int64 [T], raster numbers of the patches; its first T // M entries are group 0, which stays, the
             next T // M group 1, and so on; what is left over stays, too.
 
-    Raises `LlavaStfError` if the patch does not divide the image.
+    Raises:
+        LlavaStfError: the patch does not divide the image.
     """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
@@ -125,7 +134,11 @@ def mix_to_mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, 
 
 
 class PatchMix(Objective):
-    """PatchMix with or without momentum encoder. Raises `LlavaStfError` for crops that the patch does not divide."""
+    """PatchMix with or without momentum encoder.
+
+    Raises:
+        LlavaStfError: crops that the patch does not divide.
+    """
 
     options_type = PatchMixOptions
     options: PatchMixOptions
@@ -151,6 +164,7 @@ class PatchMix(Objective):
             self.recipes += [local] * options.local_crops
 
     def inputs(self, views: list[View]) -> list[dict[str, Any]]:
+        """One step: two views and local crops, whole and mixed; the batch must be at least 2 M - 1 images."""
         view1, view2, *crops = [view.pixels for view in views]
         if len(view1) < (fewest := 2 * self.options.images_per_mix - 1):
             raise LlavaStfError(
@@ -220,6 +234,7 @@ class PatchMix(Objective):
         return self.momentum_projector(encode(self.momentum_encoder, images)[:, 0])
 
     def before_step(self, progress: Progress) -> None:
+        """Move the momentum encoder, if there is one, by step or, as the released code does, by epoch."""
         if self.options.momentum is None or self.momentum_encoder is None or self.momentum_projector is None:
             return
         fraction = progress.fraction
@@ -230,19 +245,24 @@ class PatchMix(Objective):
         ema_update(self.momentum_projector, self.projector, coefficient)
 
     def trained_encoder(self) -> ViTModel:
+        """The momentum encoder, or the encoder itself where there is none."""
         return self.encoder if self.momentum_encoder is None else self.momentum_encoder
 
 
 def two_views(size: int, scale: tuple[float, float]) -> list[Recipe]:
-    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised
-    (docs/encoders/methods.md, PatchMix, Views)."""
+    """The recipes of view 1, always blurred, and view 2, seldom blurred and at times solarised.
+
+    See docs/encoders/methods.md, PatchMix, Views.
+    """
     return [Recipe(size, scale, blur_p=1.0), Recipe(size, scale, blur_p=0.1, solarize_p=0.2)]
 
 
 @torch.no_grad()
 def initialize(encoder: ViTModel) -> ViTModel:
-    """PatchMix's start (docs/encoders/methods.md, Encoder): Xavier-uniform linear layers, biases 0, class token almost
-    0; in place."""
+    """PatchMix's start (docs/encoders/methods.md, Encoder), in place.
+
+    Linear layers are Xavier-uniform, biases 0, the class token almost 0.
+    """
     for module in encoder.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,5 +1,6 @@
-"""Asymmetric patch sampling: some patches of view 1, and those of view 2 that show little of the
-same (docs/encoders/methods.md, APS, Sampling).
+"""Asymmetric patch sampling: some patches of view 1, and those of view 2 that show little of the same.
+
+See docs/encoders/methods.md, APS, Sampling.
 
 View 1 is cut into disjoint random subsets. For each of them, the chosen patches are placed on view 2, and patch b of
 view 2 is taken with a probability that grows with the share of it that stays free:
@@ -24,7 +25,8 @@ def free_share(boxes1: Tensor, boxes2: Tensor, chosen: Tensor, grid: int) -> Ten
     """rho: the share of every patch of view 2 that no chosen patch of view 1 covers; float64 [B, N], in [0, 1].
 
     Args:
-        boxes1, boxes2: [B, 4], the crops.
+        boxes1: [B, 4], the crops of view 1.
+        boxes2: [B, 4], the crops of view 2.
         chosen: int64 [B, n], patches of view 1.
         grid: G.
     """
@@ -57,10 +59,13 @@ def selection_probabilities(free: Tensor, power: float) -> Tensor:
 
 
 def draw(probabilities: Tensor, count: int) -> Tensor:
-    """`count` patches per row without replacement, one after the other with renormalised probabilities, drawn by a race
-    of exponential clocks for the whole batch at once; [B, N] -> int64 [B, count]. Uses torch's global generator.
+    """`count` patches per row without replacement: [B, N] -> int64 [B, count].
 
-    Raises `LlavaStfError` where fewer than `count` patches have a probability.
+    They are drawn as if one after the other with renormalised probabilities, by a race of exponential clocks for the
+    whole batch at once. Uses torch's global generator.
+
+    Raises:
+        LlavaStfError: fewer than `count` patches have a probability.
     """
     fewest = int((probabilities > 0).sum(dim=1).min())
     if fewest < count:
@@ -75,7 +80,8 @@ def draw(probabilities: Tensor, count: int) -> Tensor:
 def sparse_subsets(batch: int, patches: int, subsets: int, count: int, *, device: torch.device | str = "cpu") -> Tensor:
     """Disjoint random subsets of each image's patches; int64 [batch, subsets, count], from torch's generator.
 
-    Raises `LlavaStfError` if there are not enough patches for that many disjoint subsets.
+    Raises:
+        LlavaStfError: there are not enough patches for that many disjoint subsets.
     """
     if count < 1 or subsets * count > patches:
         raise LlavaStfError(
@@ -93,7 +99,8 @@ def sample_subsets(
 
     `boxes1` and `boxes2`, [B, 4], are the crops. Uses torch's global generator.
 
-    Raises `LlavaStfError` if the subsets do not fit into a view, or too few patches of view 2 are free.
+    Raises:
+        LlavaStfError: the subsets do not fit into a view, or too few patches of view 2 are free.
     """
     count = int(ratio * grid**2)
     chosen1 = sparse_subsets(len(boxes1), grid**2, subsets, count, device=boxes1.device)

@@ -12,7 +12,10 @@ def sincos_table(width: int, grid: int) -> Tensor:
     """The 2-D sine-cosine table with a zero row for the class token; float32 [1, 1 + grid * grid, width].
 
     With frequencies w_k = 10000^(-4k / width), k = 0 .. width / 4 - 1, the row of the patch in row r, column c is
-    [sin(r w), cos(r w), sin(c w), cos(c w)]. Raises `LlavaStfError` if 4 does not divide `width`.
+    [sin(r w), cos(r w), sin(c w), cos(c w)].
+
+    Raises:
+        LlavaStfError: 4 does not divide `width`.
     """
     if width % 4:
         raise LlavaStfError(f"a sine-cosine table needs a width that 4 divides, found {width}")

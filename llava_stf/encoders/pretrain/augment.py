@@ -54,7 +54,8 @@ class Recipe:
 class Augmentation:
     """`Recipe` as a function of images. Draws from torch's global generators only, so a run's state holds it all.
 
-    Raises `MissingDependencyError` without kornia.
+    Raises:
+        MissingDependencyError: kornia is not installed.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -131,7 +132,11 @@ def crop(images: Tensor, boxes: Tensor, size: int, interpolation: str) -> Tensor
 
 
 def kornia_part(name: str) -> Any:
-    """A module of kornia, "augmentation" say. Raises `MissingDependencyError` without kornia."""
+    """A module of kornia, "augmentation" say.
+
+    Raises:
+        MissingDependencyError: kornia is not installed.
+    """
     try:
         return importlib.import_module(f"kornia.{name}")
     except ImportError as error:

@@ -16,8 +16,11 @@ _COMMON_SCALE = (0.2, 1.0)
 
 
 def build_objective(config: PretrainConfig) -> Objective:
-    """The method that `config` names, with a new encoder of its kind. Raises `LlavaStfError` for options that do not
-    fit it."""
+    """The method that `config` names, with a new encoder of its kind.
+
+    Raises:
+        LlavaStfError: options that do not fit it.
+    """
     assert config.method is not None  # PretrainConfig requires it
     kind = objective_class(config.method)
     options = method_options(kind.options_type, config.preset, config.options)
@@ -32,6 +35,8 @@ def build_objective(config: PretrainConfig) -> Objective:
 
 
 def common_recipe(recipe: Recipe) -> Recipe:
-    """The view for comparisons: crops of 20 % to 100 %, half of them blurred, a tenth solarised, ImageNet's statistics;
-    only the size is the method's own."""
+    """The view for comparisons, of which only the size is the method's own.
+
+    Crops of 20 % to 100 %, half of them blurred, a tenth solarised, ImageNet's statistics.
+    """
     return replace(Recipe(recipe.size, _COMMON_SCALE), blur_p=0.5, solarize_p=0.1)

@@ -27,7 +27,8 @@ def _option(default: Any, text: str) -> Any:
 class PretrainConfig:
     """Everything that decides a pre-training run; `--help` prints each field's meaning.
 
-    Raises `LlavaStfError` for a required field without value and for values that cannot be.
+    Raises:
+        LlavaStfError: a required field without value, or values that cannot be.
     """
 
     method: Literal["patchmix", "aps", "mgc", "mos", "mocov3"] | None = _option(None, "pre-training method (required)")
@@ -121,20 +122,28 @@ class PretrainConfig:
 def parse(argv: Sequence[str]) -> PretrainConfig:
     """The configuration that `--config FILE`, `--field value` and `--option NAME=VALUE` describe.
 
-    Flags win over the file. Raises as `parse_options`.
+    Flags win over the file.
+
+    Raises:
+        LlavaStfError: as `parse_options`.
     """
     return parse_options(PretrainConfig, argv, prog="llava_stf.encoders.pretrain", description=__doc__)
 
 
 def from_values(values: Mapping[str, Any]) -> PretrainConfig:
-    """The configuration with these field values; raises as `read_values`."""
+    """The configuration with these field values.
+
+    Raises:
+        LlavaStfError: as `read_values`.
+    """
     return PretrainConfig(**read_values(PretrainConfig, values))
 
 
 def method_options(options_type: type[Any], preset: str, values: Mapping[str, Any]) -> Any:
     """An instance of a method's `options_type`: the preset with `values` over it.
 
-    Raises `LlavaStfError` for an unknown option (with the nearest known one) or a value of the wrong kind.
+    Raises:
+        LlavaStfError: an unknown option (with the nearest known one) or a value of the wrong kind.
     """
     converted = read_values(options_type, values)
     options = options_type(**converted) if preset == "released" else options_type.corrected(**converted)

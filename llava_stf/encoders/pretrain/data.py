@@ -29,7 +29,8 @@ class Images(Protocol):
 
     def __getitem__(self, number: int) -> Image.Image: ...
 
-    def name(self, number: int) -> str: ...
+    def name(self, number: int) -> str:
+        """What messages call the image."""
 
 
 class ArrayImages:
@@ -45,6 +46,7 @@ class ArrayImages:
         return Image.fromarray(self.array[number])
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return f"image {number}"
 
 
@@ -61,11 +63,16 @@ class FileImages:
         return load_image(self.paths[number])
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return str(self.paths[number])
 
 
 class RowImages:
-    """Images of a column of a Hugging Face data set, read undecoded. Raises `DataError` if it has no such column."""
+    """Images of a column of a Hugging Face data set, read undecoded.
+
+    Raises:
+        DataError: it has no such column.
+    """
 
     def __init__(self, rows: Any, column: str, name: str) -> None:
         from llava_stf.data.sources import undecoded
@@ -84,14 +91,18 @@ class RowImages:
         return load_image(cell)
 
     def name(self, number: int) -> str:
+        """What messages call the image."""
         return f"row {number}"
 
 
 def open_images(data: str, column: str = "image") -> Images:
-    """The images of `data`: an npz file with `train_images` or `images`, uint8 [n, H, W, 3]; a folder of image
-    files, subfolders included; or a Hugging Face data set: parquet or arrow file, `save_to_disk` folder, hub id.
+    """The images of `data`.
 
-    Raises `DataError` if there is nothing to read.
+    `data` is an npz file with `train_images` or `images`, uint8 [n, H, W, 3]; a folder of image files, subfolders
+    included; or a Hugging Face data set: parquet or arrow file, `save_to_disk` folder, hub id.
+
+    Raises:
+        DataError: there is nothing to read.
     """
     path = Path(data)
     if path.suffix == ".npz":
@@ -114,7 +125,11 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_arrays(path: Path, kind: str, names: Sequence[str]) -> np.ndarray:
-    """The first array of `names` in an npz file; `kind` "images": uint8 [n, H, W, 3]. Raises `DataError`."""
+    """The first array of `names` in an npz file; `kind` "images": uint8 [n, H, W, 3].
+
+    Raises:
+        DataError: the file cannot be read, or has no such array.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             known = file.files

@@ -46,7 +46,8 @@ def pretrain(config: PretrainConfig) -> Path | None:
 
     The encoder is an ordinary folder of transformers: `AutoModel.from_pretrained`, `AutoImageProcessor`.
 
-    Raises `LlavaStfError` for what a user can put right: options, files, images, a loss that is not finite.
+    Raises:
+        LlavaStfError: what a user can put right: options, files, images, a loss that is not finite.
     """
     output = Path(config.output)
     checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)

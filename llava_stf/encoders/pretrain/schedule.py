@@ -9,8 +9,10 @@ import numpy as np
 
 
 def cosine(step: int, *, base: float, final: float, steps: int, warmup_steps: int = 0) -> float:
-    """The value at `step` of `steps`: linear from 0 to `base` over the warm-up, its end included, then a cosine to
-    `final` (docs/encoders/methods.md, Schedules)."""
+    """The value at `step` of `steps` (docs/encoders/methods.md, Schedules).
+
+    It rises linearly from 0 to `base` over the warm-up, its end included; then a cosine leads to `final`.
+    """
     if step < warmup_steps:
         return base * step / max(warmup_steps - 1, 1)
     share = (step - warmup_steps) / (steps - warmup_steps)
@@ -18,8 +20,10 @@ def cosine(step: int, *, base: float, final: float, steps: int, warmup_steps: in
 
 
 def cosine_by_epoch(epoch: int, *, base: float, epochs: int, warmup_epochs: int) -> float:
-    """APS's learning rate of an epoch, counted from 0: the lesser of warm-up and cosine to 0
-    (docs/encoders/methods.md, APS, Settings)."""
+    """APS's learning rate of an epoch, counted from 0: the lesser of warm-up and cosine to 0.
+
+    See docs/encoders/methods.md, APS, Settings.
+    """
     rise = (epoch + 1) / (warmup_epochs + 1e-8)
     return base * min(rise, (1 + math.cos(math.pi * epoch / epochs)) / 2)
 

@@ -38,7 +38,8 @@ class FusionConfig:
 
     `image_seq_length` (tokens per image, or tile, that the LLM sees by default) is derived: (grid / k) squared.
 
-    Raises `FusionError` (a `ValueError`) if a window does not divide the grid or a fusion layer does not exist.
+    Raises:
+        FusionError: a window does not divide the grid, or a fusion layer does not exist; it is a `ValueError`, too.
     """
 
     fusion: Literal["stf", "pool"] = "stf"
@@ -100,7 +101,11 @@ class FusionConfig:
             )
 
     def use_window(self, window: int) -> None:
-        """Make `window` the default, and with it `image_seq_length`. Raises `FusionError` if the model has no such."""
+        """Make `window` the default, and with it `image_seq_length`.
+
+        Raises:
+            FusionError: the model has no such.
+        """
         if window not in (self.fusion_windows or []):
             raise FusionError(f"fusion_window {window} is none of the model's fusion_windows {self.fusion_windows}.")
         self.fusion_window = window

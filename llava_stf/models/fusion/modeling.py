@@ -41,7 +41,11 @@ class FusedImages:
         raise NotImplementedError
 
     def check_choices(self, layers: int | list[int] | None, strategy: str | None) -> None:
-        """Raise `FusionError` where other hidden states are asked for than those that the weights are made for."""
+        """Check that the hidden states asked for are those that the weights are made for.
+
+        Raises:
+            FusionError: they are not.
+        """
         if layers not in (None, self.config.vision_feature_layer):
             raise FusionError(
                 f"This model fuses the layers {self.config.vision_feature_layer}; it cannot take {layers}."
@@ -77,8 +81,9 @@ class FusedImages:
         Images may come encoded in `mm_encoder_outputs`, as `generate` gives them since transformers 5.23 or so. A model
         for several windows takes the one whose tokens the prompt has placeholders for; counting them waits for a GPU.
 
-        Raises `ValueError` if the number of image tokens in `input_ids` [B, T] is not that of the image tokens; on a
-        GPU that is a failed device assertion, while `generate` raises before it starts.
+        Raises:
+            ValueError: the number of image tokens in `input_ids` [B, T] is not that of the image tokens; on a GPU that
+                is a failed device assertion, while `generate` raises before it starts.
         """
         choices: dict[str, Any] = {
             "vision_feature_layer": vision_feature_layer,
@@ -116,7 +121,8 @@ class FusedGeneration(CarriesCode, _Base):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`, never emitting an id that is no text (see `suppressed_ids`).
 
-        Raises `ValueError` if the prompt has another number of placeholders than the images have tokens.
+        Raises:
+            ValueError: the prompt has another number of placeholders than the images have tokens.
         """
         ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
         if ids is not None and pixel_values is not None:

@@ -24,5 +24,6 @@ class PooledProjector(TwoLayerMlp):
         self.window = config.fusion_window
 
     def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
+        """States, each [B, N, C], to tokens [B, M, H]; `window` is by default the module's own."""
         joined = states[0] if len(states) == 1 else torch.cat(list(states), dim=-1)
         return pool_tokens(self.layers(joined), window or self.window, backend=self.kernels)

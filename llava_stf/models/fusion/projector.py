@@ -33,6 +33,7 @@ class MultiBlockTokenFusion(TwoLayerMlp):
         super().__init__(len(config.fusion_states) * width, config.fusion_block_hidden_size, width, config)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """States, each [B, N, C], to [B, N, C]."""
         if not self.takes_kernels():
             return self.layers(torch.cat(list(states), dim=-1))
         return self.linear_2(fuse_blocks(states, self.linear_1.weight, self.linear_1.bias, backend=self.kernels))
@@ -58,6 +59,7 @@ class SpatialTokenFusion(TwoLayerMlp):
         self.window = config.fusion_weight_window
 
     def forward(self, x: Tensor, window: int | None = None) -> Tensor:
+        """Patches [B, N, C] to tokens [B, M, H]; `window` is by default the weights' own."""
         if window not in (None, self.window):
             return self.linear_2(self._hidden_of_regions(x, window))
         if not self.takes_kernels():
@@ -130,6 +132,7 @@ class LlavaStfProjector(nn.Module):
         self.spatial_fusion = SpatialTokenFusion(config)
 
     def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
+        """States, each [B, N, C], to tokens [B, M, H]."""
         return self.spatial_fusion(self.block_fusion(states), window)
 
 

@@ -81,7 +81,11 @@ def has_tiles(config: object) -> bool:
 
 
 def refuse_tiles(config: Any, what: str) -> None:
-    """Raise `FusionError` where `what` is asked for and `has_tiles` says that images are cut into tiles."""
+    """Check that images of a model with this config are not cut into tiles, where `what` is asked for.
+
+    Raises:
+        FusionError: they are.
+    """
     if has_tiles(config):
         name = getattr(config, "model_type", type(config).__name__)
         raise FusionError(

@@ -51,6 +51,7 @@ class LlavaNextStfModel(FusedImages, LlavaNextModel):
             vision_feature_select_strategy: as `vision_feature_layer`.
             return_dict: for callers of transformers; the result is one in any case.
             vision_tokens: tokens of a tile, by default the config's `image_seq_length`.
+            **kwargs: of the vision tower.
 
         Raises:
             PromptError: `image_sizes` does not fit the tiles.

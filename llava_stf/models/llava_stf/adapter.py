@@ -41,13 +41,22 @@ class Adapter:
         }
 
     def check(self, config: LlavaConfig) -> None:
-        """Raise `CheckpointError` or `FusionError` unless the weights fit a plain LLaVA of this config."""
+        """Check that the weights fit a plain LLaVA of this config.
+
+        Raises:
+            CheckpointError: they are of other shapes.
+            FusionError: its grid has no such windows.
+        """
         fused = LlavaStfConfig.from_dict(config.to_dict() | {"fusion_layers": None} | self.config_values(config))
         with torch.device("meta"):
             self._check_shapes(LlavaStfProjector(fused))
 
     def load_into(self, projector: LlavaStfProjector) -> None:
-        """Copy the weights into `projector`; raises `CheckpointError` naming the first tensor of another shape."""
+        """Copy the weights into `projector`.
+
+        Raises:
+            CheckpointError: a tensor has another shape; it names the first.
+        """
         self._check_shapes(projector)
         projector.load_state_dict(self.state)
 
@@ -63,7 +72,8 @@ class Adapter:
 def load_adapter(path: str | Path) -> Adapter:
     """Read an adapter file: safetensors, or a torch pickle of plain tensors, under the authors' names or ours.
 
-    Raises `CheckpointError` if the file is absent, damaged, or does not hold exactly the eight tensors.
+    Raises:
+        CheckpointError: the file is absent, damaged, or does not hold exactly the eight tensors.
     """
     path = Path(path)
     if not path.is_file():

@@ -114,7 +114,8 @@ def tokenize_chunks(
     Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row. A BOS
     that the text itself begins with, as some chat templates write it, is not doubled.
 
-    Raises `PromptError` for a lone surrogate.
+    Raises:
+        PromptError: a lone surrogate.
     """
     try:
         text.encode("utf-8")

@@ -83,7 +83,8 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 
     Padding is masked, in attention and in labels, so that the choice changes no answer and no loss.
 
-    Raises `CheckpointError` if the tokenizer has neither.
+    Raises:
+        CheckpointError: the tokenizer has neither.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

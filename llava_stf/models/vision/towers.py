@@ -103,7 +103,8 @@ def special_tokens_of(config: PreTrainedConfig) -> int:
 def special_tokens(tower: PreTrainedModel) -> int:
     """How many tokens stand before the patches in the tower's hidden states: seen, not told by its kind.
 
-    Raises `CheckpointError` unless the N patches follow them in raster order to the end, in all states alike.
+    Raises:
+        CheckpointError: the N patches do not follow them in raster order to the end, in all states alike.
     """
     side, patch = tower.config.image_size, tower.config.patch_size
     grid = side // patch
@@ -128,7 +129,8 @@ def special_tokens(tower: PreTrainedModel) -> int:
 def resized(tower: PreTrainedModel, image_size: int) -> PreTrainedModel:
     """A copy of the tower for images of `image_size` pixels a side, its position table resized by its own rule.
 
-    Raises `CheckpointError` if it has a table and no rule.
+    Raises:
+        CheckpointError: it has a table and no rule.
     """
     config = copy.deepcopy(tower.config)
     config.image_size = image_size

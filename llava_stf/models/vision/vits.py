@@ -52,13 +52,21 @@ ARCHITECTURES = {
 
 
 def architecture(method: str) -> Architecture:
-    """How `method` builds its ViT. Raises `LlavaStfError` naming the nearest known method."""
+    """How `method` builds its ViT.
+
+    Raises:
+        LlavaStfError: an unknown method; it names the nearest.
+    """
     known(method, ARCHITECTURES, "method")
     return ARCHITECTURES[method]
 
 
 def known(name: str, names: Iterable[str], kind: str) -> None:
-    """Raise `LlavaStfError` with the nearest of `names` unless `name` is one of them."""
+    """Check that `name` is one of `names`.
+
+    Raises:
+        LlavaStfError: it is not; it names the nearest.
+    """
     names = list(names)
     if name not in names:
         raise LlavaStfError(f"Unknown {kind} '{name}': {nearest(name, names)}")
@@ -70,9 +78,11 @@ def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> V
     Args:
         method: "patchmix", "aps", "mgc", "mos" or "mocov3".
         size: "tiny" (192 wide), "small" (384) or "base" (768).
-        image_size, patch_size: sides in pixels.
+        image_size: side of the image in pixels.
+        patch_size: side of a patch in pixels.
 
-    Raises `LlavaStfError` for an unknown name, and if the patches do not fill the image.
+    Raises:
+        LlavaStfError: an unknown name, and if the patches do not fill the image.
     """
     built = architecture(method)
     known(size, SIZES, "size")
@@ -92,7 +102,11 @@ def vit_config(method: str, size: str, *, image_size: int, patch_size: int) -> V
 
 
 def check_patches(image_size: int, patch_size: int) -> None:
-    """Raise `LlavaStfError` unless an image of `image_size` pixels a side is cut into whole patches."""
+    """Check that an image of `image_size` pixels a side is cut into whole patches.
+
+    Raises:
+        LlavaStfError: it is not.
+    """
     if patch_size < 1 or image_size < patch_size or image_size % patch_size:
         lower = max(image_size // max(patch_size, 1), 1) * patch_size
         raise LlavaStfError(
