@@ -66,7 +66,7 @@ class Preparation:
         """The sample of a record.
 
         Raises:
-            SampleError: a malformed one, naming it.
+            SampleError: the record is malformed; it names the record.
         """
         ids, labels = self.encode(record, number)
         images = self.load(record, number)
@@ -81,7 +81,7 @@ class Preparation:
         """The record of that number.
 
         Raises:
-            SampleError: what is none.
+            SampleError: there is none, or it cannot be read.
         """
         try:
             return records[number]

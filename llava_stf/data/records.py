@@ -91,7 +91,7 @@ def record_images(record: Mapping[str, Any], folder: Path) -> list[Path | bytes 
     """The record's images in order; paths start from `folder`.
 
     Raises:
-        DataError: what is no image.
+        DataError: something in place of an image is none.
     """
     if record.get("images") and record.get("image"):
         raise DataError("it has both 'image' and 'images': leave out one of them")

@@ -30,7 +30,8 @@ class BoundedProtocol(H11Protocol):
     Args:
         max_connections: That are open at a time.
         waiting: Connections without a request, oldest first; all connections of a server share it.
-        *args, **options: As uvicorn gives them.
+        *args: As uvicorn gives them.
+        **options: As uvicorn gives them.
     """
 
     def __init__(self, *args: Any, max_connections: int, waiting: dict[BoundedProtocol, None], **options: Any) -> None:

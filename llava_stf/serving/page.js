@@ -8,7 +8,7 @@
     const limit = Number(document.querySelector("[data-max-bytes]").dataset.maxBytes);
     const file = files[0];
     if (!file) return "";
-    if (file.type && !file.type.startsWith("image/")) return `${file.name} is no image: expected a PNG, JPEG, WebP or another picture file.`;
+    if (file.type && !file.type.startsWith("image/")) return `${file.name} is no image: expected a PNG, JPEG, WebP or another image file.`;
     if (file.size > limit) return `${file.name} is too large: it has ${file.size.toLocaleString("en")} bytes, and ${limit.toLocaleString("en")} can be sent; make it smaller.`;
     return "";
   };

@@ -41,8 +41,11 @@ class LlavaStfModel(FusedImages, LlavaModel):
         """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
 
         `pixel_values` is [B, 3, height, width] of the tower's image size. `vision_tokens` is M, by default the config's
-        `image_seq_length`; another count than the model was made for raises `FusionError`. The fusion layers are a
-        matter of the weights, so asking for other layers or another select strategy than the config's does, too.
+        `image_seq_length`. The fusion layers are a matter of the weights, so no others can be asked for.
+
+        Raises:
+            FusionError: another count than the model was made for, or other layers or another select strategy than the
+                config's.
         """
         config = self.config
         self.check_choices(vision_feature_layer, vision_feature_select_strategy)
