@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,6 +17,15 @@ logger = logging.getLogger(__name__)
 # the first few samples says nothing.
 WINDOW = 10_000
 _UNSEEN, _GOOD, _FIRST_REASON = 0, 1, 2
+
+
+@contextmanager
+def heard_from_workers() -> Iterator[None]:
+    """Let a `DataError` of a data loading process say its sentence alone: it comes as the last line of a traceback."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
 
 
 class BadSamples:

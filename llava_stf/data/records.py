@@ -55,8 +55,9 @@ def sample_id(record: Mapping[str, Any], number: int) -> str:
 
 
 def printable(text: str, length: int) -> str:
-    """The first `length` characters; what is no Unicode (half of a pair, say) as an escape."""
-    return f"{text[:length]}{'...' * (len(text) > length)}".encode("utf-8", "backslashreplace").decode()
+    """The first `length` characters on one line; what cannot be printed (a newline, half of a pair) as an escape."""
+    shown = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[:length])
+    return "".join(shown) + "..." * (len(text) > length)
 
 
 def check_media(record: Mapping[str, Any]) -> None:

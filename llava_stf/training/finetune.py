@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.errors import LlavaStfError
 from llava_stf.io.model_card import write_card
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
@@ -48,6 +48,7 @@ def finetune(config: FinetuneConfig) -> None:
     import torch
     from transformers import set_seed
 
+    from llava_stf.data.bad_samples import heard_from_workers
     from llava_stf.data.preparation import Preparation
     from llava_stf.data.sources import image_folder, open_records, open_stream
     from llava_stf.loading.lora import load_weights
@@ -112,11 +113,8 @@ def finetune(config: FinetuneConfig) -> None:
     )
     samples = "streamed" if config.streaming else str(len(rows))
     logger.info("%s samples, %d tokens per image", samples, prepare.tokens_per_image)
-    try:
+    with heard_from_workers():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except DataError as error:
-        # From a worker process the message comes inside that process's traceback, as its last line.
-        raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
     if data.bad_samples.summary():

@@ -1,8 +1,46 @@
-"""The order of samples in instruction tuning: optimizer steps of one modality and of similar lengths."""
+"""The order of samples: of an epoch, and in instruction tuning optimizer steps of one modality and similar lengths."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+
 import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochSampler(Sampler[int]):
+    """Numbers of the samples of one epoch, in an order that depends on seed and epoch alone.
+
+    The epoch is filled up with its own first samples to whole optimizer steps, so that every step has equally many
+    samples, the same ones on any number of processes. It is known by `steps_done()`, the optimizer steps before it.
+    With `lengths` a step has samples of one modality and of similar lengths, see `grouped_order`.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        samples_per_step: int,
+        seed: int,
+        steps_done: Callable[[], int],
+        *,
+        lengths: np.ndarray | None = None,
+    ) -> None:
+        self.samples, self.seed, self.steps_done, self.lengths = samples, seed, steps_done, lengths
+        self.steps = math.ceil(samples / samples_per_step)
+        self.samples_per_step = samples_per_step
+
+    def __len__(self) -> int:
+        return self.steps * self.samples_per_step
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = self.steps_done() // self.steps
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.lengths is None:
+            order = rng.permutation(self.samples)
+        else:
+            order = grouped_order(self.lengths, self.samples_per_step, rng)
+        yield from np.resize(order, len(self)).tolist()
 
 
 def grouped_order(lengths: np.ndarray, megabatch: int, rng: np.random.Generator) -> np.ndarray:

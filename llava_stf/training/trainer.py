@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
 from llava_stf.training.lora import save_model_config
 from llava_stf.training.optim import parameter_groups
-from llava_stf.training.sampling import grouped_order
+from llava_stf.training.sampling import EpochSampler
 
 NAMED_SAMPLES = 16
 
@@ -220,40 +220,6 @@ class FinetuneTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         pass
-
-
-class EpochSampler(Sampler[int]):
-    """Numbers of the samples of one epoch, in an order that depends on seed and epoch alone.
-
-    The epoch is filled up with its own first samples to whole optimizer steps, so that every step has equally many
-    samples, the same ones on any number of processes. It is known by `steps_done()`, the optimizer steps before it.
-    With `lengths` a step has samples of one modality and of similar lengths, see `grouped_order`.
-    """
-
-    def __init__(
-        self,
-        samples: int,
-        samples_per_step: int,
-        seed: int,
-        steps_done: Callable[[], int],
-        *,
-        lengths: np.ndarray | None = None,
-    ) -> None:
-        self.samples, self.seed, self.steps_done, self.lengths = samples, seed, steps_done, lengths
-        self.steps = math.ceil(samples / samples_per_step)
-        self.samples_per_step = samples_per_step
-
-    def __len__(self) -> int:
-        return self.steps * self.samples_per_step
-
-    def __iter__(self) -> Iterator[int]:
-        epoch = self.steps_done() // self.steps
-        rng = np.random.default_rng((self.seed, epoch))
-        if self.lengths is None:
-            order = rng.permutation(self.samples)
-        else:
-            order = grouped_order(self.lengths, self.samples_per_step, rng)
-        yield from np.resize(order, len(self)).tolist()
 
 
 class _StepCallback(TrainerCallback):

@@ -37,7 +37,18 @@ FIELDS = ("id", "image", "images", "question", "conversations", "messages", "vid
 OTHERS = st.sampled_from(
     [
         *(None, True, 0, -1, 1.5, "", " ", [], {}, [None], [[]], {"bytes": 5}, {"bytes": None, "path": "red.png"}),
-        *("<image>", "</s>", "ASSISTANT: no", "\ud83d", "a\0b", "\ufeff", "é" * 40, "../../red.png", "data:,x"),
+        *(
+            "<image>",
+            "</s>",
+            "ASSISTANT: no",
+            "\ud83d",
+            "a\0b",
+            "\ufeff",
+            "a\nb\x1b[31m",
+            "é" * 40,
+            "../../red.png",
+            "data:,x",
+        ),
         *("A" * 300, "A" * 6000, "https://nowhere.invalid/a.png", "<nested>", "<digits>", "<nan>", "<bytes>"),
     ]
 ).map(copy.deepcopy)
@@ -134,7 +145,7 @@ def test_every_row_is_a_result_or_a_counted_bad_one(tmp_path, data_folder, llava
 
 
 def readable(sentence):
-    return sentence.encode("utf-8") and len(sentence) < 1200
+    return sentence.isprintable() and 0 < len(sentence) < 1200
 
 
 def batch(path, folder):

@@ -22,7 +22,7 @@ from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import open_records
 from llava_stf.io.runs import PARTIAL, checkpoint_step, newest_checkpoint
 from llava_stf.training.finetune import main
-from llava_stf.training.trainer import EpochSampler
+from llava_stf.training.sampling import EpochSampler
 
 
 def turns(*texts):

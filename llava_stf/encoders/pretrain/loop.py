@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
+from llava_stf.data.bad_samples import heard_from_workers
 from llava_stf.encoders.objectives.base import Objective, Progress
 from llava_stf.encoders.pretrain.build import build_objective
 from llava_stf.encoders.pretrain.config import PretrainConfig
@@ -85,12 +86,8 @@ def pretrain(config: PretrainConfig) -> Path | None:
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # its own: starting the loader must not move the run's generator
     )
-    try:
-        with StepEnd() as step_end:
-            finished = _train(config, accelerator, model, optimizer, loader, batches, step_end)
-    except DataError as error:
-        # From a worker process the message comes inside that process's traceback, as its last line.
-        raise DataError(str(error).splitlines()[-1].removeprefix("llava_stf.errors.DataError: ")) from error
+    with heard_from_workers(), StepEnd() as step_end:
+        finished = _train(config, accelerator, model, optimizer, loader, batches, step_end)
     if dataset.bad.summary():
         logger.warning("%s: others took their place", dataset.bad.summary())
     if not finished:
