@@ -3,8 +3,8 @@
 #
 # A dataclass has a field `epochs: int`. The value null comes once from the command line and once from a YAML file.
 # Expected: the same type check on both ways in.
-# Happens:  the command line refuses null, and a file with a text is refused, too; but a file's null passes validation and the field is None, which only fails
-#           much later, where the number is used.
+# Happens:  the command line refuses null and a file with a text is refused, too; but a file's null passes validation and
+#           the field is None, which only fails much later, where the number is used.
 #
 # Seen:
 #   command line: refused
@@ -33,7 +33,7 @@ def parse(*arguments):
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(Config, "train")
-    return parser.instantiate_classes(parser.parse_args(list(arguments))).train
+    return parser.instantiate(parser.parse_args(list(arguments))).train
 
 
 Path("train.yaml").write_text("train:\n  epochs: null\n")
@@ -44,7 +44,7 @@ for name, arguments in (
 ):
     try:
         raise AssertionError(parse(*arguments))
-    except ArgumentError as error:
+    except ArgumentError:
         print(f"{name}: refused")
 train = parse("--config=train.yaml")
 print("file, null:", train)
