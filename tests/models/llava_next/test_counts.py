@@ -4,7 +4,12 @@ import random
 
 import pytest
 import torch
-from transformers import LlavaNextConfig, LlavaNextProcessor
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import LlavaNextConfig, LlavaNextProcessor, PreTrainedTokenizerFast
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava_stf import LlavaNextStfConfig, LlavaNextStfModel, LlavaNextStfProcessor
@@ -107,3 +112,42 @@ def test_image_sizes_must_fit_the_tiles():
     with pytest.raises(PromptError, match="need 8 tiles, found 6"):
         model.sizes_of_images(tiles.flatten(0, 1), torch.tensor([[336, 672], [672, 672]]))
     assert model.sizes_of_images(tiles, torch.tensor([[336, 672], [672, 336]])) == [(336, 672), (672, 336)]
+
+
+def byte_level(begin, *, adds):
+    """A tokenizer of single bytes, as Llama 3's and Qwen's without merges; `adds` puts `begin` before every text."""
+    alphabet = sorted(ByteLevel.alphabet())
+    backend = Tokenizer(BPE({piece: index for index, piece in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    special = [token for token in (begin, "<|end|>", "<image>") if token]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+    if adds:
+        backend.post_processor = TemplateProcessing(f"{begin} $A", special_tokens=[(begin, backend.token_to_id(begin))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=begin, eos_token="<|end|>", pad_token="<|end|>", padding_side="left"
+    )
+
+
+@pytest.mark.parametrize(
+    ("begin", "adds", "prompt"),
+    [
+        ("<|begin|>", True, "<|begin|>user: <image>\nWhat is it?<|end|>"),  # Llama 3: template and tokenizer write it
+        ("<|begin|>", True, "user: <image>\nWhat is it?"),
+        ("<|begin|>", False, "user: <image>\nWhat is it?"),  # Yi: neither does
+        (None, False, "user: <image>\nWhat is it?<|end|>and <image>?"),  # Qwen
+    ],
+)
+def test_ids_of_other_llms_are_those_of_transformers(begin, adds, prompt):
+    images = [Image.new("RGB", (700, 500))] * prompt.count("<image>")
+    tokenizer = byte_level(begin, adds=adds)
+    found = {}
+    for kind, options in ((LlavaNextStfProcessor, {"fusion_window": 1}), (LlavaNextProcessor, {})):
+        processor = processor_for(PUBLISHED, kind=kind, **options)
+        made = kind(
+            processor.image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, **options,
+        )  # fmt: skip
+        found[kind] = made(images=images, text=prompt)["input_ids"][0]
+    stock = found[LlavaNextProcessor]
+    written_twice = adds and prompt.startswith(begin)  # by template and tokenizer, and one is what the LLM knows
+    assert found[LlavaNextStfProcessor] == (stock[1:] if written_twice else stock)
