@@ -25,7 +25,7 @@ measure() { # NAME: nearest neighbours and a linear layer, on the class token an
 }
 
 [ -f "$out/random/config.json" ] ||
-    "$python" -m llava_stf_eval.encoder_tables untrained "$out/random" --config "$config" --data "$data"
+    "$python" -m llava_stf_eval.tables.encoders untrained "$out/random" --config "$config" --data "$data"
 measure random
 for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     [ -f "$out/$method/config.json" ] || {
@@ -35,4 +35,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     }
     measure "$method"
 done
-"$python" -m llava_stf_eval.encoder_tables encoders "$out" --output docs/encoders
+"$python" -m llava_stf_eval.tables.encoders encoders "$out" --output docs/encoders

@@ -43,9 +43,9 @@ both() { # TOWER
     llava_with "$1" -2 one
 }
 
-[ -f "$out/embedded/config.json" ] || "$python" -m llava_stf_eval.encoder_tables embedded "$out/embedded"
+[ -f "$out/embedded/config.json" ] || "$python" -m llava_stf_eval.tables.encoders embedded "$out/embedded"
 both embedded
-[ -f "$out/random/config.json" ] || "$python" -m llava_stf_eval.encoder_tables untrained "$out/random" \
+[ -f "$out/random/config.json" ] || "$python" -m llava_stf_eval.tables.encoders untrained "$out/random" \
     --config "$config" --data "$out/pictures/images"
 both random
 for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
@@ -54,4 +54,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
             --data "$out/pictures/images" --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1
     both "$method"
 done
-"$python" -m llava_stf_eval.encoder_tables towers "$out" --output docs/encoders
+"$python" -m llava_stf_eval.tables.encoders towers "$out" --output docs/encoders

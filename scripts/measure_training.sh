@@ -22,7 +22,7 @@ finetune() { # RUN OPTIONS
             --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --seed "$seed" "${@:2}" \
             > "$run.log" 2>&1; } 2> "$run.seconds"
     }
-    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.training_curves evaluate "$run" --pictures 300
+    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --pictures 300
 }
 
 supervised="--stage instruct --base tiny-full --projector-learning-rate 1e-3"
@@ -41,4 +41,4 @@ for seed in ${SEEDS:-0 1 2}; do
     finetune "several-descending-$seed" $distilled --vision-tokens 16,4 --vision-tokens-schedule descending
     finetune "distill-features-$seed" $distilled --vision-tokens 16 --feature-weight 1
 done
-"$python" -m llava_stf_eval.training_curves report "$out" --output docs/training
+"$python" -m llava_stf_eval.tables.training report "$out" --output docs/training

@@ -122,7 +122,7 @@ def main() -> None:
     """Ask the models of the command line and print their table."""
     from llava_stf import load_model
     from llava_stf.reduction.options import parse_options
-    from llava_stf_eval.bench_models import ModelOptions
+    from llava_stf_eval.benchmarks.models import ModelOptions
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(

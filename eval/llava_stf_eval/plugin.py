@@ -11,7 +11,7 @@ MODEL_ID = "llava_stf"
 
 
 def manifest() -> ModelManifest:
-    """The manifest of `llava_stf_eval.lmms_model.LlavaStfLmms`, for `lmms_eval --model llava_stf`."""
+    """The manifest of `llava_stf_eval.benchmarks.lmms_model.LlavaStfLmms`, for `lmms_eval --model llava_stf`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id=MODEL_ID, chat_class_path="llava_stf_eval.lmms_model.LlavaStfLmms")
+    return ModelManifest(model_id=MODEL_ID, chat_class_path="llava_stf_eval.benchmarks.lmms_model.LlavaStfLmms")

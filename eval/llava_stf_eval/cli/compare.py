@@ -22,7 +22,7 @@ def compare(
     import json
 
     from llava_stf.cli.common import waiting
-    from llava_stf_eval.compare import compare_runs
+    from llava_stf_eval.report.compare import compare_runs
     from llava_stf_eval.report.comparison import as_record, check_output, print_comparison, write_comparison
     from llava_stf_eval.report.runs import load_runs
 

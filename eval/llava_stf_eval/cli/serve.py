@@ -60,7 +60,7 @@ def serve(
     with waiting("Importing torch and transformers"):
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
-        from llava_stf_eval.bench_result import open_result
+        from llava_stf_eval.measurement.result import open_result
         from llava_stf_eval.serving.output import RESULT, failures, print_table, save_figure
         from llava_stf_eval.serving.run import Plan, measure
     from rich.console import Console

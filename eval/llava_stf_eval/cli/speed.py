@@ -52,7 +52,7 @@ def speed(
     with waiting("Importing torch and transformers"):
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
-        from llava_stf_eval.bench_result import open_result
+        from llava_stf_eval.measurement.result import open_result
         from llava_stf_eval.speed.output import RESULT, print_tables, save_figure
         from llava_stf_eval.speed.run import Plan, measure
         from llava_stf_eval.speed.verdict import verdicts

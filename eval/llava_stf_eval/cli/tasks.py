@@ -9,7 +9,7 @@ import typer
 from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, token_count, waiting
 
 if TYPE_CHECKING:
-    from llava_stf_eval.bench_tasks import TaskOptions
+    from llava_stf_eval.benchmarks.run import TaskOptions
 
 
 def tasks(
@@ -57,7 +57,7 @@ def tasks(
     """
     asked = [] if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
     if fetch:
-        from llava_stf_eval.bench_fetch import fetch_data
+        from llava_stf_eval.data.fetch import fetch_data
 
         if data is None:
             raise typer.BadParameter("--fetch needs --data, the folder to download into")
@@ -65,8 +65,8 @@ def tasks(
         return
     with waiting("Importing torch and transformers"):
         from llava_stf.reduction.options import parse_options
-        from llava_stf_eval.bench_models import ModelOptions
-        from llava_stf_eval.bench_tasks import TaskOptions
+        from llava_stf_eval.benchmarks.models import ModelOptions
+        from llava_stf_eval.benchmarks.run import TaskOptions
 
     options = ModelOptions(
         pretrained=model,
@@ -96,7 +96,7 @@ def _run(options: "TaskOptions") -> int:
     )
 
     from llava_stf.io.signals import keeping
-    from llava_stf_eval.bench_tasks import run_tasks
+    from llava_stf_eval.benchmarks.run import run_tasks
     from llava_stf_eval.protocols import parse
     from llava_stf_eval.report import load_run, print_scores, write_report
 

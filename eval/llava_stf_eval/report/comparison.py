@@ -8,8 +8,8 @@ from typing import Any
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.publish import write_file
-from llava_stf_eval.compare import FEW, Comparison, Difference, Pair
 from llava_stf_eval.report.bootstrap import CONFIDENCE
+from llava_stf_eval.report.compare import FEW, Comparison, Difference, Pair
 from llava_stf_eval.report.page import Item, Page, Table, fair_share, render
 from llava_stf_eval.report.scores import title
 from llava_stf_eval.report.write import MAX_ITEMS, reference_text

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from llava_stf.errors import DataError
 from llava_stf_eval.protocols import BENCHMARKS
-from llava_stf_eval.published import budget_text
+from llava_stf_eval.report.published import budget_text
 
 Status = Literal["scored", "submission", "failed"]
 RIGHT = 0.5  # a sample that scores less is a wrong answer: VQA's soft accuracy lies between 0 and 1

@@ -14,7 +14,14 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from llava_stf_eval.protocols import BENCHMARKS, LLAVA
-from llava_stf_eval.published import MODEL_7B, MODEL_7B_LORA, MODEL_13B, Published, find_published, published_counts
+from llava_stf_eval.report.published import (
+    MODEL_7B,
+    MODEL_7B_LORA,
+    MODEL_13B,
+    Published,
+    find_published,
+    published_counts,
+)
 from llava_stf_eval.report.runs import BenchmarkResult, Run, table_order
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from llava_stf.io.publish import write_file
 from llava_stf_eval.protocols import BENCHMARKS
-from llava_stf_eval.published import published_rows
 from llava_stf_eval.report.images import data_uri
 from llava_stf_eval.report.page import Item, Page, Plot, Table, fair_share, render
 from llava_stf_eval.report.plots import draw_bars, draw_radar
+from llava_stf_eval.report.published import published_rows
 from llava_stf_eval.report.runs import RIGHT, Run, load_runs
 from llava_stf_eval.report.scores import HEADERS, NONE, footnotes, score_rows, side_by_side, title
 

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
-from llava_stf_eval.bench_machine import machine, versions
-from llava_stf_eval.bench_result import begin_or_resume
+from llava_stf_eval.measurement.machine import machine, versions
+from llava_stf_eval.measurement.result import begin_or_resume
 from llava_stf_eval.serving import client, vllm_client
 from llava_stf_eval.serving.client import Target
 from llava_stf_eval.serving.metrics import Seen, watching

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf_eval.bench_result import is_complete, read_result
+from llava_stf_eval.measurement.result import is_complete, read_result
 from llava_stf_eval.serving.output import FIGURE, RESULT, failures, markdown
 
 START, END = "<!-- serving:start -->", "<!-- serving:end -->"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llava_stf_eval.bench_machine import machine, versions
+from llava_stf_eval.measurement.machine import machine, versions
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

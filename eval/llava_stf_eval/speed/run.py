@@ -22,7 +22,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageP
 from llava_stf.analysis.counting import llm_parameters
 from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.loading.options import from_pretrained_options
-from llava_stf_eval.bench_result import begin_or_resume
+from llava_stf_eval.measurement.result import begin_or_resume
 from llava_stf_eval.speed.machine import describe_machine, load_average
 from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, measure_once
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config

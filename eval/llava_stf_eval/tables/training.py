@@ -1,7 +1,7 @@
 """Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
 
-    python -m llava_stf_eval.training_curves evaluate RUN --pictures 300
-    python -m llava_stf_eval.training_curves report FOLDER --output docs/training
+    python -m llava_stf_eval.tables.training evaluate RUN --pictures 300
+    python -m llava_stf_eval.tables.training report FOLDER --output docs/training
 
 Accuracy is the share of right answers to the questions about held-out drawn images, see `llava_stf_eval.drawn`.
 """

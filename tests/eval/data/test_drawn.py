@@ -13,9 +13,9 @@ from llava_stf_eval.protocols import BENCHMARKS, LLAVA, PROTOCOLS
 
 pytest.importorskip("datasets", reason='the data sets are written with it: pip install "llava-stf[eval]"')
 
-from llava_stf_eval.data_schemas import check_data, datasets_cache
-from llava_stf_eval.data_tables import TABLES
-from llava_stf_eval.drawn_benchmarks import write_benchmarks
+from llava_stf_eval.data.drawn import write_benchmarks
+from llava_stf_eval.data.schemas import check_data, datasets_cache
+from llava_stf_eval.data.tables import TABLES
 
 IMAGES = 20
 SERVED = [f"{name}:test" for name, benchmark in BENCHMARKS.items() if benchmark.server]

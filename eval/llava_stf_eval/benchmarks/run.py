@@ -20,11 +20,11 @@ from typing import Any
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.publish import write_json
 from llava_stf.loading.digest import model_digest
-from llava_stf_eval.bench_child import WorkerArgs, failure
-from llava_stf_eval.bench_folder import RunFolder, open_run, sole_user
-from llava_stf_eval.bench_machine import machine, versions
-from llava_stf_eval.bench_models import ModelOptions
-from llava_stf_eval.data_schemas import check_data, datasets_cache
+from llava_stf_eval.benchmarks.child import WorkerArgs, failure
+from llava_stf_eval.benchmarks.folder import RunFolder, open_run, sole_user
+from llava_stf_eval.benchmarks.models import ModelOptions
+from llava_stf_eval.data.schemas import check_data, datasets_cache
+from llava_stf_eval.measurement.machine import machine, versions
 from llava_stf_eval.protocols import BENCHMARKS, parse, tasks
 from llava_stf_eval.requirements import lmms_eval_folder
 
@@ -149,7 +149,7 @@ def _run(args: WorkerArgs, folder: RunFolder, progress: Progress | None) -> dict
         # `datasets` knows prepared data by folder name, so data of another folder of that name would be taken for ours.
         environment["HF_DATASETS_CACHE"] = str(datasets_cache(args.data, args.benchmark))
     # -P: a file in the folder where the command was given must not hide a library.
-    command = [sys.executable, "-P", "-m", "llava_stf_eval.bench_child", args.to_json()]
+    command = [sys.executable, "-P", "-m", "llava_stf_eval.benchmarks.child", args.to_json()]
     with log.open("a") as errors, subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
     ) as process:  # fmt: skip

@@ -17,12 +17,12 @@ from PIL import Image
 from llava_stf.errors import DataError
 from llava_stf.reduction import METHODS
 from llava_stf_eval.protocols import BENCHMARKS
-from llava_stf_eval.published import find_published, published_counts, published_rows
 from llava_stf_eval.report import __main__ as command
 from llava_stf_eval.report import load_run, load_runs, print_scores, write_report
 from llava_stf_eval.report import write as report_write
 from llava_stf_eval.report.images import embed_images
 from llava_stf_eval.report.page import fair_share
+from llava_stf_eval.report.published import find_published, published_counts, published_rows
 from llava_stf_eval.report.scores import footnotes, score_rows
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -30,10 +30,10 @@ from llava_stf.errors import CheckpointError, LlavaStfError, PromptError
 from llava_stf.images import load_image
 from llava_stf.inference import user_turn
 from llava_stf.reduction.options import known_options
-from llava_stf_eval.bench_generation import cut, generate_options, is_out_of_memory, unknown_settings
-from llava_stf_eval.bench_journal import Answer, Journal
-from llava_stf_eval.bench_models import ModelOptions
-from llava_stf_eval.bench_prompts import without_instructions
+from llava_stf_eval.benchmarks.generation import cut, generate_options, is_out_of_memory, unknown_settings
+from llava_stf_eval.benchmarks.journal import Answer, Journal
+from llava_stf_eval.benchmarks.models import ModelOptions
+from llava_stf_eval.benchmarks.prompts import without_instructions
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from llava_stf import load_model
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf_eval.bench_folder import open_run, sole_user
-from llava_stf_eval.bench_models import ModelOptions
-from llava_stf_eval.bench_tasks import TaskOptions, run_tasks
+from llava_stf_eval.benchmarks.folder import open_run, sole_user
+from llava_stf_eval.benchmarks.models import ModelOptions
+from llava_stf_eval.benchmarks.run import TaskOptions, run_tasks
 from llava_stf_eval.protocols import BENCHMARKS
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is installed by hand, see eval/README.md")
@@ -46,7 +46,7 @@ def with_broken_images(table):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Drawn POPE, and an MME whose schema is right and whose images are broken."""
-    from llava_stf_eval.drawn_benchmarks import write_benchmarks
+    from llava_stf_eval.data.drawn import write_benchmarks
 
     folder = tmp_path_factory.mktemp("data")
     write_benchmarks(folder, images=4, benchmarks=["pope", "mme"])
@@ -143,7 +143,7 @@ def test_instructions_are_kept_where_they_are_asked_for(data, tmp_path):
     ids=["benchmark", "split", "protocol", "limit", "batch", "data", "method", "budget"],
 )
 def test_bad_input_is_one_sentence_before_a_model_is_loaded(options, change, sentence, monkeypatch):
-    monkeypatch.setattr("llava_stf_eval.bench_tasks._run", lambda *_: pytest.fail("a benchmark was started"))
+    monkeypatch.setattr("llava_stf_eval.benchmarks.run._run", lambda *_: pytest.fail("a benchmark was started"))
     with pytest.raises(LlavaStfError, match=sentence):
         run_tasks(replace(options, **change))
     assert not options.output.exists()
@@ -176,7 +176,7 @@ def test_two_commands_do_not_share_a_folder(tmp_path):
     folder = open_run(tmp_path / "out", {"model": "tiny"}, resume=False)
     with FileLock(folder.root / "parts" / "lock"):
         code = (
-            "import sys; from pathlib import Path; from llava_stf_eval.bench_folder import RunFolder, sole_user\n"
+            "import sys; from pathlib import Path; from llava_stf_eval.benchmarks.folder import RunFolder, sole_user\n"
             "with sole_user(RunFolder(Path(sys.argv[1]))): pass"
         )
         done = subprocess.run(
@@ -240,7 +240,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def fetch(endpoint: str, folder: Path, home: Path, *names: str) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from pathlib import Path; from llava_stf_eval.bench_fetch import fetch_data\n"
+        "import sys; from pathlib import Path; from llava_stf_eval.data.fetch import fetch_data\n"
         "fetch_data(sys.argv[2:], Path(sys.argv[1]))"
     )
     hub = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llava_stf_eval.training_curves import TITLES, evaluate_run, plot, read_runs, table
+from llava_stf_eval.tables.training import TITLES, evaluate_run, plot, read_runs, table
 
 UNTRAINED = {"all": 0.6, "16": 0.5, "4": 0.4}
 

@@ -18,7 +18,7 @@ import yaml
 
 from llava_stf.errors import DataError
 from llava_stf.io.publish import write_file
-from llava_stf_eval.data_tables import TABLES
+from llava_stf_eval.data.tables import TABLES
 from llava_stf_eval.protocols import BENCHMARKS, parse
 
 Split = tuple[str, str]  # configuration and split, as the hub names them

@@ -61,7 +61,7 @@ class Published:
 @cache
 def published_rows() -> tuple[Published, ...]:
     """All rows, sources spelt out."""
-    content = json.loads(files("llava_stf_eval").joinpath("published.json").read_text(encoding="utf-8"))
+    content = json.loads(files("llava_stf_eval").joinpath("report", "published.json").read_text(encoding="utf-8"))
     return tuple(
         Published(
             **{name: row[name] for name in ("model", "method", "title", "vision_tokens", "trained")},

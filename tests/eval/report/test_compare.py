@@ -9,9 +9,9 @@ import typer
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf_eval.cli.compare import compare
-from llava_stf_eval.compare import compare_runs
 from llava_stf_eval.report import load_run
 from llava_stf_eval.report.bootstrap import Stratum, bootstrap, f1, mean
+from llava_stf_eval.report.compare import compare_runs
 from llava_stf_eval.report.comparison import flips_as_lines
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
-from llava_stf_eval.data_tables import ANSWERS, TABLES, Table
+from llava_stf_eval.data.tables import ANSWERS, TABLES, Table
 from llava_stf_eval.protocols import LLAVA, parse, tasks
 from llava_stf_eval.scoring.choices import ROTATION, options_of
 from llava_stf_eval.scoring.pope import CATEGORIES

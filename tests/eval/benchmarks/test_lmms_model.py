@@ -11,8 +11,8 @@ from llava_stf import load_model
 from llava_stf.errors import FusionError, LlavaStfError, PromptError
 from llava_stf.reduction.fastv import FastV
 from llava_stf.world import draw
-from llava_stf_eval.bench_models import ModelOptions
-from llava_stf_eval.bench_prompts import without_instructions
+from llava_stf_eval.benchmarks.models import ModelOptions
+from llava_stf_eval.benchmarks.prompts import without_instructions
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is installed by hand, see eval/README.md")
 
@@ -55,7 +55,7 @@ def requests_of(model, documents, settings=SETTINGS, task="drawn"):
 
 def build(arguments="pretrained=tiny,dtype=float32", **more):
     """The model as lmms-eval's command line makes it."""
-    from llava_stf_eval.lmms_model import LlavaStfLmms
+    from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
 
     return LlavaStfLmms.create_from_arg_string(arguments, {"batch_size": "3", **more})
 
@@ -73,7 +73,7 @@ def llava():
 def test_lmms_eval_finds_the_class_by_the_manifest():
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
-    from llava_stf_eval.lmms_model import LlavaStfLmms
+    from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
     from llava_stf_eval.plugin import manifest
 
     registry = ModelRegistryV2()

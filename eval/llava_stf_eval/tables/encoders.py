@@ -1,9 +1,9 @@
 """Comparisons of vision encoders: what `scripts/measure_encoders.sh` and `measure_towers.sh` measure, and the tables.
 
-    python -m llava_stf_eval.encoder_tables untrained OUT --config pretrain.yaml --data images.npz
-    python -m llava_stf_eval.encoder_tables embedded OUT
-    python -m llava_stf_eval.encoder_tables encoders FOLDER --output docs/encoders
-    python -m llava_stf_eval.encoder_tables towers FOLDER --output docs/encoders
+    python -m llava_stf_eval.tables.encoders untrained OUT --config pretrain.yaml --data images.npz
+    python -m llava_stf_eval.tables.encoders embedded OUT
+    python -m llava_stf_eval.tables.encoders encoders FOLDER --output docs/encoders
+    python -m llava_stf_eval.tables.encoders towers FOLDER --output docs/encoders
 
 `encoders` and `towers` write FILE.md, a table, and FILE.json with all that was measured, of what is in FOLDER.
 """

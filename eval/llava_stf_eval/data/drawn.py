@@ -1,6 +1,6 @@
 """The synthetic world as local copies of the nine data sets, so that real task code runs on data the models know.
 
-    python -m llava_stf_eval.drawn_benchmarks --out data --pictures 100
+    python -m llava_stf_eval.data.drawn --out data --pictures 100
 
 writes `data/<org>/<name>/` in the hub's layout: a README that names configurations and splits, and Parquet files.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.publish import publish
-from llava_stf_eval.data_tables import TABLES, Table, features
-from llava_stf_eval.drawn_rows import ROWS, Rows, drawn_images
+from llava_stf_eval.data.rows import ROWS, Rows, drawn_images
+from llava_stf_eval.data.tables import TABLES, Table, features
 from llava_stf_eval.protocols import BENCHMARKS, parse
 
 

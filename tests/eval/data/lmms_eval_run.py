@@ -18,7 +18,7 @@ from lmms_eval.protocol import ChatMessages
 from lmms_eval.tasks import TaskManager
 
 from llava_stf_eval import protocols
-from llava_stf_eval.lmms_model import LlavaStfLmms
+from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
 from llava_stf_eval.requirements import lmms_eval_folder
 
 FOLDERS = ("vqav2", "gqa", "vizwiz_vqa", "scienceqa", "textvqa", "pope", "mmbench", "mme")
