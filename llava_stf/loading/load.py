@@ -98,7 +98,7 @@ def load_model(
         CheckpointError: damaged or incomplete weights, or no LLaVA.
         FusionError: the model cannot be had at that number of vision tokens.
         KernelError: Triton kernels were asked for where they cannot run.
-        MissingDependencyError: quantization without bitsandbytes.
+        MissingDependencyError: quantization without bitsandbytes, or `flash_attention_2` without flash-attn.
         DeviceMemoryError: the device has no room for the model.
         LlavaStfError: an option has no such value.
     """

@@ -41,10 +41,20 @@ def from_pretrained_options(
         raise LlavaStfError(f"dtype must be one of {', '.join(_DTYPES)}, found '{dtype}'.")
     options: dict[str, Any] = {"device_map": {"": target}, "dtype": name}
     if attn_implementation is not None:
+        require_attention(attn_implementation)
         options["attn_implementation"] = attn_implementation
     if quantization is not None:
         options["quantization_config"] = _quantization(quantization, name)
     return options
+
+
+def require_attention(implementation: str) -> None:
+    """Raise `MissingDependencyError` where the package of an attention implementation is not installed."""
+    if implementation == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise MissingDependencyError(
+            "attn_implementation flash_attention_2 needs the package flash_attn: "
+            "pip install flash-attn --no-build-isolation"
+        )
 
 
 def _quantization(bits: str, dtype: str) -> BitsAndBytesConfig:

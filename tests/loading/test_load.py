@@ -163,6 +163,12 @@ def test_quantization_is_of_the_language_model_alone(bits, kind, wide_folders, i
     assert new.max() < model.config.image_token_id
 
 
+def test_flash_attention_without_its_package(stf_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(MissingDependencyError, match=r"flash_attention_2 needs .*: pip install flash-attn"):
+        load_model(stf_folder, attn_implementation="flash_attention_2")
+
+
 def test_quantization_without_bitsandbytes(stf_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'llava-stf\[quantization\]'"):
