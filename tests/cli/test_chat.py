@@ -59,14 +59,14 @@ def test_a_bad_line_from_a_pipe_ends_the_chat(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_text_in_another_encoding_than_the_terminals(encoding: str, stf_folder: Path, pictures: list[Path]) -> None:
+def test_text_in_another_encoding_than_the_terminals(encoding: str, stf_folder: Path, images: list[Path]) -> None:
     def say_bytes(line: bytes) -> subprocess.CompletedProcess[bytes]:
         command = [
             sys.executable,
             "-c",
             "import sys, llava_stf.cli; sys.exit(llava_stf.cli.main())",
             "chat",
-            str(pictures[0]),
+            str(images[0]),
             "--json",
             "--max-new-tokens",
             "2",

@@ -134,6 +134,32 @@ class FusedGeneration(CarriesCode, _Base):
         kwargs["suppress_tokens"] = with_suppressed(kwargs, self.generation_config, self.config, tokenizer_beside(self))
         return super().generate(*args, **kwargs)
 
+    def load_adapter(self, peft_model_id: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' `PeftAdapterMixin.load_adapter`, which loses the magnitudes of a DoRA.
+
+        Args:
+            peft_model_id: folder or hub id of an adapter.
+            *args: as there.
+            **kwargs: as there.
+
+        Returns:
+            What transformers' own returns.
+
+        Raises:
+            FusionError: the adapter is a DoRA, which PEFT's own `PeftModel.from_pretrained` reads exactly.
+        """
+        config = kwargs.get("peft_config")
+        if config is None and peft_model_id is not None:
+            from peft import PeftConfig
+
+            config = PeftConfig.from_pretrained(peft_model_id, **kwargs.get("adapter_kwargs") or {})
+        if (config if isinstance(config, dict) else vars(config or object)).get("use_dora"):
+            raise FusionError(
+                f"load_adapter of transformers loses the magnitudes of a DoRA, and {peft_model_id or 'this adapter'} "
+                "is one; read it with peft.PeftModel.from_pretrained(model, folder)."
+            )
+        return super().load_adapter(peft_model_id, *args, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,

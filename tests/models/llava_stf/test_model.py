@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -232,3 +232,22 @@ def test_lora_trains_and_merges(stf_folder, loaded):
     merged = wrapped.merge_and_unload()
     torch.testing.assert_close(merged(**inputs).logits, expected, atol=1e-4, rtol=0)
     assert type(merged) is LlavaStfForConditionalGeneration
+
+
+def test_a_dora_is_read_by_peft_and_not_half(stf_folder, loaded, tmp_path):
+    _, processor = loaded
+    inputs = inputs_of(processor, PROMPTS[:1], PICTURES[:1])
+    adapted = get_peft_model(
+        LlavaStfForConditionalGeneration.from_pretrained(stf_folder),
+        LoraConfig(r=2, use_dora=True, target_modules=["q_proj"], init_lora_weights=False),
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(1.5)
+        expected = adapted(**inputs).logits
+        adapted.save_pretrained(tmp_path)
+        base = LlavaStfForConditionalGeneration.from_pretrained(stf_folder)
+        with pytest.raises(FusionError, match="loses the magnitudes of a DoRA"):
+            base.load_adapter(str(tmp_path))
+        assert torch.equal(PeftModel.from_pretrained(base, tmp_path).eval()(**inputs).logits, expected)
