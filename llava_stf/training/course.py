@@ -39,11 +39,12 @@ class Lesson:
 
 
 COURSE = (
-    Lesson("word", partial(letter_drill, form="word"), 1500),
-    Lesson("question", partial(letter_drill, form="question"), 1000),
+    Lesson("word", partial(letter_drill, form="word"), 2500, goal=0.95),
+    Lesson("question", partial(letter_drill, form="question"), 2000, goal=0.95),
     Lesson("sentence", partial(letter_drill, form="sentence"), 1000),
     Lesson("turn", partial(letter_drill, form="turn"), 1000),
-    Lesson("spoken", partial(options_last, spoken=True), 1500, rehearsed=False),
+    Lesson("spoken", partial(options_last, spoken=1.0), 1500, rehearsed=False),
+    Lesson("spoken or not", partial(options_last, spoken=0.25), 500, goal=0.9, rehearsed=False),
     Lesson("options last", options_last, 2000, goal=0.9),
     Lesson("one fact", lettered_fact, 3000, goal=0.9),
     Lesson("two facts", partial(lettered_fact, max_objects=2), 3000, goal=0.9),

@@ -58,12 +58,15 @@ def letter_drill(rng: np.random.Generator, form: str) -> Exercise:
     return Exercise.of(parts)
 
 
-def options_last(rng: np.random.Generator, *, spoken: bool = False) -> Exercise:
-    """The question before its options, as benchmarks ask; `spoken` answers with the option's words and its letter."""
+def options_last(rng: np.random.Generator, *, spoken: float = 0.0) -> Exercise:
+    """The question before its options, as benchmarks ask; the answer is a letter.
+
+    With probability `spoken` the option's words stand before it, so that the place of the answer learns to know them.
+    """
     options = _options(rng)
     number = int(rng.integers(len(options)))
     text = f"Which is {options[number]}?\n{_listed(options)}"
-    return _asked(text, options[number] if spoken else None, LETTERS[number])
+    return _asked(text, options[number] if rng.random() < spoken else None, LETTERS[number])
 
 
 def lettered_fact(rng: np.random.Generator, *, max_objects: int = 1) -> Exercise:

@@ -36,7 +36,7 @@ def test_drill_answers_with_the_letter_of_the_asked_option(form):
 
 def test_options_last_asks_for_one_of_them():
     for seed in range(20):
-        exercise = options_last(np.random.default_rng(seed), spoken=True)
+        exercise = options_last(np.random.default_rng(seed), spoken=1.0)
         question, *options = exercise.text.split(" ASSISTANT:")[0].removeprefix("USER: ").split("\n")
         asked = question.removeprefix("Which is ").removesuffix("?")
         words, letter = answers(exercise)
