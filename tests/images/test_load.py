@@ -229,7 +229,7 @@ def test_an_icon_is_checked_before_it_is_decoded(tmp_path: Path) -> None:
     assert load_image(small).getpixel((0, 0)) == RED
 
 
-def test_no_process_wide_warning_filter_is_touched(picture: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_process_wide_warning_filter_is_touched(image: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen, open_ = list(warnings.filters), [], Image.open
 
     def recording(*args: Any, **options: Any) -> Image.Image:
@@ -237,7 +237,7 @@ def test_no_process_wide_warning_filter_is_touched(picture: Image.Image, monkeyp
         return open_(*args, **options)
 
     monkeypatch.setattr(Image, "open", recording)
-    load_image(encode(picture))
+    load_image(encode(image))
     assert seen == [before]
 
 
@@ -318,7 +318,7 @@ def test_to_rgb_drops_transparency_and_scales_greys_and_turns_nothing() -> None:
     assert to_rgb(lying).size == (4, 2)
 
 
-def test_thin_pictures_are_refused_and_long_ones_reduced() -> None:
+def test_thin_images_are_refused_and_long_ones_reduced() -> None:
     with pytest.raises(ImageError, match=r"1x5000 pixels.*200 times"):
         load_image(Image.new("L", (1, 5000)))
     assert load_image(Image.new("L", (5, 1000))).size == (5, 1000)
