@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from llava_stf.errors import LlavaStfError
 
 MAX_CONNECTIONS = 512
-MAX_BACKLOG = 64
+MAX_ACCEPTS = 64  # at one turn of the event loop
+QUEUE = 256  # connections that the system holds until they are accepted
 SPARE_FILES = 32  # for what the server opens itself
 
 
@@ -42,10 +43,10 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """How many connections are served at a time, and how many the system may hold ready for that."""
+    """How many connections are open at a time, and how many are accepted at one turn of the event loop."""
 
     connections: int = MAX_CONNECTIONS
-    backlog: int = MAX_BACKLOG
+    accepts: int = MAX_ACCEPTS
 
 
 def connection_limits() -> ConnectionLimits:
@@ -59,4 +60,5 @@ def connection_limits() -> ConnectionLimits:
         return ConnectionLimits()
     room = max(8, allowed - len(os.listdir("/dev/fd")))
     room -= min(SPARE_FILES, room // 4)
-    return ConnectionLimits(min(MAX_CONNECTIONS, room * 3 // 4), min(MAX_BACKLOG, room // 4))
+    # A connection that made room for another one is closed four or five turns later.
+    return ConnectionLimits(min(MAX_CONNECTIONS, room // 2), max(1, min(MAX_ACCEPTS, room // 10)))

@@ -18,7 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.serving.connections import BoundedProtocol
-from llava_stf.serving.listening import ConnectionLimits, connection_limits
+from llava_stf.serving.listening import QUEUE, ConnectionLimits, connection_limits
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Server(uvicorn.Server):
         """Begins to accept connections, and says where."""
         await super().startup(sockets=sockets)
         if self.started:
+            for one in sockets or []:
+                one.listen(QUEUE)  # asyncio took its number of accepts for the length of the queue, too
             gc.freeze()  # what is loaded stays: collections that parsing sets off pass it over
             logger.info("Serving at %s (Ctrl+C ends it)", ", ".join(_addresses(sockets or [])))
 
@@ -80,7 +82,7 @@ def configure(app: FastAPI, limits: ConnectionLimits) -> uvicorn.Config:
         ws="none",
         log_config=_logging(),
         access_log=False,  # `auth` writes a line for every request, with its id
-        backlog=limits.backlog,
+        backlog=limits.accepts,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         server_header=False,
     )
