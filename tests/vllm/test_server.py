@@ -134,8 +134,12 @@ def test_a_bad_picture_is_refused(client, pictures, name):
     [
         ("word " * 600, {}, "maximum context length"),
         ("Count <image> them", {}, "found 2 markers in the text and 1 images"),
-        (QUESTION, {"extra": {"mm_processor_kwargs": {"vision_tokens": 5}}}, "trained for 16 vision tokens"),
-        (QUESTION, {"extra": {"mm_processor_kwargs": {"vision_tokens": "16"}}}, "trained for 16 vision tokens"),
+        (QUESTION, {"extra": {"mm_processor_kwargs": {"vision_tokens": 5}}}, "No window of the 8x8 patches gives 5"),
+        (
+            QUESTION,
+            {"extra": {"mm_processor_kwargs": {"vision_tokens": "16"}}},
+            "vision_tokens must be a number, found .16.",
+        ),
         (QUESTION, {"extra": {"mm_processor_kwargs": {"crop_size": {"height": 56, "width": 56}}}}, "nothing else"),
         (QUESTION, {"extra": {"mm_processor_kwargs": {"images_kwargs": {"do_pad": False}}}}, "nothing else"),
     ],
