@@ -79,8 +79,10 @@ def test_words_appear_as_they_are_said_until_stopped_and_errors_are_sentences(en
 
     ask.click()
     expect(stop).to_have_count(1)
+    wait_for(lambda: not engine.closed.is_set())  # it waits for words, and must not take those of the next answer
     stop.click()
     expect(answer).to_have_text("Stopped before the first word.")
+    assert engine.closed.wait(DEADLINE)
 
     engine.words += [None]
     ask.click()
