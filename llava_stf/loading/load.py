@@ -36,6 +36,7 @@ from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.loading.bundled import BUNDLED, bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf.loading.precision import dtype_on_cpu, stored_dtype
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
@@ -77,7 +78,9 @@ def load_model(
         subfolder: folder inside the repository or local folder that holds the checkpoint.
         revision: branch, tag or commit of the hub repository; a local folder has none.
         device: default a GPU if there is one.
-        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; `"stored"` is that of the files. Default, also
+            named `"auto"`: that of the files, but float32 on a CPU that has no instructions for it, if the memory has
+            room (said in the log). What is saved has the dtype that was loaded.
         quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
             the projector and the head as they are.
         attn_implementation: as in transformers: `"sdpa"`, `"eager"`, ...
@@ -255,6 +258,7 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[
 
 def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
     """The model with all its weights and no others."""
+    options = {**options, "dtype": _dtype(source, options)}
     generation = source.folder / "generation_config.json"
     if generation.is_file():
         read_json(generation)  # transformers passes over a broken one
@@ -281,6 +285,17 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
                 f"{found[0]}."
             )
     return model
+
+
+def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
+    """The dtype as transformers is told it, whose "auto" is that of the files."""
+    if options["dtype"] not in ("auto", "stored"):
+        return options["dtype"]
+    quantized = "quantization_config" in options or "quantization_config" in source.config
+    if options["dtype"] == "stored" or quantized or options["device_map"][""].type != "cpu":
+        return "auto"
+    shapes = (tensor.final_shape for tensor in source.index().values() if tensor.dtype.is_floating_point)
+    return dtype_on_cpu(stored_dtype(source), sum(torch.Size(shape).numel() for shape in shapes))
 
 
 def _check_headers(source: Source, config: LlavaConfig) -> None:

@@ -35,7 +35,10 @@ def speed(
     text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without image.")] = "64",
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "bfloat16",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Precision; 'auto' is bfloat16, or float32 on a CPU that is slow at it."),
+    ] = "auto",
     quantization: Quantization = None,
     device: Device = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
