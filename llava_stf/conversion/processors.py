@@ -19,13 +19,14 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava_stf.errors import CheckpointError
+from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 
+GENERATION = "generation_config.json"
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -52,7 +53,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with without_byte_order_marks(folder) as readable:
             return AutoTokenizer.from_pretrained(readable, config=LlamaConfig())
     except Exception as error:  # three libraries read these files, each with its own exceptions
-        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {one_line(error)}") from error
 
 
 def add_placeholders(
@@ -139,14 +140,14 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         with without_byte_order_marks(folder) as readable:
             processor = AutoProcessor.from_pretrained(readable, backend="pil")
     except Exception as error:  # as in read_tokenizer
-        raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the processor files cannot be read: {one_line(error)}") from error
     ensure_pad_token(processor.tokenizer)
     return processor, processor.image_processor
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
     """The values of a checkpoint's generation_config.json; none where there is no such file."""
-    file = folder / "generation_config.json"
+    file = folder / GENERATION
     return read_json(file) if file.is_file() else {}
 
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     LlavaConfig,
@@ -19,7 +18,7 @@ from transformers import (
 
 from llava_stf.conversion.cache import converted
 from llava_stf.conversion.locate import locate
-from llava_stf.conversion.processors import read_processor
+from llava_stf.conversion.processors import GENERATION, read_generation, read_processor
 from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import build_config, check_tensors, public_tensors
 from llava_stf.errors import (
@@ -29,6 +28,7 @@ from llava_stf.errors import (
     KernelError,
     LlavaStfError,
     ModelNotFoundError,
+    one_line,
 )
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import compile_generation
@@ -42,6 +42,7 @@ from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
+from llava_stf.models.llava_stf.settings import check_settings, settle_generation
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
 from llava_stf.models.registry import CONFIGS, family_of_config
 from llava_stf.reduction.apply import apply_stf
@@ -130,6 +131,7 @@ def load_model(
         use_kernels(model.model.multi_modal_projector, kernels)
     elif kernels == "triton":
         raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
+    settle_generation(model, None if processor is None else processor.tokenizer)
     remember_tokenizer(model, processor)
     model.eval()
     return LlavaStf(model, processor, compile_generation(model) if compile else None)
@@ -184,7 +186,7 @@ def is_llava(name_or_path: str | Path) -> bool:
     if is_bundled(name_or_path):
         return True
     file = locate(name_or_path, weights=False) / "config.json"
-    return file.is_file() and read_json(file).get("model_type") in (*CONFIGS, "llava_llama")
+    return file.is_file() and str(read_json(file).get("model_type")) in (*CONFIGS, "llava_llama")
 
 
 def load_processor(
@@ -212,7 +214,7 @@ def load_processor(
 
 
 def _config(source: Source) -> LlavaConfig:
-    return build_config(source, CONFIGS[source.config["model_type"]], source.config)
+    return build_config(source.config_file, CONFIGS[source.config["model_type"]], source.config)
 
 
 def _default_tokens(name: str | Path) -> Literal["all"] | None:
@@ -259,24 +261,22 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[
 def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
     """The model with all its weights and no others."""
     options = {**options, "dtype": _dtype(source, options)}
-    generation = source.folder / "generation_config.json"
-    if generation.is_file():
-        read_json(generation)  # transformers passes over a broken one
-    if "quantization_config" in options and "quantization_config" not in source.config:
+    check_settings(source.folder / GENERATION, read_generation(source.folder))  # transformers passes over a broken one
+    if "quantization_config" not in source.config:
         _check_headers(source, config)
     try:
         with without_byte_order_marks(source.folder) as readable:
             model, report = AutoModelForImageTextToText.from_pretrained(
-                readable, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                readable, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
             f"{source.folder} does not fit into the memory of {options['device_map']['']}: free some, load it with "
             f"quantization='4bit' or a smaller dtype, or take device='cpu' ({str(error).partition('.')[0]})."
         ) from error
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # as in build_config
         source.index()  # names the file if one is damaged
-        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"{source.folder} cannot be loaded: {one_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = sorted(key for key in map(str, report[problem]) if has_tiles(config) or not is_unused(key))
         if found:
@@ -299,7 +299,7 @@ def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
 
 
 def _check_headers(source: Source, config: LlavaConfig) -> None:
-    """Name weights that do not fit before they are quantized, when transformers can tell their shapes no more."""
+    """Name weights that do not fit before memory is taken for others, or before 4 bits hide their shapes."""
     if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
         check_tensors(source, config, public_tensors(source.index(), HUGGING_FACE))
 
