@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, Quantization, waiting
+from llava_stf.cli.common import Device, Quantization, importing
 
 
 def _names(text: str) -> list[str]:
@@ -52,7 +52,7 @@ def speed(
 
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
         from llava_stf_eval.measurement.result import open_result

@@ -29,6 +29,7 @@ from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
 IMAGE = (480, 640)  # height and width of the random image that is preprocessed
+ROW_FIELDS = ("case", "method", "vision_tokens", "mean_tokens", "error")  # of every row, a failed one too
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def measure(
         "plan": asdict(plan),
         "rows": [],
     }
-    result = begin_or_resume(fresh, before)
+    result = begin_or_resume(fresh, before, row_fields=ROW_FIELDS)
     on_row(result)
     measured = [row["case"] for row in result["rows"]]
     for case in plan.cases():
