@@ -86,12 +86,12 @@ def cluster_means(x: Tensor, count: int) -> Tensor:
 class SparseVLM(LayerDropping):
     """Prunes behind three layers of the LLM; what goes leaves clusters, which stand behind what stays of the image.
 
-    As in its authors' release 1.5: words are chosen once, by their embeddings (section 3.2); an image token's score is the attention that it gets from them in the layer, mean over heads and
-    words; of those dropped the best 30 % make clusters, one for every ten, whose means are kept (section 3.3);
-    tokens that follow move up to consecutive positions. M, the budget, counts the clusters. The paper and release 1.0
-    draw the number of tokens from the rank of the attention matrix, another for every image (section 3.2); 1.5 fixes
-    it, and so it is here. Where the paper (section 3.3) sums a cluster and assigns tokens to it by cosine, the release
-    takes the mean and Euclidean distance.
+    As in its authors' release 1.5: words are chosen once, by their embeddings (section 3.2); an image token's score is
+    the attention that it gets from them in the layer, mean over heads and words; of those dropped the best 30 % make
+    clusters, one for every ten, whose means are kept (section 3.3); tokens that follow move up to consecutive
+    positions. M, the budget, counts the clusters. The paper and release 1.0 draw the number of tokens from the rank of
+    the attention matrix, another for every image (section 3.2); 1.5 fixes it, and so it is here. Where the paper
+    (section 3.3) sums a cluster and assigns tokens to it by cosine, the release takes the mean and Euclidean distance.
 
     Published 192, 128 and 64 are M = 113, 39 and 18 of 576. Their authors count what the layers put out, 192.0, 128.6
     and 64.8; what they work on, which is what `mean_tokens` counts, is 206.5, 145.4 and 82.3.
