@@ -1,4 +1,4 @@
-"""What some tokens of a prompt attend to in one layer of the LLM, beside the layer's own attention, which stays fused."""
+"""What some tokens of a prompt attend to in one layer of the LLM, beside its own attention, which stays fused."""
 
 from __future__ import annotations
 

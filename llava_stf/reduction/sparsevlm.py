@@ -1,4 +1,4 @@
-"""SparseVLM: words that the image bears on rate its tokens; those that are dropped are clustered, and means are kept."""
+"""SparseVLM: words that the image bears on rate its tokens; of those that go, means of clusters are kept."""
 
 from __future__ import annotations
 
@@ -62,13 +62,17 @@ def cluster_means(x: Tensor, count: int) -> Tensor:
     """Means of clusters around density peaks: x [I, n, H] -> [I, count, H], the most prominent peak first.
 
     Distances are Euclidean over the root of H. A token is dense if its `count` nearest, itself among them, are near; a
-    centre is dense and far from every denser token; each token goes to its nearest centre. In float32.
+    centre is dense and far from every denser token; each token goes to its nearest centre. In float32; the order of
+    x decides ties.
     """
     states = x.float()
     exact = "donot_use_mm_for_euclid_dist"  # so that equal tokens are at distance 0
     distance = torch.cdist(states, states, compute_mode=exact) / x.shape[-1] ** 0.5
     density = (-distance.topk(count, largest=False).values.square().mean(-1)).exp()  # [I, n]
-    denser = density[:, None] > density[..., None]  # whether the token of the last dimension is
+    # Whether the token of the last dimension is denser; of two that are each other's nearest the earlier is.
+    denser = (density[:, None] > density[..., None]) | (
+        (density[:, None] == density[..., None]) & torch.ones_like(distance, dtype=torch.bool).tril(-1)
+    )
     farthest = distance.flatten(1).amax(-1)[:, None, None]
     gap = torch.where(denser, distance, farthest).amin(-1)
     centres = (gap * density).topk(count).indices  # [I, count]
@@ -82,18 +86,18 @@ def cluster_means(x: Tensor, count: int) -> Tensor:
 class SparseVLM(LayerDropping):
     """Prunes behind three layers of the LLM; what goes leaves clusters, which stand behind what stays of the image.
 
-    As in its authors' release 1.5: words are chosen once, by their embeddings (the paper's "relevant text token
-    selection"); an image token's score is the attention that it gets from them in the layer, mean over heads and
-    words; of those dropped the best 30 % make clusters, one for every ten, whose means are kept ("token recycling");
-    tokens that follow move up to consecutive positions. M, the budget, counts the clusters. The paper and release 1.0
-    draw the number of tokens from the rank of the attention matrix, another for every image; 1.5 fixes it, and so it is
-    here.
+    As in its authors' release 1.5: words are chosen once, by their embeddings (section 3.2); an image token's score is
+    the attention that it gets from them in the layer, mean over heads and words; of those dropped the best 30 % make
+    clusters, one for every ten, whose means are kept (section 3.3); tokens that follow move up to consecutive
+    positions. M, the budget, counts the clusters. The paper and release 1.0 draw the number of tokens from the rank of
+    the attention matrix, another for every image (section 3.2); 1.5 fixes it, and so it is here. Where the paper
+    (section 3.3) sums a cluster and assigns tokens to it by cosine, the release takes the mean and Euclidean distance.
 
     Published 192, 128 and 64 are M = 113, 39 and 18 of 576. Their authors count what the layers put out, 192.0, 128.6
     and 64.8; what they work on, which is what `mean_tokens` counts, is 206.5, 145.4 and 82.3.
 
     Ours: at other budgets the steps leave N (M / N) ** (1 / 3) and N (M / N) ** (2 / 3) tokens; in an LLM of another
-    depth they lie at the same share of it; there is no random noise on densities, which the release adds against ties;
+    depth they lie at the same share of it; ties of density are decided by rank, where the release adds random noise;
     words are those behind the last image of a prompt, and all of them where none stands out. Scores, distances and
     means are float32.
     """
