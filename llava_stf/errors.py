@@ -42,6 +42,10 @@ class DataError(LlavaStfError, ValueError):
     """A training sample or data file does not have the LLaVA format."""
 
 
+class ExportError(LlavaStfError, ValueError):
+    """A model cannot be exported in that form, or an export cannot be run or does not do what was asked of it."""
+
+
 class MissingDependencyError(LlavaStfError, ImportError):
     """An optional dependency is not installed; the message carries the pip line."""
 

@@ -30,8 +30,10 @@ from llava_stf.errors import (
     ModelNotFoundError,
     one_line,
 )
+from llava_stf.export.load import load_export, read_export_config, read_export_processor
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.compiled import compile_generation
+from llava_stf.io.exports import is_export
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.loading.bundled import BUNDLED, bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
@@ -72,7 +74,9 @@ def load_model(
             LLaVA-STF, a plain LLaVA, or the authors' or haotian-liu's format. The latter two are converted once, into
             `$LLAVA_STF_CACHE` (default `~/.cache/llava_stf`). `Path("tiny")` and `"./tiny"` are a folder of that name,
             never the bundled model. Or a folder of LoRA weights that finetuning wrote: they
-            are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these.
+            are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these. Or a
+            folder that `llava-stf export` wrote, which OpenVINO or ONNX Runtime runs; the options below that choose
+            weights, device or precision are not for it.
         vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
             the window of patches that gives it, or the default of a model that was trained for several. `"all"`: a
             plain LLaVA, untouched. A list: a plain LLaVA patched for all these counts, the first being the default.
@@ -104,10 +108,16 @@ def load_model(
         KernelError: Triton kernels were asked for where they cannot run.
         MissingDependencyError: quantization without bitsandbytes, or `flash_attention_2` without flash-attn.
         DeviceMemoryError: the device has no room for the model.
+        ExportError: an exported folder is not whole or of another version, or an option is not for one.
         LlavaStfError: an option has no such value.
     """
-    options = from_pretrained_options(device, dtype, quantization, attn_implementation)
     path = _locate(name_or_path, subfolder, revision)
+    if is_export(path):
+        return load_export(
+            path, vision_tokens, device=device, dtype=dtype, quantization=quantization, init=init, kernels=kernels,
+            attn_implementation=attn_implementation, vision_tower=vision_tower, compile=compile,
+        )  # fmt: skip
+    options = from_pretrained_options(device, dtype, quantization, attn_implementation)
     lora = read_lora_folder(path) if is_lora_folder(path) else None
     if lora is None:
         source = _loadable(path, vision_tower)
@@ -172,9 +182,22 @@ def read_config(name_or_path: str | Path, *, vision_tower: str | Path | None = N
     """The config of a model that `load_model` loads as a whole, without its weights.
 
     Raises:
+        ExportError: it is an export, which has none.
         LlavaStfError: as `load_model`.
     """
     return _config(_loadable(_locate(name_or_path, None, None), vision_tower))
+
+
+def read_config_to_ask(name_or_path: str | Path, *, vision_tower: str | Path | None = None) -> LlavaConfig:
+    """The config of whatever `load_model` loads: also of an export, and of LoRA weights with their base.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
+    path = _locate(name_or_path, None, None)
+    if is_export(path):
+        return read_export_config(path)
+    return read_lora_folder(path).config if is_lora_folder(path) else _config(_loadable(path, vision_tower))
 
 
 def is_llava(name_or_path: str | Path) -> bool:
@@ -198,6 +221,8 @@ def load_processor(
         LlavaStfError: as `load_model`.
     """
     path = _locate(name_or_path, None, None)
+    if is_export(path):
+        return read_export_processor(path)
     if is_lora_folder(path):
         lora = read_lora_folder(path)
         folder, config = lora.folder, lora.config

@@ -48,7 +48,7 @@ def contextual_tokens(
     unit = functional.normalize(keys.float(), dim=-1)
     likeness = gather_tokens(unit, rest) @ gather_tokens(unit, targets).transpose(1, 2)
     assigned = functional.one_hot(likeness.argmax(-1), len(places)).to(torch.float32)  # [B, R, c]
-    assigned = assigned.index_fill(1, places, 0)
+    assigned = assigned.index_fill(1, places, 0.0)
     counts = assigned.sum(1)[..., None]
     sums = assigned.transpose(1, 2) @ gather_tokens(x, rest).float()
     own = gather_tokens(x, targets).float()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.loading.precision import available_memory, dtype_on_cpu
+from llava_stf.io.memory import available_memory
+from llava_stf.loading.precision import dtype_on_cpu
 
 _CLIP_L = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
