@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llava_stf.cli.common import VisionTokens, load, token_count, importing, waiting
+from llava_stf.cli.common import VisionTokens, importing, load, token_count, waiting
 
 
 def export(
