@@ -18,7 +18,7 @@ from transformers import (
 
 from llava_stf.conversion.cache import converted
 from llava_stf.conversion.locate import locate
-from llava_stf.conversion.processors import GENERATION, read_generation, read_processor
+from llava_stf.conversion.processors import GENERATION, check_processor, read_generation, read_processor
 from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import build_config, check_tensors, public_tensors
 from llava_stf.errors import (
@@ -342,14 +342,16 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             f"says {config.image_token_id}."
         )
     family = family_of_config(config)
+    processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
     if type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
-        return family.processor(
+        processor = family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
             patch_size=config.vision_config.patch_size,
-            chat_template=processor.chat_template or _tokenizers_template(processor) or family.chat_template,
+            chat_template=processor.chat_template,
             fusion_window=1,
         )
+    check_processor(folder, processor, config)
     return processor
 
 

@@ -32,7 +32,7 @@ def _are_ids(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     texts = value if isinstance(value, list) else [value]
-    return all(isinstance(text, str) and text for text in texts)
+    return texts != [] and all(isinstance(text, str) and text for text in texts)
 
 
 # In words what a value must be if it is not null, how that is told, and of which fields.
