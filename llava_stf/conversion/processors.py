@@ -21,10 +21,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_stf.errors import CheckpointError
 from llava_stf.io.json import read_json, without_byte_order_marks
+from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
+from llava_stf.models.registry import family_of_config
 
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"
@@ -137,7 +139,9 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         return None, build_image_processor(values, image_size, pad=values.get("do_pad") is True)
     try:
         with without_byte_order_marks(folder) as readable:
-            processor = AutoProcessor.from_pretrained(readable, backend="pil")
+            # Their processors of transformers cannot be built without torchvision, and ours reads the same files.
+            kind = family_of_config(config).processor if takes_videos(config) else AutoProcessor
+            processor = kind.from_pretrained(readable, backend="pil")
     except Exception as error:  # as in read_tokenizer
         raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
     ensure_pad_token(processor.tokenizer)

@@ -39,7 +39,7 @@ from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.tiles import has_tiles, takes_videos
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
 from llava_stf.models.registry import CONFIGS, family_of_config
@@ -302,7 +302,12 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             f"says {config.image_token_id}."
         )
     family = family_of_config(config)
-    if type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
+    if takes_videos(config):
+        processor.patch_size = config.vision_config.patch_size
+        if not isinstance(config, FusionConfig):
+            processor.fusion_window = 1
+            processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
+    elif type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
         return family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
