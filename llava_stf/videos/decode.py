@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,16 @@ def _animation(path: Path, wanted: int) -> tuple[list[Image.Image], int] | None:
 
 
 def _decoded(path: Path, wanted: int) -> tuple[list[Image.Image], int]:
-    if find_spec("av") is None:
-        raise MissingDependencyError(f"Reading {path} needs PyAV: pip install 'llava-stf[video]'")
-    import av
-
     try:
-        total = _packets(path)
-        found, decoded = _chosen(path, even_indices(total, wanted))
+        av: Any = import_module("av")  # so that carried code can be read where it is not installed
+    except ImportError as error:
+        raise MissingDependencyError(f"Reading {path} needs PyAV: pip install 'llava-stf[video]'") from error
+    try:
+        total = _packets(path, av)
+        found, decoded = _chosen(path, av, even_indices(total, wanted))
         if decoded != total:  # packets that hold no frame of their own, or a file that breaks off
             total = decoded
-            found, _ = _chosen(path, even_indices(total, wanted))
+            found, _ = _chosen(path, av, even_indices(total, wanted))
     except (av.FFmpegError, ValueError, IndexError) as error:
         raise VideoError(f"{path} is damaged, or no video that PyAV can read: {error}.") from error
     if not total:
@@ -68,27 +68,23 @@ def _decoded(path: Path, wanted: int) -> tuple[list[Image.Image], int]:
     return found, total
 
 
-def _packets(path: Path) -> int:
+def _packets(path: Path, av: Any) -> int:
     """How many frames the file says to have, without decoding them."""
-    import av
-
     with av.open(str(path)) as container:
         return sum(1 for packet in container.demux(_stream(container, path)) if packet.size)
 
 
-def _chosen(path: Path, indices: list[int]) -> tuple[list[Image.Image], int]:
+def _chosen(path: Path, av: Any, indices: list[int]) -> tuple[list[Image.Image], int]:
     """The frames of these indices, and how many were decoded."""
     wanted, found, count = set(indices), [], 0
-    for frame in _frames(path):
+    for frame in _frames(path, av):
         if count in wanted:
             found.append(frame.to_image())
         count += 1
     return found, count
 
 
-def _frames(path: Path) -> Iterator[Any]:
-    import av
-
+def _frames(path: Path, av: Any) -> Iterator[Any]:
     with av.open(str(path)) as container:
         stream = _stream(container, path)
         stream.thread_type = "AUTO"

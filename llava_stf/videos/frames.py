@@ -45,12 +45,13 @@ class Video:
     total: int
 
     def __init__(self, source: VideoSource, frames: int = DEFAULT_FRAMES) -> None:
+        chosen: Sequence[ImageSource]
         if frames < 1:
             raise VideoError(f"A video is shown in at least 1 frame, found frames={frames}.")
         if isinstance(source, str | os.PathLike):
             from llava_stf.videos.decode import read_file
 
-            chosen, total = read_file(Path(source), frames)
+            chosen, total = read_file(Path(os.fsdecode(source)), frames)
         elif isinstance(source, np.ndarray) and source.ndim != 4:
             raise VideoError(f"A video array has shape [frames, H, W, 3], found {list(source.shape)}.")
         elif isinstance(source, np.ndarray | Sequence) and not isinstance(source, bytes):

@@ -110,7 +110,7 @@ class FusedProcessing(CarriesCode, _Base):
         if flat:
             data.update(self.process_images(flat, self._images_of_prompts(texts, images), merged["images_kwargs"]))
             counts[self.image_token] = self.num_image_tokens(self.image_sizes_of(data), vision_tokens)
-        if frames:
+        if frames and self.video_token is not None:
             counts[self.video_token] = self.num_video_tokens(frames, vision_tokens)
         if texts is not None:
             data.update(self._encode(texts, counts, merged["text_kwargs"]))

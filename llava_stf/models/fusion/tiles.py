@@ -146,6 +146,11 @@ def refuse_tiles(config: Any, what: str) -> None:
         raise FusionError(f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {name} {takes}.")
 
 
+def shows_several_whole(config: object) -> bool:
+    """Whether images that stand in one prompt with others are not cut into tiles."""
+    return hasattr(config, "vision_aspect_ratio")
+
+
 def takes_videos(config: object) -> bool:
     """Whether models with this config take videos."""
     return hasattr(config, "video_token_index")

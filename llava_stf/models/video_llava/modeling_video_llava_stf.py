@@ -65,7 +65,7 @@ class VideoLlavaStfModel(FusedImages, VideoLlavaModel):
         Raises:
             FusionError: the model was not made for that number of tokens or those hidden states.
         """
-        pixels = pixel_values_images if pixel_values is None else pixel_values
+        pixels: Any = pixel_values_images if pixel_values is None else pixel_values
         self.check_choices(vision_feature_layer, vision_feature_select_strategy)
         window = resolve_window(self.config, vision_tokens)
         states = select_patch_states(self.image_tower, pixels, self.config.fusion_states)

@@ -1,4 +1,4 @@
-"""The classes that take videos, on fused tokens, against transformers' own: warm start, parity, undo, saving, asking."""
+"""The classes that take videos, fused, against transformers' own: warm start, parity, undo, saving, asking."""
 
 import numpy as np
 import pytest
