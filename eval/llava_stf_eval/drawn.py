@@ -97,7 +97,7 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
 
 def _budget(llava: LlavaStf) -> tuple[int, float]:
     """Tokens kept of an image, and their mean over the LLM's layers."""
-    reduction = vars(llava.model.model).get("reduction")
+    reduction = getattr(getattr(llava.model, "model", None), "reduction", None)  # an export has no modules
     if reduction is None:
         return llava.vision_tokens, llava.vision_tokens
     return reduction.vision_tokens, reduction.mean_tokens(llava.model.config.text_config.num_hidden_layers)

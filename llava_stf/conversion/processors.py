@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava_stf.errors import CheckpointError
+from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
@@ -28,6 +28,7 @@ from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.registry import family_of_config
 
+GENERATION = "generation_config.json"
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -54,7 +55,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with without_byte_order_marks(folder) as readable:
             return AutoTokenizer.from_pretrained(readable, config=LlamaConfig())
     except Exception as error:  # three libraries read these files, each with its own exceptions
-        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {one_line(error)}") from error
 
 
 def add_placeholders(
@@ -143,14 +144,14 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
             kind = family_of_config(config).processor if takes_videos(config) else AutoProcessor
             processor = kind.from_pretrained(readable, backend="pil")
     except Exception as error:  # as in read_tokenizer
-        raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the processor files cannot be read: {one_line(error)}") from error
     ensure_pad_token(processor.tokenizer)
     return processor, processor.image_processor
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
     """The values of a checkpoint's generation_config.json; none where there is no such file."""
-    file = folder / "generation_config.json"
+    file = folder / GENERATION
     return read_json(file) if file.is_file() else {}
 
 

@@ -7,7 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from llava_stf.errors import CheckpointError, ModelNotFoundError
+from llava_stf.errors import CheckpointError, ExportError, ModelNotFoundError
+from llava_stf.io.exports import is_export
 from llava_stf.io.json import read_json
 from llava_stf.io.weights import StoredTensor, read_index, weight_files
 from llava_stf.models.llava_stf.keys import adapter_name
@@ -38,6 +39,11 @@ class Source:
     files: tuple[Path, ...]
 
     @property
+    def config_file(self) -> Path:
+        """Where `config` stands, or would."""
+        return self.folder / "config.json"
+
+    @property
     def has_tower(self) -> bool:
         """Whether it describes and holds its vision tower, as every Hugging Face folder does."""
         return self.format in (Format.STF, Format.LLAVA, Format.TILES)
@@ -52,10 +58,16 @@ def detect_format(path: Path) -> Source:
 
     Raises:
         ModelNotFoundError: nothing is there.
+        ExportError: it is an export.
         CheckpointError: it is LoRA, no LLaVA, damaged, or has no weights.
     """
     if not path.exists():
         raise ModelNotFoundError(f"No checkpoint at {path}: there is no such file or folder; check the path.")
+    if is_export(path):
+        raise ExportError(
+            f"{path} is an export, which answers and has no weights to train, patch, convert or serve with vLLM; take the "
+            "model that it was exported from."
+        )
     folder, files = (path, weight_files(path)) if path.is_dir() else (path.parent, [path])
     if not files:
         lora = [name for name in _LORA_FILES if (folder / name).is_file()]
@@ -91,7 +103,7 @@ def _format_of(config: dict[str, Any], file: Path) -> Format:
         return Format.LLAVA
     if model_type == "llama":
         return Format.LLAMA
-    if model_type in CONFIGS:
+    if isinstance(model_type, str) and model_type in CONFIGS:
         return Format.TILES
     raise CheckpointError(
         f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "

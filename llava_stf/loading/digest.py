@@ -13,7 +13,7 @@ from llava_stf.errors import ModelNotFoundError
 from llava_stf.loading.bundled import bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG
 
-_READ = (".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".txt")
+_READ = (".safetensors", ".xml", ".onnx", ".data", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".txt")
 _TEMPLATES = "additional_chat_templates"
 # Where a model names another one that belongs to it: LoRA weights their base, the authors' format its tower.
 _NAMED = {ADAPTER_CONFIG: "base_model_name_or_path", "config.json": "mm_vision_tower"}

@@ -111,6 +111,11 @@ def is_plain(model: nn.Module) -> bool:
     return type(model) in FAMILIES
 
 
+def is_plain_config(config: PreTrainedConfig) -> bool:
+    """Whether a config is one of transformers' own, as `is_plain` says of models."""
+    return type(config) in {family.plain_config for family in FAMILIES.values()}
+
+
 def family_of(model: nn.Module) -> Family:
     """The classes for a plain model.
 
