@@ -149,8 +149,7 @@ def print_leaderboard(board: Leaderboard) -> None:
         table.add_column(head, justify="right")
     for place in board.places:
         value, low, high = place.difference
-        own = place.run is not None and (low, high) == (0.0, 0.0)
-        against = "" if own else f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+        against = "" if (value, low, high) == (0.0, 0.0, 0.0) else f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
         cells = [f"{place.accuracy:.1f}", f"{place.low:.1f} to {place.high:.1f}", against]
         cells.append(f"{place.run.mean_tokens:.4g}")
         if board.speed:
