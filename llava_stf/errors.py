@@ -50,6 +50,11 @@ class MissingDependencyError(LlavaStfError, ImportError):
     """An optional dependency is not installed; the message carries the pip line."""
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's error says, as the end of a sentence: without its line breaks."""
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown `name`: "expected one of pool, tome; did you mean 'tome'?".
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, notice, token_count
+from llava_stf.io.json import parse_json
 
 
 def batch(
@@ -136,6 +137,6 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not (sign and name.isidentifier()):
         raise typer.BadParameter(f"expected an option such as tensor_parallel_size=2, found '{text}'")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

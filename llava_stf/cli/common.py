@@ -1,5 +1,7 @@
 """What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -84,7 +86,7 @@ def load(
     from llava_stf.loading import check_name, is_bundled
 
     check_name(model)
-    with waiting("Importing torch and transformers"):
+    with importing():
         from transformers.utils.logging import disable_progress_bar
 
         from llava_stf.loading import load_model
@@ -174,3 +176,20 @@ def waiting(what: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         progress.add_task(what)
         yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A spinner while torch and transformers are imported, which takes seconds.
+
+    What an import makes stays until the end. The collector, which would walk it again and again while it grows, rests
+    meanwhile and passes over it from then on, until the exit, at which C libraries complain of what is left.
+    """
+    gc.disable()
+    atexit.register(gc.unfreeze)
+    try:
+        with waiting("Importing torch and transformers"):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()

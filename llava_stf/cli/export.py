@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llava_stf.cli.common import VisionTokens, load, token_count, waiting
+from llava_stf.cli.common import VisionTokens, importing, load, token_count, waiting
 
 
 def export(
@@ -33,7 +33,7 @@ def export(
     from llava_stf.export.dependencies import require
 
     require(format, writing=True)
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.errors import ExportError
         from llava_stf.export.write import check_memory, export_model
         from llava_stf.loading import read_config_to_ask

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, waiting
+from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, importing, waiting
 
 
 def _check_counts(text: str | None) -> str | None:
@@ -109,7 +109,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
 
     sockets = bind(given["host"], given["port"])  # before anything is loaded: a taken port is said at once
     try:
-        with waiting("Importing torch and transformers"):
+        with importing():
             from llava_stf.loading import BUNDLED, read_config_to_ask
             from llava_stf.serving.app import create_app
             from llava_stf.serving.options import ServeOptions

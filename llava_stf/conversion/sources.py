@@ -39,6 +39,11 @@ class Source:
     files: tuple[Path, ...]
 
     @property
+    def config_file(self) -> Path:
+        """Where `config` stands, or would."""
+        return self.folder / "config.json"
+
+    @property
     def has_tower(self) -> bool:
         """Whether it describes and holds its vision tower, as every Hugging Face folder does."""
         return self.format in (Format.STF, Format.LLAVA, Format.TILES)
@@ -98,7 +103,7 @@ def _format_of(config: dict[str, Any], file: Path) -> Format:
         return Format.LLAVA
     if model_type == "llama":
         return Format.LLAMA
-    if model_type in CONFIGS:
+    if isinstance(model_type, str) and model_type in CONFIGS:
         return Format.TILES
     raise CheckpointError(
         f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "

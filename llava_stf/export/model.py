@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor

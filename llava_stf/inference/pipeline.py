@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, GenerationConfig, LlavaForConditionalGeneration, StoppingCriteriaList
+from transformers import (
+    BatchFeature,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
@@ -215,7 +222,7 @@ class LlavaStf:
 
         T is at most `max_new_tokens` and what the shortest row has positions for. With `return_dict_in_generate`, here
         or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
-        `PromptError` below 1.
+        `PromptError` below 1, `CheckpointError` where the model computes no numbers.
         """
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
@@ -223,6 +230,10 @@ class LlavaStf:
         greedy = {} if "generation_config" in generate_kwargs else {"do_sample": False}
         options = {**greedy, **generate_kwargs, "max_new_tokens": min(max_new_tokens, room)}
         tokenizer = None if self.processor is None else self.processor.tokenizer
+        settings = options.get("generation_config") or self.model.generation_config
+        if options.get("stop_strings", settings.stop_strings):
+            options.setdefault("tokenizer", tokenizer)
+        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), _RefuseNan()])
         options["suppress_tokens"] = with_suppressed(
             options, self.model.generation_config, self.model.config, tokenizer
         )
@@ -276,6 +287,22 @@ class LlavaStf:
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._require_processor().tokenizer)
+
+
+class _RefuseNan(LogitsProcessor):
+    """Raises `CheckpointError` if the logits behind a prompt are no numbers, of which any id could be made."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self._seen and scores.isnan().any():
+            raise CheckpointError(
+                "The model computes no numbers (NaN): its weights or its config.json are damaged, or float16 is too "
+                "small for it; load it with dtype='bfloat16' or 'float32'."
+            )
+        self._seen = True
+        return scores
 
 
 class _NewTokens(BaseStreamer):

@@ -114,12 +114,23 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are truth values: `no`, `off` and their like are choices of options."""
+    """Safe YAML in which only true and false are truth values: `no`, `off` and their like are choices of options.
+
+    A field that is given twice is an error.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which lets the last of several values win."""
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read_value(name: str, wanted: Any, value: Any) -> Any:

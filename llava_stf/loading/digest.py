@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from llava_stf.conversion.locate import is_hub_id, locate
 from llava_stf.errors import ModelNotFoundError
+from llava_stf.io.json import parse_json
 from llava_stf.loading.bundled import bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG
 
@@ -88,7 +88,7 @@ def _named_digests(folder: Path) -> list[str]:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object, or an empty one for what is none: loading says what is wrong with it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

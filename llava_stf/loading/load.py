@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from jinja2 import TemplateError
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     LlavaConfig,
@@ -19,7 +18,7 @@ from transformers import (
 
 from llava_stf.conversion.cache import converted
 from llava_stf.conversion.locate import locate
-from llava_stf.conversion.processors import read_processor
+from llava_stf.conversion.processors import GENERATION, check_processor, read_generation, read_processor
 from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import build_config, check_tensors, public_tensors
 from llava_stf.errors import (
@@ -29,6 +28,7 @@ from llava_stf.errors import (
     KernelError,
     LlavaStfError,
     ModelNotFoundError,
+    one_line,
 )
 from llava_stf.export.load import load_export, read_export_config, read_export_processor
 from llava_stf.inference import LlavaStf
@@ -38,11 +38,13 @@ from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.loading.bundled import BUNDLED, bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf.loading.precision import dtype_on_cpu, stored_dtype
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
+from llava_stf.models.llava_stf.settings import check_settings, settle_generation
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
 from llava_stf.models.registry import CONFIGS, family_of_config
 from llava_stf.reduction.apply import apply_stf
@@ -81,7 +83,9 @@ def load_model(
         subfolder: folder inside the repository or local folder that holds the checkpoint.
         revision: branch, tag or commit of the hub repository; a local folder has none.
         device: default a GPU if there is one.
-        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; default that of the files.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; `"stored"` is that of the files. Default, also
+            named `"auto"`: that of the files, but float32 on a CPU that has no instructions for it, if the memory has
+            room (said in the log). What is saved has the dtype that was loaded.
         quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
             the projector and the head as they are.
         attn_implementation: as in transformers: `"sdpa"`, `"eager"`, ...
@@ -137,6 +141,7 @@ def load_model(
         use_kernels(model.model.multi_modal_projector, kernels)
     elif kernels == "triton":
         raise KernelError("kernels='triton' is for a fused projector, and a plain LLaVA at all its tokens has none.")
+    settle_generation(model, None if processor is None else processor.tokenizer)
     remember_tokenizer(model, processor)
     model.eval()
     return LlavaStf(model, processor, compile_generation(model) if compile else None)
@@ -204,7 +209,7 @@ def is_llava(name_or_path: str | Path) -> bool:
     if is_bundled(name_or_path):
         return True
     file = locate(name_or_path, weights=False) / "config.json"
-    return file.is_file() and read_json(file).get("model_type") in (*CONFIGS, "llava_llama")
+    return file.is_file() and str(read_json(file).get("model_type")) in (*CONFIGS, "llava_llama")
 
 
 def load_processor(
@@ -234,7 +239,7 @@ def load_processor(
 
 
 def _config(source: Source) -> LlavaConfig:
-    return build_config(source, CONFIGS[source.config["model_type"]], source.config)
+    return build_config(source.config_file, CONFIGS[source.config["model_type"]], source.config)
 
 
 def _default_tokens(name: str | Path) -> Literal["all"] | None:
@@ -280,24 +285,23 @@ def _window(config: LlavaConfig, vision_tokens: int | Literal["all"] | Sequence[
 
 def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> LlavaForConditionalGeneration:
     """The model with all its weights and no others."""
-    generation = source.folder / "generation_config.json"
-    if generation.is_file():
-        read_json(generation)  # transformers passes over a broken one
-    if "quantization_config" in options and "quantization_config" not in source.config:
+    options = {**options, "dtype": _dtype(source, options)}
+    check_settings(source.folder / GENERATION, read_generation(source.folder))  # transformers passes over a broken one
+    if "quantization_config" not in source.config:
         _check_headers(source, config)
     try:
         with without_byte_order_marks(source.folder) as readable:
             model, report = AutoModelForImageTextToText.from_pretrained(
-                readable, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                readable, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryError(
             f"{source.folder} does not fit into the memory of {options['device_map']['']}: free some, load it with "
             f"quantization='4bit' or a smaller dtype, or take device='cpu' ({str(error).partition('.')[0]})."
         ) from error
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # as in build_config
         source.index()  # names the file if one is damaged
-        raise CheckpointError(f"{source.folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"{source.folder} cannot be loaded: {one_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         found = sorted(key for key in map(str, report[problem]) if has_tiles(config) or not is_unused(key))
         if found:
@@ -308,8 +312,19 @@ def _read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) ->
     return model
 
 
+def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
+    """The dtype as transformers is told it, whose "auto" is that of the files."""
+    if options["dtype"] not in ("auto", "stored"):
+        return options["dtype"]
+    quantized = "quantization_config" in options or "quantization_config" in source.config
+    if options["dtype"] == "stored" or quantized or options["device_map"][""].type != "cpu":
+        return "auto"
+    shapes = (tensor.final_shape for tensor in source.index().values() if tensor.dtype.is_floating_point)
+    return dtype_on_cpu(stored_dtype(source), sum(torch.Size(shape).numel() for shape in shapes))
+
+
 def _check_headers(source: Source, config: LlavaConfig) -> None:
-    """Name weights that do not fit before they are quantized, when transformers can tell their shapes no more."""
+    """Name weights that do not fit before memory is taken for others, or before 4 bits hide their shapes."""
     if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
         check_tensors(source, config, public_tensors(source.index(), HUGGING_FACE))
 
@@ -327,14 +342,16 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             f"says {config.image_token_id}."
         )
     family = family_of_config(config)
+    processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
     if type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
-        return family.processor(
+        processor = family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
             patch_size=config.vision_config.patch_size,
-            chat_template=processor.chat_template or _tokenizers_template(processor) or family.chat_template,
+            chat_template=processor.chat_template,
             fusion_window=1,
         )
+    check_processor(folder, processor, config)
     return processor
 
 

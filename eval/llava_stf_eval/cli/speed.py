@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, Quantization, waiting
+from llava_stf.cli.common import Device, Quantization, importing
 
 
 def _names(text: str) -> list[str]:
@@ -35,7 +35,10 @@ def speed(
     text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without image.")] = "64",
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "bfloat16",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Precision; 'auto' is bfloat16, or float32 on a CPU that is slow at it."),
+    ] = "auto",
     quantization: Quantization = None,
     device: Device = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
@@ -49,7 +52,7 @@ def speed(
 
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
         from llava_stf_eval.measurement.result import open_result

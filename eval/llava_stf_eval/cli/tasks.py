@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, token_count, waiting
+from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, importing, token_count
 
 if TYPE_CHECKING:
     from llava_stf_eval.benchmarks.run import TaskOptions
@@ -63,7 +63,7 @@ def tasks(
             raise typer.BadParameter("--fetch needs --data, the folder to download into")
         fetch_data(asked, data)
         return
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.reduction.options import parse_options
         from llava_stf_eval.benchmarks.models import ModelOptions
         from llava_stf_eval.benchmarks.run import TaskOptions

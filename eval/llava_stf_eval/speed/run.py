@@ -29,6 +29,7 @@ from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
 IMAGE = (480, 640)  # height and width of the random image that is preprocessed
+ROW_FIELDS = ("case", "method", "vision_tokens", "mean_tokens", "error")  # of every row, a failed one too
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Plan:
     text_tokens: list[int] = field(default_factory=lambda: [64])
     new_tokens: list[int] = field(default_factory=lambda: [32])
     attention: list[str] = field(default_factory=lambda: ["sdpa"])
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["8bit", "4bit"] | None = None
     device: str | None = None
     repeats: int = 5
@@ -99,13 +100,14 @@ def measure(
         "model": {
             "name": plan.shape or plan.model,
             "weights": "random" if plan.shape else "trained",
+            "dtype": str(model.dtype).removeprefix("torch."),
             "weights_bytes": sum(parameter.nbytes for parameter in model.parameters()),
             "llm_parameters": llm_parameters(config),
         },
         "plan": asdict(plan),
         "rows": [],
     }
-    result = begin_or_resume(fresh, before)
+    result = begin_or_resume(fresh, before, row_fields=ROW_FIELDS)
     on_row(result)
     measured = [row["case"] for row in result["rows"]]
     for case in plan.cases():
@@ -179,7 +181,8 @@ def _model(plan: Plan, device: torch.device) -> tuple[LlavaForConditionalGenerat
         if processor is not None:
             return model, processor.image_processor
     else:
-        model = build_model(plan.shape, device=device, dtype=getattr(torch, plan.dtype), quantization=plan.quantization)
+        dtype = None if plan.dtype == "auto" else getattr(torch, plan.dtype)
+        model = build_model(plan.shape, device=device, dtype=dtype, quantization=plan.quantization)
     side = model.config.vision_config.image_size
     crop = {"height": side, "width": side}
     return model, LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": side}, crop_size=crop)

@@ -337,6 +337,14 @@ def test_a_measurement_that_was_broken_off_says_so_and_is_finished_by_resume(tmp
         run(*small)
     with pytest.raises(LlavaStfError, match=r"another repeats of the plan \(1, and now 2\)"):
         run(*small, "--repeats", "2", "--resume")
+    older = deepcopy(before)
+    for row in older["rows"]:
+        del row["mean_tokens"]
+    (folder / "speed.json").write_text(json.dumps(older))
+    with pytest.raises(LlavaStfError, match="older version's, whose rows do not say mean_tokens: take another folder"):
+        run(*small, "--resume")
+    assert json.loads((folder / "speed.json").read_text()) == older
+    (folder / "speed.json").write_text(json.dumps(before))
     run(*small, "--resume", "--json")
     after = json.loads(capsys.readouterr().out)
     assert after == json.loads((folder / "speed.json").read_text())
