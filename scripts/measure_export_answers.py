@@ -24,8 +24,11 @@ from llava_stf.world.questions import is_right
 from llava_stf_eval.drawn import MAX_NEW_TOKENS, held_out
 from llava_stf_eval.speed.machine import describe_machine
 
-EXPORTS = [("openvino", "fp32", "f32"), ("openvino", "fp32", "u8"), ("openvino", "fp16", "f32"),
-           ("openvino", "int8", "f32"), ("openvino", "int4", "f32"), ("onnx", "fp32", "f32"), ("onnx", "int8", "f32")]  # fmt: skip
+EXPORTS = [
+    *(("openvino", weights, "f32") for weights in ("fp32", "fp16", "int8", "int4")),
+    ("openvino", "fp32", "u8"),
+    *(("onnx", weights, "f32") for weights in ("fp32", "int8")),
+]
 BATCH = 64
 
 

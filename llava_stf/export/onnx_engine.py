@@ -47,19 +47,11 @@ class _State:
         self._arrays: list[Array] = []
 
     def step(self, embeddings: Array, mask: Array, positions: Array, rows: Array, keep: int) -> Array:
-        if self._arrays:
-            past = [array if len(rows) == len(array) and (rows == np.arange(len(rows))).all() else array[rows]
-                    for array in self._arrays]  # fmt: skip
-        else:
+        past = self._arrays
+        if not past:
             past = [np.zeros((len(rows), h, 0, d), np.float32) for _, h, _, d in self._shapes.values()]
+        elif not np.array_equal(rows, np.arange(len(past[0]))):
+            past = [array[rows] for array in past]
         inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
         logits, *self._arrays = self._decoder.run(None, inputs | dict(zip(self._shapes, past, strict=True)))
         return logits[:, -keep:]
-
-    def crop(self, length: int) -> None:
-        self._arrays = [np.ascontiguousarray(array[:, :, :length]) for array in self._arrays]
-
-    def clone(self) -> _State:
-        other = _State(self._decoder)
-        other._arrays = list(self._arrays)  # never written to
-        return other

@@ -45,9 +45,7 @@ def _write(program: ExportedProgram, path: Path, inputs: list[str], outputs: lis
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own deprecations
-            exported = torch.onnx.export(
-                program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False
-            )
+            exported = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
         assert exported is not None  # with dynamo
         exported.save(exact, external_data=True)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:

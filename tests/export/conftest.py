@@ -1,4 +1,5 @@
 import pytest
+
 from llava_stf import load_model
 from llava_stf.export.write import export_model
 
