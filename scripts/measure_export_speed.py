@@ -123,6 +123,7 @@ def main() -> None:
         for by, tokens in ROWS:
             here, there = context.Pipe()
             context.Process(target=worker, args=(there, options, by, tokens, folder), daemon=True).start()
+            there.close()
             here.recv()
             wires[by, tokens] = here
         found: dict[Any, list[Any]] = {row: [] for row in ROWS}

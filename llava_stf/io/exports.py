@@ -68,8 +68,8 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_json(folder / MANIFEST)
     if content.get("version") != VERSION:
         raise ExportError(
-            f"{folder} is an export of version {content.get('version')}, written by llava_stf {content.get('package')}; this "
-            f"one reads version {VERSION}: export the model again."
+            f"{folder} is an export of version {content.get('version')}, written by llava_stf "
+            f"{content.get('package')}; this one reads version {VERSION}: export the model again."
         )
     try:
         manifest = Manifest(**content)
