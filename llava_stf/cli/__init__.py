@@ -1,4 +1,4 @@
-"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | export | assemble | merge | card | ...`.
+"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | export | ...`.
 
 Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 and 143 stopped by SIGINT and
 SIGTERM. Only typer is imported here; what a command needs is imported when it runs, so that `--help` is instant.

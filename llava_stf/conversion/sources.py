@@ -65,8 +65,8 @@ def detect_format(path: Path) -> Source:
         raise ModelNotFoundError(f"No checkpoint at {path}: there is no such file or folder; check the path.")
     if is_export(path):
         raise ExportError(
-            f"{path} is an export, which answers and has no weights to train, patch, convert or serve with vLLM; take the "
-            "model that it was exported from."
+            f"{path} is an export, which answers and has no weights to train, patch, convert or serve with vLLM; take "
+            "the model that it was exported from."
         )
     folder, files = (path, weight_files(path)) if path.is_dir() else (path.parent, [path])
     if not files:

@@ -6,7 +6,6 @@ embeddings and logits, and keeps the cache. Shapes as in `llava_stf.export.parts
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Protocol
 
 import torch
@@ -34,14 +33,6 @@ class EngineState(Protocol):
 
         `rows` [B], int32: the row of the step before that each goes on from.
         """
-        ...
-
-    def crop(self, length: int) -> None:
-        """Keep the first `length` tokens."""
-        ...
-
-    def clone(self) -> EngineState:
-        """Another one with the same content."""
         ...
 
 
@@ -85,18 +76,6 @@ class EngineCache(Cache):
         """Go on from these rows, as beam search asks."""
         self._rows = beam_idx if self._rows is None else self._rows[beam_idx]
 
-    def crop(self, max_length: int) -> None:
-        """Keep so many tokens, or drop as many as a negative number says."""
-        keep = self.length + max_length if max_length < 0 else max_length
-        if keep < self.length:
-            self.state.crop(keep)
-            self.length = keep
-
-    def __deepcopy__(self, memo: Any) -> EngineCache:
-        other = EngineCache(self.state.clone())
-        other.length, other._rows = self.length, copy.copy(self._rows)
-        return other
-
 
 class ExportedLlavaConfig(LlavaConfig):
     """A plain LLaVA's config that knows how many tokens the exported vision part gives."""
@@ -128,6 +107,7 @@ class ExportedLlava(LlavaForConditionalGeneration):
 
     config_class = ExportedLlavaConfig
     config: ExportedLlavaConfig
+    _is_stateful = True  # its cache lies in the engine: nothing is taken back out of it, or kept for another prompt
 
     def __init__(self, config: ExportedLlavaConfig, engine: Engine, generation_config: GenerationConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)

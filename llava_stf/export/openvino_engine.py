@@ -44,22 +44,12 @@ class _State:
     """The cache of a request, see `EngineState`."""
 
     def __init__(self, decoder: ov.CompiledModel) -> None:
-        self._decoder, self._request = decoder, decoder.create_infer_request()
+        self._request = decoder.create_infer_request()
 
     def step(self, embeddings: Array, mask: Array, positions: Array, rows: Array, keep: int) -> Array:
         inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions, "beam_idx": rows}
         inputs["keep"] = np.array([-(keep or _ALL)], dtype=np.int64)
         return self._request.infer(inputs)["logits"]
-
-    def crop(self, length: int) -> None:
-        for state in self._request.query_state():
-            state.state = ov.Tensor(np.ascontiguousarray(state.state.data[:, :, :length]))
-
-    def clone(self) -> _State:
-        other = _State(self._decoder)
-        for mine, theirs in zip(self._request.query_state(), other._request.query_state(), strict=True):
-            theirs.state = ov.Tensor(mine.state.data.copy())
-        return other
 
 
 def _with_keep(model: ov.Model) -> ov.Model:

@@ -36,20 +36,18 @@ def write_openvino(model: LlavaForConditionalGeneration, folder: Path, weights: 
     Args:
         model: float32, on the CPU.
         folder: where to.
-        weights: `"fp32"`, `"fp16"`, `"int8"`, or `"int4"`, which is that of the decoder, whose table of embeddings
-            and head stay at 8 bits as the vision part does.
+        weights: `"fp32"`, `"fp16"`, `"int8"`, or `"int4"`.
         kv_cache: `"f32"` or `"u8"`.
 
     Raises:
         ExportError: the model is no fixed graph, or OpenVINO has no form for it.
     """
-    others = "int8" if weights == "int4" else weights
     vision = _named(_convert(trace_vision(model)), ["pixel_values"], "last_hidden_state")
-    _save(vision, folder / VISION, others, kv_cache)
+    save_part(vision, folder / VISION, weights, kv_cache)
     embeddings = _named(_convert(trace_embeddings(model)), ["input"], "inputs_embeds")
-    _save(embeddings, folder / EMBEDDINGS, others, kv_cache)
+    save_part(embeddings, folder / EMBEDDINGS, weights, kv_cache)
     decoder = _stateful(_convert(trace_decoder(model)), model.config.text_config)
-    _save(decoder, folder / DECODER, weights, kv_cache)
+    save_part(decoder, folder / DECODER, weights, kv_cache)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -100,7 +98,13 @@ def _stateful(model: ov.Model, text: Any) -> ov.Model:
     return ov.Model([logits.get_node()], assigned, [*parameters, rows], "decoder")
 
 
-def _save(model: ov.Model, path: Path, weights: str, kv_cache: str) -> None:
+def save_part(model: ov.Model, path: Path, weights: str, kv_cache: str) -> None:
+    """Writes a part, whose weights are still those of float32, in a precision.
+
+    `"int4"` is for the decoder, whose head stays at 8 bits, as do the other parts.
+    """
+    if weights == "int4" and path.name != DECODER:
+        weights = "int8"
     if weights == "fp16":
         _halve(model)
     elif weights != "fp32":

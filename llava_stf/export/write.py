@@ -24,7 +24,7 @@ from llava_stf.reduction.model import ReducedLlavaModel
 
 def export_model(
     llava: LlavaStf,
-    dst: Path,
+    dst: str | Path,
     *,
     format: Format = "openvino",
     weights: Weights = "fp32",
@@ -42,7 +42,7 @@ def export_model(
         kv_cache: `"f32"`, exact, or `"u8"`, a quarter of its memory and answers that may differ.
 
     Returns:
-        `dst`.
+        The folder.
 
     Raises:
         ExportError: no such format or precision, or the model has no such form.
@@ -50,6 +50,7 @@ def export_model(
         LlavaStfError: `dst` exists or cannot be written.
     """
     check_choices(format, weights, kv_cache)
+    dst = Path(dst)
     refuse_existing(dst)
     require(format, writing=True)
     model, processor = llava

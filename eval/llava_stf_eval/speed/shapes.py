@@ -29,6 +29,10 @@ SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {**_CLIP_L, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
         {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
     ),
+    "1b": (
+        _CLIP_L,
+        {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16},
+    ),
     "7b": (
         _CLIP_L,
         {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
