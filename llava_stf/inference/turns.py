@@ -17,8 +17,10 @@ def user_turn(question: str, images: int) -> Message:
     """One user message about a number of images, which stand before the text unless it holds a marker for each.
 
     Raises:
-        PromptError: the question is empty, or holds another number of `<image>` markers.
+        PromptError: the question is no text or empty, or holds another number of `<image>` markers.
     """
+    if not isinstance(question, str):
+        raise PromptError(f"A question is a text, and stands behind the images; found {type(question).__name__}.")
     markers = question.count("<image>")
     if not question.replace("<image>", "").strip():
         raise PromptError("The question is empty; ask something.")

@@ -67,7 +67,7 @@ def window_of_tokens(grid: int, vision_tokens: int | Literal["all"]) -> int:
     """
     windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
     wanted = grid**2 if vision_tokens == "all" else vision_tokens
-    if wanted not in windows:
+    if type(wanted) is not int or wanted not in windows:
         raise FusionError(
             f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
             f"{', '.join(map(str, windows))}, or 'all'."
