@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, notice, token_count
+from llava_stf.errors import DataError
 from llava_stf.io.json import parse_json
 
 
@@ -115,6 +116,8 @@ def batch(
         "seconds": round(summary.seconds, 1),
     }
     print(json.dumps(record, ensure_ascii=False))
+    if summary.errors == summary.rows > 0:
+        raise DataError(f"No row has an answer; the field 'error' of the rows in {output} says why.")
 
 
 @contextmanager

@@ -109,8 +109,11 @@ class LlavaStf:
 
         The answers are those of `ask`, one by one, up to the rounding of the model's dtype.
         """
-        if batch_size < 1:
-            raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise PromptError(f"batch_size must be a whole number of at least 1, found {batch_size!r}.")
+        for pair in pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise PromptError(f"Expected pairs of images and a question, found {type(pair).__name__}.")
         turns = [turn_about(question, as_list(images, required=True)) for images, question in pairs]
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
@@ -187,6 +190,8 @@ class LlavaStf:
                 Unicode, or a prompt does not fit the model's positions.
             FusionError: the model was not trained for that number of vision tokens.
         """
+        if len(conversations) != len(images):
+            raise PromptError(f"Found {len(conversations)} conversations and images for {len(images)}.")
         processor = self._require_processor()
         count = self._count(vision_tokens)
         prompts = [c if isinstance(c, str) else render_chat(processor, c) for c in conversations]
@@ -231,8 +236,8 @@ class LlavaStf:
     def _require_processor(self) -> LlavaStfProcessor:
         if self.processor is None:
             raise CheckpointError(
-                "This checkpoint came without a tokenizer, so it cannot be asked in words: use its model alone, or add "
-                "tokenizer files beside the weights and load it again."
+                "This checkpoint came without a tokenizer or without processor_config.json, so it cannot be asked in "
+                "words: use its model alone, or add the files beside the weights and load it again."
             )
         return self.processor
 
@@ -248,8 +253,8 @@ class LlavaStf:
         or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
         `PromptError` below 1, `CheckpointError` where the model computes no numbers.
         """
-        if max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens must be at least 1, found {max_new_tokens}.")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be a whole number of at least 1, found {max_new_tokens!r}.")
         room = self.positions - int(inputs["attention_mask"].sum(-1).min())
         greedy = {} if "generation_config" in generate_kwargs else {"do_sample": False}
         options = {**greedy, **generate_kwargs, "max_new_tokens": min(max_new_tokens, room)}
@@ -257,6 +262,8 @@ class LlavaStf:
         settings = options.get("generation_config") or self.model.generation_config
         if options.get("stop_strings", settings.stop_strings):
             options.setdefault("tokenizer", tokenizer)
+        if len(inputs["input_ids"]) > 1:
+            options["prompt_lookup_num_tokens"] = None  # faster for one row, not done for several
         options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), _RefuseNan()])
         options["suppress_tokens"] = with_suppressed(
             options, self.model.generation_config, self.model.config, tokenizer

@@ -335,8 +335,6 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     processor, _ = read_processor(folder, config)
     if processor is None:
         return None
-    if isinstance(config, FusionConfig):
-        processor.fusion_window = config.fusion_window
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
@@ -356,6 +354,8 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             chat_template=processor.chat_template,
             fusion_window=1,
         )
+    if isinstance(config, FusionConfig):
+        processor.fusion_window = config.fusion_window
     check_processor(folder, processor, config)
     return processor
 

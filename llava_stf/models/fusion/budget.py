@@ -80,7 +80,7 @@ def window_of_tokens(config: LlavaConfig, vision_tokens: int | Literal["all"]) -
     grid = patch_grid(config)
     windows = {cells_of(grid, k) ** 2: k for k in window_sides(config)}
     wanted = grid**2 if vision_tokens == "all" else vision_tokens
-    if wanted not in windows:
+    if type(wanted) is not int or wanted not in windows:
         raise FusionError(
             f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
             f"{', '.join(map(str, windows))}, or 'all'."

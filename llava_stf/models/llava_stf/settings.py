@@ -54,10 +54,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         ("do_sample", "use_cache", "output_hidden_states", "output_attentions", "return_dict_in_generate"),
     ),
     "an object": (lambda it: isinstance(it, dict), ("watermarking_config",)),
-    "null, as transformers 5 has no such way of generating": (
-        lambda it: it in (0, 1),  # as other versions wrote that nothing is asked for
-        ("penalty_alpha", "num_beam_groups", "constraints", "force_words_ids", "dola_layers"),
+    "null, as transformers 5 does not generate so": (
+        lambda it: it == 0 and not isinstance(it, bool),  # as other versions wrote that nothing is asked for
+        ("penalty_alpha", "constraints", "force_words_ids", "dola_layers"),
     ),
+    "1, as transformers 5 has no groups of beams": (lambda it: it == 1, ("num_beam_groups",)),
 }
 
 
