@@ -325,7 +325,8 @@ def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
 
 def _check_headers(source: Source, config: LlavaConfig) -> None:
     """Name weights that do not fit before memory is taken for others, or before 4 bits hide their shapes."""
-    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
+    parts = (config.vision_config.model_type, config.text_config.model_type)
+    if source.format is not Format.TILES and parts == ("clip_vision_model", "llama"):
         check_tensors(source, config, public_tensors(source.index(), HUGGING_FACE))
 
 
