@@ -80,7 +80,12 @@ class Decoder(nn.Module):
         self.language_model, self.head = model.model.language_model, model.get_output_embeddings()
 
     def forward(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, keys: list[Tensor], values: list[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """As the module's head says; `attention_mask` is 1 where there is a token and 0 on padding, int64."""
         cache = _FlatCache(keys, values)

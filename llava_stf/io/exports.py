@@ -90,7 +90,11 @@ def check_choices(format: str, weights: str, kv_cache: str) -> None:
     Raises:
         ExportError: there is no such format or precision, or not in that format.
     """
-    for what, value, kind in (("format", format, Format), ("weights", weights, Weights), ("kv_cache", kv_cache, KvCache)):
+    for what, value, kind in (
+        ("format", format, Format),
+        ("weights", weights, Weights),
+        ("kv_cache", kv_cache, KvCache),
+    ):
         if value not in get_args(kind):
             raise ExportError(f"Unknown {what} '{value}': {nearest(value, get_args(kind))}")
     if format == "onnx" and weights not in ("fp32", "int8"):
