@@ -26,6 +26,10 @@ class ImageError(LlavaStfError, ValueError):
     """An image cannot be read: broken, too large, of an unknown kind, or not allowed to be fetched."""
 
 
+class VideoError(LlavaStfError, ValueError):
+    """A video cannot be read: broken, empty, or of an unknown kind."""
+
+
 class PromptError(LlavaStfError, ValueError):
     """A prompt cannot be answered: empty, too long, or with another number of images than markers."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llava_stf.inference import LlavaStf
+    from llava_stf.videos import Video
 
 NOTICE = (
     "'{model}' knows only images drawn by llava_stf itself; name a real model for photographs, "
@@ -118,6 +119,19 @@ def read_image(source: str) -> "Image":
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def read_visual(source: str, frames: int | None = None) -> "Image | Video":
+    """An image, or a video where the path ends as one or `frames` are asked for.
+
+    Raises:
+        LlavaStfError: it cannot be read.
+    """
+    from llava_stf.videos import DEFAULT_FRAMES, Video, is_video
+
+    if frames is None and not is_video(source):
+        return read_image(source)
+    return Video(source, DEFAULT_FRAMES if frames is None else frames)
 
 
 def figure_path(asked: Path | None, name: str) -> Path:

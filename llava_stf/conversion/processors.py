@@ -24,6 +24,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.budget import num_image_tokens
+from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
@@ -142,7 +143,9 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         return None, build_image_processor(values, image_size, pad=values.get("do_pad") is True)
     try:
         with without_byte_order_marks(folder) as readable:
-            processor = AutoProcessor.from_pretrained(readable, backend="pil")
+            # Their processors of transformers cannot be built without torchvision, and ours reads the same files.
+            kind = family_of_config(config).processor if takes_videos(config) else AutoProcessor
+            processor = kind.from_pretrained(readable, backend="pil")
             if not isinstance(processor, ProcessorMixin):  # the files name no class that there is
                 processor = family_of_config(config).plain_processor.from_pretrained(readable, backend="pil")
         processor.image_processor = _with_sizes(processor.image_processor, files, config.vision_config.image_size)

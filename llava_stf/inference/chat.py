@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from PIL import Image
 from transformers import BatchFeature
 
-from llava_stf.images import ImageSource, load_image
-from llava_stf.inference.turns import Conversation, Message, user_turn
+from llava_stf.inference.turns import Conversation, Message, Visual, load_visual, turn_about
 from llava_stf.models.fusion.budget import VisionTokens
+from llava_stf.videos import Video
 
 
 class _Pipeline(Protocol):
@@ -19,7 +19,7 @@ class _Pipeline(Protocol):
     def encode(
         self,
         conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image | Video]],
         vision_tokens: VisionTokens,
     ) -> BatchFeature: ...
 
@@ -33,24 +33,25 @@ class _Pipeline(Protocol):
 class Chat:
     """A conversation: every question is asked with all turns and images before it.
 
-    `messages` is the history in Hugging Face's form, `images` the images in the order of their markers in it. A turn
+    `messages` is the history in Hugging Face's form, `images` the images and videos in the order of their markers in it. A turn
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 
     def __init__(self, llava: _Pipeline, vision_tokens: int | None = None) -> None:
         self.messages: list[Message] = []
-        self.images: list[Image.Image] = []
+        self.images: list[Image.Image | Video] = []
         self._llava = llava
         self._vision_tokens = vision_tokens
-        self._waiting: list[Image.Image] = []
+        self._waiting: list[Image.Image | Video] = []
 
-    def add_image(self, source: ImageSource) -> None:
-        """Shows an image with the next question.
+    def add_image(self, source: Visual) -> None:
+        """Shows an image, or a video, with the next question.
 
         Raises:
             ImageError: it cannot be read.
+            VideoError: as `ImageError`, of a video.
         """
-        self._waiting.append(load_image(source))
+        self._waiting.append(load_visual(source))
 
     def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
         """Answers the next question, which needs no new image.
@@ -69,7 +70,7 @@ class Chat:
         return self._recorded(turn, self._llava._pieces(inputs, max_new_tokens, generate_kwargs))
 
     def _next(self, question: str) -> tuple[Message, BatchFeature]:
-        turn = user_turn(question, len(self._waiting))
+        turn = turn_about(question, self._waiting)
         images = [*self.images, *self._waiting]
         return turn, self._llava.encode([[*self.messages, turn]], [images], self._vision_tokens)
 

@@ -29,13 +29,14 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
-from llava_stf.images import load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.chat import Chat
-from llava_stf.inference.turns import Conversation, Images, as_list, user_turn
-from llava_stf.models.fusion.budget import VisionTokens, budget_per_image, num_image_tokens, tokens_per_image
+from llava_stf.inference.turns import Conversation, Images, as_list, load_visual, turn_about
+from llava_stf.models.fusion.budget import VisionTokens, budget_per_image, num_video_tokens, tokens_per_image
+from llava_stf.models.fusion.videos import require_videos
 from llava_stf.models.llava_stf.conversation import render_chat
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
+from llava_stf.videos import Video
 
 if TYPE_CHECKING:
     from llava_stf.inference.compiled import CompiledGeneration
@@ -51,14 +52,16 @@ class LlavaStf:
         compiled: what generates in the model's place (see `load_model`); `None` is the model itself.
 
     Every asking method takes `images`, one `load_image` source or a list of them for several images in one prompt,
-    and passes further keywords to `generate`. The images stand before the question; a question that holds exactly as
+    and passes further keywords to `generate`. Where the model takes videos, a `Video`, an array [frames, H, W, 3] or a
+    path that ends as a video's stands in the place of an image, and `<video>` is its marker. The images stand before the question; a question that holds exactly as
     many `<image>` markers as there are images puts them there instead. `vision_tokens` asks a model that was trained
     for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. Where images are cut into
     tiles these are tokens of one tile, see `num_image_tokens`. They raise:
         ImageError: an image cannot be read.
+        VideoError: a video cannot be read.
         PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does
             not fit the model's positions.
-        FusionError: the model was not trained for that number of vision tokens.
+        FusionError: the model was not trained for that number of vision tokens, or takes no videos.
     """
 
     def __init__(
@@ -108,13 +111,13 @@ class LlavaStf:
         """
         if batch_size < 1:
             raise PromptError(f"batch_size must be at least 1, found {batch_size}.")
-        turns = [user_turn(question, len(as_list(images, required=True))) for images, question in pairs]
+        turns = [turn_about(question, as_list(images, required=True)) for images, question in pairs]
         answers: list[str] = []
         for start in range(0, len(pairs), batch_size):
             rows = list(range(start, min(start + batch_size, len(pairs))))
             if self._compiled is not None and start:
                 rows += rows[-1:] * (batch_size - len(rows))  # a smaller last batch would be compiled for its own size
-            loaded = [[load_image(source) for source in as_list(pairs[row][0])] for row in rows]
+            loaded = [[load_visual(source) for source in as_list(pairs[row][0])] for row in rows]
             inputs = self.encode([[turns[row]] for row in rows], loaded, vision_tokens)
             answers += self._answers(inputs, max_new_tokens, generate_kwargs)
         return answers[: len(pairs)]
@@ -122,7 +125,7 @@ class LlavaStf:
     def reply_batch(
         self,
         conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image | Video]],
         *,
         vision_tokens: VisionTokens = None,
         max_new_tokens: int = 128,
@@ -145,8 +148,8 @@ class LlavaStf:
 
         A prompt that cannot be answered raises here, not at the first piece. Closing the iterator ends the generation.
         """
-        turn = user_turn(question, len(as_list(images, required=True)))
-        loaded = [load_image(source) for source in as_list(images)]
+        turn = turn_about(question, as_list(images, required=True))
+        loaded = [load_visual(source) for source in as_list(images)]
         inputs = self.encode([[turn]], [loaded], vision_tokens)
         return self._pieces(inputs, max_new_tokens, generate_kwargs)
 
@@ -164,7 +167,7 @@ class LlavaStf:
     def encode(
         self,
         conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Image.Image | Video]],
         vision_tokens: VisionTokens = None,
     ) -> BatchFeature:
         """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype.
@@ -172,7 +175,7 @@ class LlavaStf:
         Args:
             conversations: messages in Hugging Face's form, or a prompt as the model is to read it; not both kinds of
                 `<image>` place, an image item and a marker in the text, for one image.
-            images: the images of each conversation, in the order of their places in it.
+            images: the images of each conversation, in the order of their places in it, and its videos in theirs.
             vision_tokens: tokens per image, see the class.
 
         Returns:
@@ -187,22 +190,43 @@ class LlavaStf:
         processor = self._require_processor()
         count = self._count(vision_tokens)
         prompts = [c if isinstance(c, str) else render_chat(processor, c) for c in conversations]
-        flat = [image for group in images for image in group]
+        seen = [visual for group in images for visual in group]
+        videos = [visual for visual in seen if isinstance(visual, Video)]
         options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         if count is not None:
             options["vision_tokens"] = count
+        if videos:
+            require_videos(self.model.config)
+            options["videos"] = videos
+        flat = [visual for visual in seen if not isinstance(visual, Video)]
         inputs = processor(images=flat or None, text=prompts, **options)
-        limit = self.positions
-        for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
-            if length >= limit:
-                sizes = [(image.height, image.width) for image in group]
-                image_tokens = sum(num_image_tokens(self.model.config, sizes, count))
-                raise PromptError(
-                    f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
-                    f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
-                    "images."
-                )
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        for ids, length, group in zip(inputs["input_ids"], lengths, images, strict=True):
+            if length >= self.positions:
+                raise PromptError(self._too_long(ids, length, group, count))
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def _too_long(self, ids: torch.Tensor, length: int, group: Sequence[Any], vision_tokens: int | None) -> str:
+        """What to say of a prompt whose ids do not fit the model's positions."""
+        config, room = self.model.config, self.positions - 1
+        image_tokens = int((ids == config.image_token_id).sum())
+        videos = [visual for visual in group if isinstance(visual, Video)]
+        said = f"The prompt has {length} tokens, {image_tokens} of them for {len(group) - len(videos)} image(s)"
+        if not videos:
+            return f"{said}, and the model has positions for {room} and an answer: ask shorter or with fewer images."
+        frames = [len(video.frames) for video in videos]
+        tokens = num_video_tokens(config, frames, vision_tokens)
+        fitting = max(
+            (
+                number for number in range(1, max(frames))
+                if length - sum(tokens) + sum(num_video_tokens(config, [number] * len(frames), vision_tokens)) <= room
+            ),
+            default=0,
+        )  # fmt: skip
+        return (
+            f"{said} and {sum(tokens)} for {sum(frames)} frames of {len(videos)} video(s), and the model has positions "
+            f"for {room} and an answer: {fitting} frames of each would fit, which Video(source, frames={fitting}) takes."
+        )
 
     def _require_processor(self) -> LlavaStfProcessor:
         if self.processor is None:

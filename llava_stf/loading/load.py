@@ -42,7 +42,7 @@ from llava_stf.loading.precision import dtype_on_cpu, stored_dtype
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.tiles import has_tiles, takes_videos
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
 from llava_stf.models.llava_stf.settings import check_settings, settle_generation
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
@@ -325,7 +325,8 @@ def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
 
 def _check_headers(source: Source, config: LlavaConfig) -> None:
     """Name weights that do not fit before memory is taken for others, or before 4 bits hide their shapes."""
-    if (config.vision_config.model_type, config.text_config.model_type) == ("clip_vision_model", "llama"):
+    parts = (config.vision_config.model_type, config.text_config.model_type)
+    if source.format is not Format.TILES and parts == ("clip_vision_model", "llama"):
         check_tensors(source, config, public_tensors(source.index(), HUGGING_FACE))
 
 
@@ -343,7 +344,11 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
         )
     family = family_of_config(config)
     processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
-    if type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
+    if takes_videos(config):
+        processor.patch_size = config.vision_config.patch_size
+        if not isinstance(config, FusionConfig):
+            processor.fusion_window = 1
+    elif type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
         processor = family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +30,7 @@ from llava_stf.images import load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.fusion.budget import token_budgets
+from llava_stf.models.fusion.tiles import shows_several_whole
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
@@ -44,6 +45,7 @@ __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
+_OF_AN_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes")
 WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
@@ -193,21 +195,28 @@ class Engine:
         seen = []
         for index, source in enumerate(request.images):
             try:
-                seen.append(self._see(source, request.vision_tokens))
+                seen.append(self._see(source, request.vision_tokens, alone=len(request.images) == 1))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        counts = [self._image_tokens(image) for image in seen]
+        counts = [tokens for _, tokens in seen]
         if seen:
             self._give_places(inputs, counts)
-            inputs.update(_join_images(seen))
+            inputs.update(_join_images([image for image, _ in seen]))
         return inputs, sum(counts)
 
-    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> BatchFeature:
-        """Model inputs of one image alone."""
+    def _see(
+        self, source: bytes | Image.Image, vision_tokens: VisionTokens, *, alone: bool
+    ) -> tuple[dict[str, torch.Tensor], int]:
+        """Model inputs of one image, alone in its prompt or not, without ids, and how many ids it takes."""
         header = read_header(source, max_pixels=self.options.max_image_pixels)
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)
+            # A blank one beside it, where others make a difference.
+            beside = not alone and shows_several_whole(self.llava.model.config)
+            images = [image, Image.new("RGB", (1, 1))] if beside else [image]
+            inputs = self.llava.encode([IMAGE_TOKEN * len(images)], [images], vision_tokens)
+        data = {name: inputs[name][:1] for name in _OF_AN_IMAGE if name in inputs}
+        return data, self._image_tokens(inputs) // len(images)
 
     def _image_tokens(self, inputs: BatchFeature) -> int:
         return int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
@@ -304,10 +313,10 @@ class Engine:
         return BatchFeature(data)
 
 
-def _join_images(inputs: Sequence[BatchFeature]) -> dict[str, torch.Tensor]:
+def _join_images(inputs: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The images of several inputs as one batch; those in tiles are padded to the most of them."""
     joined = {}
-    for name in ("pixel_values", "image_sizes"):
+    for name in (*_OF_AN_IMAGE, "batch_num_images"):
         values = [each[name] for each in inputs if name in each]
         if values and values[0].ndim == 5:
             most = max(value.shape[1] for value in values)

@@ -107,7 +107,7 @@ class Row:
         self.request = replace(request, images=())  # they are in the inputs, and would only take memory
         self.request_id = request_id.current()
         self.inputs = inputs
-        self.image_bytes = inputs["pixel_values"].nbytes if "pixel_values" in inputs else 0
+        self.image_bytes = sum(inputs[name].nbytes for name in inputs if name.startswith("pixel_values"))
         self.prompt_tokens = inputs["input_ids"].shape[1]
         self.image_tokens = image_tokens
         self.limit = limit

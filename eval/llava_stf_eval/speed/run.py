@@ -41,6 +41,7 @@ class Plan:
         model: a plain LLaVA that `load_model` finds.
         methods: `"full"`, `"stf"`, or of `llava_stf.reduction`.
         vision_tokens: budgets; `None` is a quarter of the patches.
+        options: of the methods that have them, such as `{"full_layers": "3"}`.
         text_tokens: of a prompt, beside its one image.
         new_tokens: of an answer, which never ends earlier.
         attention: implementations, as transformers names them.
@@ -51,6 +52,7 @@ class Plan:
     model: str | None = None
     methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     text_tokens: list[int] = field(default_factory=lambda: [64])
     new_tokens: list[int] = field(default_factory=lambda: [32])
@@ -88,7 +90,7 @@ def measure(
     _check(plan)
     device = _device(plan)
     config = shape_config(plan.shape) if plan.shape else _read_config(str(plan.model))
-    settings = settings_of(config, plan.methods, plan.vision_tokens)
+    settings = settings_of(config, plan.methods, plan.vision_tokens, plan.options)
     for case in plan.cases():
         _check_length(case, max(setting.places for setting in settings), config)
     _check_attention(plan.attention, device)
@@ -252,6 +254,7 @@ def _empty_row(case: Case, variant: Variant, error: str | None) -> dict[str, Any
     return {
         "case": asdict(case),
         "method": setting.method,
+        "method_options": dict(setting.options),
         "vision_tokens": setting.vision_tokens,
         "mean_tokens": setting.mean_tokens,
         "error": error,
