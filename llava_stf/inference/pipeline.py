@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.images import load_image
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.chat import Chat
+from llava_stf.inference.image_cache import ImageCache, digest_of
+from llava_stf.inference.prefix import Prompt, Reading, other_ways, reuses
 from llava_stf.inference.turns import Conversation, Images, as_list, user_turn
 from llava_stf.models.fusion.budget import VisionTokens, budget_per_image, num_image_tokens, tokens_per_image
 from llava_stf.models.llava_stf.conversation import render_chat
@@ -121,8 +124,15 @@ class LlavaStf:
         max_new_tokens: int = 128,
         **generate_kwargs: Any,
     ) -> list[str]:
-        """The next answer of each conversation, all in one batch; arguments and errors as in `encode`."""
-        inputs = self.encode(conversations, images, vision_tokens)
+        """The next answer of each conversation, all in one batch; arguments and errors as in `encode`.
+
+        An image that was encoded for an earlier batch or a `chat` is not encoded again.
+        """
+        if self.reuses(generate_kwargs):
+            pairs = zip(conversations, images, strict=True)
+            inputs = Reading(self, [self.compose(*pair, vision_tokens) for pair in pairs]).inputs
+        else:
+            inputs = self.encode(conversations, images, vision_tokens)
         return self._answers(inputs, max_new_tokens, generate_kwargs)
 
     def stream(
@@ -185,17 +195,58 @@ class LlavaStf:
         if count is not None:
             options["vision_tokens"] = count
         inputs = processor(images=flat or None, text=prompts, **options)
-        limit = self.positions
         for length, group in zip(inputs["attention_mask"].sum(-1).tolist(), images, strict=True):
-            if length >= limit:
-                sizes = [(image.height, image.width) for image in group]
-                image_tokens = sum(num_image_tokens(self.model.config, sizes, count))
-                raise PromptError(
-                    f"The prompt has {length} tokens, {image_tokens} of them for {len(group)} "
-                    f"image(s), and the model has positions for {limit - 1} and an answer: ask shorter or with fewer "
-                    "images."
-                )
+            sizes = [(image.height, image.width) for image in group]
+            self.check_length(length, num_image_tokens(self.model.config, sizes, count))
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+    def compose(
+        self, conversation: Conversation, images: Sequence[Image.Image], vision_tokens: VisionTokens = None
+    ) -> Prompt:
+        """One conversation for `Reading`, as `encode` would have it, but that known images are not prepared again.
+
+        Raises:
+            PromptError: as `encode`.
+            FusionError: as `encode`.
+        """
+        processor = self._require_processor()
+        text = conversation if isinstance(conversation, str) else render_chat(processor, conversation)
+        self.image_cache.renew()
+        seen = [self.image_cache.see(digest_of(image), image, vision_tokens) for image in images]
+        counts = [image.count for image in seen]
+        ids = processor.prompt_ids(text, counts)
+        self.check_length(len(ids), counts)
+        return Prompt(ids, seen)
+
+    def check_length(self, length: int, image_tokens: Sequence[int]) -> None:
+        """Check that the model has positions for a prompt and one more token.
+
+        Args:
+            length: tokens of the prompt.
+            image_tokens: of these, for each image.
+
+        Raises:
+            PromptError: it has not.
+        """
+        if length >= self.positions:
+            raise PromptError(
+                f"The prompt has {length} tokens, {sum(image_tokens)} of them for {len(image_tokens)} image(s), and "
+                f"the model has positions for {self.positions - 1} and an answer: ask shorter or with fewer images."
+            )
+
+    def reuses(self, generate_kwargs: Mapping[str, Any] = MappingProxyType({})) -> bool:
+        """Whether image tokens and what was read serve other prompts, with these keywords of `generate`."""
+        return reuses(self) and not other_ways(generate_kwargs, self.model.generation_config)
+
+    @cached_property
+    def image_cache(self) -> ImageCache:
+        """The images that this pipeline has encoded, of those that `chat`, `reply_batch` and servers were shown."""
+        return ImageCache(self)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether generation is compiled."""
+        return self._compiled is not None
 
     def _require_processor(self) -> LlavaStfProcessor:
         if self.processor is None:

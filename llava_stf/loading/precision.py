@@ -1,7 +1,7 @@
 """The precision that a model computes in: that of its files, or float32 on a CPU that is slow at it.
 
 A CPU without instructions for products of 16-bit floats makes float32 of both factors, at every product anew: a prompt
-then takes four to six times as long as in float32. `load_model` therefore takes float32 there, if memory has room for it.
+then takes four to six times as long as in float32. `load_model` therefore takes float32 there, if memory has room.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _INSTRUCTIONS = {
     torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
     torch.float16: ("amx_fp16", "avx512_fp16", "fp16"),
 }
-# What a model takes of memory, by its weights: activations, a KV cache and the tensor that is being read come beside them.
+# What a model takes of memory, in its weights: activations, a KV cache and the tensor that is being read come beside.
 _ROOM = 1.25
 
 

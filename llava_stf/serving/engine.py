@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.nn import functional
 from transformers import BatchFeature, StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.images import load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.inference.image_cache import SeenImage, digest_of, join_images
+from llava_stf.inference.prefix import Heard, PrefixCache, Prompt, Reading
 from llava_stf.models.fusion.budget import token_budgets
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.metrics import Metrics
@@ -52,7 +52,8 @@ class Engine:
 
     Args:
         llava: the model, which nothing else may run as long as the engine does.
-        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images` and `max_image_pixels` are read.
+        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images`, `max_image_pixels` and `max_cache_bytes` are
+            read.
         metrics: where it counts.
         memory: where images are decoded; engines of one server share it.
 
@@ -74,6 +75,10 @@ class Engine:
         self._pad = llava.processor.tokenizer.pad_token_id
         ends = llava.model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._prefixes: PrefixCache | None = None
+        if llava.reuses() and options.max_cache_bytes:
+            llava.image_cache.limit = options.max_cache_bytes // 4
+            self._prefixes = PrefixCache(options.max_cache_bytes - llava.image_cache.limit)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
         self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
         self._changed = threading.Condition()
@@ -96,7 +101,7 @@ class Engine:
             request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
             try:
                 for _ in range(WARM_UP_ROUNDS):
-                    self.llava.generate(self._prepare(request)[0], max_new_tokens=WARM_UP_TOKENS)
+                    self.llava.generate(self._inputs([self._prepare(request)]), max_new_tokens=WARM_UP_TOKENS)
             except Exception:  # requests may do well all the same
                 logger.exception("The model failed at the warm-up with %s vision tokens.", count or counts[0])
 
@@ -161,21 +166,19 @@ class Engine:
             self._decoding += 1
         try:
             prepared = self._pool.submit(self._prepare, request)
-            inputs, image_tokens = await asyncio.wrap_future(prepared)
-            prompt_tokens = inputs["input_ids"].shape[1]
+            prompt = await asyncio.wrap_future(prepared)
             limit = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
             row = Row(
                 request,
-                inputs,
-                image_tokens=image_tokens,
-                limit=min(limit, self.llava.positions - prompt_tokens),
+                prompt,
+                limit=min(limit, self.llava.positions - len(prompt.ids)),
                 text=AnswerText(self._decode, request.stop),
                 started=started,
             )
             with self._changed:
                 if self._closed:
                     raise BusyError("The server is about to stop.")
-                if sum(row.image_bytes for row in (*self._waiting, row)) > MAX_WAITING_BYTES and self._waiting:
+                if _image_bytes([*self._waiting, row]) > MAX_WAITING_BYTES and self._waiting:
                     raise BusyError("Too many images wait, and no more are taken; try again in a moment.")
                 self._waiting.append(row)
                 self._changed.notify_all()
@@ -184,55 +187,49 @@ class Engine:
                 self._decoding -= 1
         return row
 
-    def _prepare(self, request: GenerationRequest) -> tuple[BatchFeature, int]:
-        """Model inputs of the request alone, and how many of its ids stand for images."""
+    def _prepare(self, request: GenerationRequest) -> Prompt:
+        """The request's ids and images."""
         self._check_length(request.conversation)
         # A text that does not fit is refused before any image is decoded: blank ones stand for them.
         blank = Image.new("RGB", (1, 1))
         inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], request.vision_tokens)
-        seen = []
+        ids, seen = inputs["input_ids"][0].tolist(), []
         for index, source in enumerate(request.images):
             try:
                 seen.append(self._see(source, request.vision_tokens))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        counts = [self._image_tokens(image) for image in seen]
-        if seen:
-            self._give_places(inputs, counts)
-            inputs.update(_join_images(seen))
-        return inputs, sum(counts)
+        return Prompt(self._give_places(ids, [image.count for image in seen]), seen)
 
-    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> BatchFeature:
-        """Model inputs of one image alone."""
+    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> SeenImage:
+        """One image, decoded only if it is not known."""
+        cache = self.llava.image_cache
+        digest = digest_of(source) if isinstance(source, bytes) else None
+        if digest is not None and (known := cache.find(digest, vision_tokens)) is not None:
+            return known
         header = read_header(source, max_pixels=self.options.max_image_pixels)
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)
+            return cache.see(digest or digest_of(image), image, vision_tokens)
 
-    def _image_tokens(self, inputs: BatchFeature) -> int:
-        return int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
-
-    def _give_places(self, inputs: BatchFeature, counts: Sequence[int]) -> None:
-        """Gives every image of a prompt its number of ids in place of those of a blank one.
+    def _give_places(self, given: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """The ids of a prompt with each image's number of places instead of those of a blank one.
 
         Raises:
-            PromptError: The prompt has no room for them.
+            PromptError: the prompt has no room for them.
         """
+        if not counts:
+            return list(given)
         image_id = self.llava.model.config.image_token_id
-        each, places, ids = self._image_tokens(inputs) // len(counts), 0, []
-        for token in inputs["input_ids"][0].tolist():
+        each, places, ids = given.count(image_id) // len(counts), 0, []
+        for token in given:
             if token != image_id:
                 ids.append(token)
                 continue
             ids += [image_id] * (counts[places // each] if places % each == 0 else 0)
             places += 1
-        if len(ids) >= self.llava.positions:
-            raise PromptError(
-                f"The prompt has {len(ids)} tokens, {sum(counts)} of them for {len(counts)} image(s), and the model "
-                f"has positions for {self.llava.positions - 1} and an answer: ask shorter or with fewer images."
-            )
-        inputs["input_ids"] = inputs["input_ids"].new_tensor([ids])
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        self.llava.check_length(len(ids), counts)
+        return ids
 
     def _check_length(self, conversation: Conversation) -> None:
         """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
@@ -276,14 +273,24 @@ class Engine:
         sampling: dict[str, Any] = {"do_sample": False}
         if request.samples:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+        heard = Heard()
         try:
             with _seeded(request.seed if request.samples else None, self.llava.model.device):
+                reading = None
+                if self._prefixes is not None:
+                    reading = Reading(self.llava, [row.prompt for row in rows], self._prefixes)
+                    for row, cached in zip(rows, reading.cached, strict=True):
+                        row.cached_tokens = cached
+                        self.metrics.cached_tokens.inc(cached)
                 self.llava.generate(
-                    self._join(rows),
+                    self._inputs([row.prompt for row in rows]) if reading is None else reading.inputs,
                     max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([criteria]),
+                    stopping_criteria=StoppingCriteriaList([criteria, heard]),
                     **sampling,
                 )
+            if reading is not None and self._prefixes is not None and heard.ids is not None:
+                for prefix in reading.prefixes(heard.ids, [row.completion_tokens for row in rows]):
+                    self._prefixes.put(prefix)
         except Exception:  # whatever went wrong in this batch, the next one may do well
             ids = ", ".join(row.request_id for row in rows if row.request_id)
             logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
@@ -292,29 +299,21 @@ class Engine:
         for row in rows:
             row.fail("The model failed at this request or at one that it was answered with; the log says why.")
 
-    def _join(self, rows: Sequence[Row]) -> BatchFeature:
-        """Inputs of all rows as one batch, padded on the left."""
-        width = max(row.prompt_tokens for row in rows)
-        data: dict[str, Any] = {}
-        for name, value in (("input_ids", self._pad), ("attention_mask", 0)):
-            data[name] = torch.cat(
-                [functional.pad(row.inputs[name], (width - row.prompt_tokens, 0), value=value) for row in rows]
-            )
-        data.update(_join_images([row.inputs for row in rows]))
-        return BatchFeature(data)
+    def _inputs(self, prompts: Sequence[Prompt]) -> BatchFeature:
+        """Inputs of prompts as one batch, nothing being known of them."""
+        if self.llava.reuses():
+            return Reading(self.llava, prompts).inputs
+        width = max(len(prompt.ids) for prompt in prompts)
+        ids = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
+        mask = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
+        data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        images = [image.inputs for prompt in prompts for image in prompt.images if image.inputs is not None]
+        return BatchFeature({**data, **join_images(images)}).to(self.llava.model.device)
 
 
-def _join_images(inputs: Sequence[BatchFeature]) -> dict[str, torch.Tensor]:
-    """The images of several inputs as one batch; those in tiles are padded to the most of them."""
-    joined = {}
-    for name in ("pixel_values", "image_sizes"):
-        values = [each[name] for each in inputs if name in each]
-        if values and values[0].ndim == 5:
-            most = max(value.shape[1] for value in values)
-            values = [functional.pad(value, (0, 0) * 3 + (0, most - value.shape[1])) for value in values]
-        if values:
-            joined[name] = torch.cat(values)
-    return joined
+def _image_bytes(rows: Sequence[Row]) -> int:
+    """Of the images of these requests, each counted once."""
+    return sum({image.key: image.nbytes for row in rows for image in row.prompt.images}.values())
 
 
 def _characters(message: Message) -> int:

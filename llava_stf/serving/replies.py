@@ -62,7 +62,7 @@ def usage(last: Piece) -> dict[str, Any]:
         "prompt_tokens": last.prompt_tokens,
         "completion_tokens": last.completion_tokens,
         "total_tokens": last.prompt_tokens + last.completion_tokens,
-        "prompt_tokens_details": {"image_tokens": last.image_tokens},
+        "prompt_tokens_details": {"image_tokens": last.image_tokens, "cached_tokens": last.cached_tokens},
     }
 
 

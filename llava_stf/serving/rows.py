@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -14,12 +14,10 @@ from transformers import StoppingCriteria
 
 from llava_stf.inference import Conversation, VisionTokens
 from llava_stf.inference.answer_text import AnswerText
+from llava_stf.inference.prefix import Prompt
 from llava_stf.serving import request_id
 from llava_stf.serving.errors import ModelFailureError
 from llava_stf.serving.metrics import Metrics
-
-if TYPE_CHECKING:
-    from transformers import BatchFeature
 
 FinishReason = Literal["stop", "length"]
 # Below it logits divided by it leave the range of floats, and the likeliest token is all that is left to draw.
@@ -73,6 +71,7 @@ class Piece:
         image_tokens: of the request.
         completion_tokens: of the answer so far.
         finish_reason: of the last piece: "stop" at the model's end or a stop string, "length" where there is no room.
+        cached_tokens: of the request, which had been read before.
     """
 
     text: str
@@ -80,6 +79,7 @@ class Piece:
     image_tokens: int
     completion_tokens: int
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 class Row:
@@ -87,8 +87,7 @@ class Row:
 
     Args:
         request: what is asked.
-        inputs: its own model inputs, input_ids [1, L].
-        image_tokens: how many of the L ids stand for images.
+        prompt: its ids and images.
         limit: most new tokens.
         text: its answer, empty so far.
         started: `time.perf_counter` at which it came.
@@ -97,19 +96,18 @@ class Row:
     def __init__(
         self,
         request: GenerationRequest,
-        inputs: BatchFeature,
+        prompt: Prompt,
         *,
-        image_tokens: int,
         limit: int,
         text: AnswerText,
         started: float,
     ) -> None:
-        self.request = replace(request, images=())  # they are in the inputs, and would only take memory
+        self.request = replace(request, images=())  # they are in the prompt, and would only take memory
         self.request_id = request_id.current()
-        self.inputs = inputs
-        self.image_bytes = inputs["pixel_values"].nbytes if "pixel_values" in inputs else 0
-        self.prompt_tokens = inputs["input_ids"].shape[1]
-        self.image_tokens = image_tokens
+        self.prompt = prompt
+        self.prompt_tokens = len(prompt.ids)
+        self.image_tokens = sum(image.count for image in prompt.images)
+        self.cached_tokens = 0  # told by the engine when it reads the prompt
         self.limit = limit
         self.cancelled = False
         self.done = False
@@ -160,7 +158,8 @@ class Row:
         self._put(self._piece(text, reason))
 
     def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
-        return Piece(text, self.prompt_tokens, self.image_tokens, self.completion_tokens, reason)
+        counts = self.prompt_tokens, self.image_tokens, self.completion_tokens
+        return Piece(text, *counts, reason, self.cached_tokens)
 
     def _put(self, item: Piece | ModelFailureError) -> None:
         try:

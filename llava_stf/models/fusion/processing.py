@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -76,6 +76,15 @@ class FusedProcessing(CarriesCode, _Base):
             self._check_markers(texts, images, len(flat))
             data.update(self._encode(texts, counts, merged["text_kwargs"]))
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
+
+    def prompt_ids(self, text: str, counts: Sequence[int]) -> list[int]:
+        """The ids of one prompt whose images, in the order of their markers, take so many ids each.
+
+        Raises:
+            PromptError: markers and counts do not match in number, or the text is no valid Unicode.
+        """
+        self._check_markers([text], None, len(counts))
+        return self._ids(self._expand(text, iter(counts)))
 
     def _check_markers(self, texts: list[str], images: Any, found: int) -> None:
         counts = [prompt.count(self.image_token) for prompt in texts]
