@@ -12,6 +12,7 @@ from transformers import BatchFeature, StoppingCriteriaList
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference.prefix import Heard, PrefixCache, Reading
 from llava_stf.inference.turns import Message, user_turn
+from llava_stf.models.fusion.budget import Detail, VisionTokens
 
 if TYPE_CHECKING:
     from llava_stf.inference.pipeline import LlavaStf
@@ -29,11 +30,13 @@ class Chat:
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 
-    def __init__(self, llava: LlavaStf, vision_tokens: int | None = None) -> None:
+    def __init__(
+        self, llava: LlavaStf, vision_tokens: VisionTokens | Detail = None, max_vision_tokens: int | None = None
+    ) -> None:
         self.messages: list[Message] = []
         self.images: list[Image.Image] = []
         self._llava = llava
-        self._vision_tokens = vision_tokens
+        self._budget = vision_tokens, max_vision_tokens
         self._waiting: list[Image.Image] = []
         self._known = PrefixCache(limit=sys.maxsize, most=1)
 
@@ -68,8 +71,8 @@ class Chat:
         turn = user_turn(question, len(self._waiting))
         conversation, images = [*self.messages, turn], [*self.images, *self._waiting]
         if not self._llava.reuses(options):
-            return turn, self._llava.encode([conversation], [images], self._vision_tokens), None
-        prompt = self._llava.compose(conversation, images, self._vision_tokens)
+            return turn, self._llava.encode([conversation], [images], *self._budget), None
+        prompt = self._llava.compose(conversation, images, *self._budget)
         reading = Reading(self._llava, [prompt], self._known)
         return turn, reading.inputs, reading
 

@@ -15,22 +15,22 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
 from transformers import BatchFeature, StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError, ImageError, PromptError
-from llava_stf.images import load_image, read_header
-from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
+from llava_stf.images import ImageHeader, load_image, read_header
+from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.image_cache import SeenImage, digest_of, join_images
 from llava_stf.inference.prefix import Heard, PrefixCache, Prompt, Reading
-from llava_stf.models.fusion.budget import token_budgets
+from llava_stf.models.fusion.budget import DETAILS, choose_budgets, token_budgets
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.metrics import Metrics
@@ -44,6 +44,7 @@ __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
+_Read = TypeVar("_Read")
 WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
@@ -52,8 +53,8 @@ class Engine:
 
     Args:
         llava: the model, which nothing else may run as long as the engine does.
-        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images`, `max_image_pixels` and `max_cache_bytes` are
-            read.
+        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images`, `max_image_pixels`, `max_vision_tokens` and
+            `max_cache_bytes` are read.
         metrics: where it counts.
         memory: where images are decoded; engines of one server share it.
 
@@ -75,8 +76,9 @@ class Engine:
         self._pad = llava.processor.tokenizer.pad_token_id
         ends = llava.model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._reuses = llava.reuses()
         self._prefixes: PrefixCache | None = None
-        if llava.reuses() and options.max_cache_bytes:
+        if self._reuses and options.max_cache_bytes:
             llava.image_cache.limit = options.max_cache_bytes // 4
             self._prefixes = PrefixCache(options.max_cache_bytes - llava.image_cache.limit)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
@@ -191,33 +193,46 @@ class Engine:
         """The request's ids and images."""
         self._check_length(request.conversation)
         # A text that does not fit is refused before any image is decoded: blank ones stand for them.
-        blank = Image.new("RGB", (1, 1))
-        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], request.vision_tokens)
-        ids, seen = inputs["input_ids"][0].tolist(), []
+        blank, config = Image.new("RGB", (1, 1)), self.llava.model.config
+        least = None if request.vision_tokens in DETAILS else request.vision_tokens
+        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], least)
+        ids = inputs["input_ids"][0].tolist()
+        bounds = [bound for bound in (request.max_vision_tokens, self.options.max_vision_tokens) if bound is not None]
+        bound = min(bounds, default=None)
+        headers = self._each(request, lambda source, _: read_header(source, max_pixels=self.options.max_image_pixels))
+        asked = [detail or request.vision_tokens for detail in request.details or [None] * len(headers)]
+        room = self.llava.room_for_images(len(ids) - ids.count(config.image_token_id), bound)
+        budgets = choose_budgets(config, asked, [header.size[::-1] for header in headers], room=room)
+        if not self._reuses:  # then all images of a batch have one
+            budgets = [min(budgets)] * len(budgets) if budgets else []
+        seen = self._each(request, lambda source, at: self._see(source, headers[at], budgets[at]))
+        counts = [image.count for image in seen]
+        ids = self._give_places(ids, counts)
+        self.llava.check_length(len(ids), counts, bound)
+        return Prompt(ids, seen)
+
+    def _each(self, request: GenerationRequest, read: Callable[[bytes | Image.Image, int], _Read]) -> list[_Read]:
+        """What is read of each image of a request. Raises `ImageError` with the image's number."""
+        found = []
         for index, source in enumerate(request.images):
             try:
-                seen.append(self._see(source, request.vision_tokens))
+                found.append(read(source, index))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        return Prompt(self._give_places(ids, [image.count for image in seen]), seen)
+        return found
 
-    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> SeenImage:
+    def _see(self, source: bytes | Image.Image, header: ImageHeader, budget: int) -> SeenImage:
         """One image, decoded only if it is not known."""
         cache = self.llava.image_cache
         digest = digest_of(source) if isinstance(source, bytes) else None
-        if digest is not None and (known := cache.find(digest, vision_tokens)) is not None:
+        if digest is not None and (known := cache.find(digest, budget)) is not None:
             return known
-        header = read_header(source, max_pixels=self.options.max_image_pixels)
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return cache.see(digest or digest_of(image), image, vision_tokens)
+            return cache.see(digest or digest_of(image), image, budget)
 
     def _give_places(self, given: Sequence[int], counts: Sequence[int]) -> list[int]:
-        """The ids of a prompt with each image's number of places instead of those of a blank one.
-
-        Raises:
-            PromptError: the prompt has no room for them.
-        """
+        """The ids of a prompt with each image's number of places instead of those of a blank one."""
         if not counts:
             return list(given)
         image_id = self.llava.model.config.image_token_id
@@ -228,7 +243,6 @@ class Engine:
                 continue
             ids += [image_id] * (counts[places // each] if places % each == 0 else 0)
             places += 1
-        self.llava.check_length(len(ids), counts)
         return ids
 
     def _check_length(self, conversation: Conversation) -> None:
@@ -259,10 +273,14 @@ class Engine:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch: list[Row] = []
             for row in list(self._waiting):
-                if len(batch) < self.options.max_batch and (not batch or row.request.fits(batch[0].request)):
+                if len(batch) < self.options.max_batch and (not batch or self._fit(row, batch[0])):
                     batch.append(row)
                     self._waiting.remove(row)
             return batch
+
+    def _fit(self, row: Row, first: Row) -> bool:
+        """Whether both can be answered in one batch."""
+        return row.request.fits(first.request) and (self._reuses or len({*row.budgets, *first.budgets}) < 2)
 
     def _answer(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -301,7 +319,7 @@ class Engine:
 
     def _inputs(self, prompts: Sequence[Prompt]) -> BatchFeature:
         """Inputs of prompts as one batch, nothing being known of them."""
-        if self.llava.reuses():
+        if self._reuses:
             return Reading(self.llava, prompts).inputs
         width = max(len(prompt.ids) for prompt in prompts)
         ids = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria
 
-from llava_stf.inference import Conversation, VisionTokens
+from llava_stf.inference import Conversation, Detail, VisionTokens
 from llava_stf.inference.answer_text import AnswerText
 from llava_stf.inference.prefix import Prompt
 from llava_stf.serving import request_id
@@ -31,7 +31,9 @@ class GenerationRequest:
     Attributes:
         conversation: messages in Hugging Face's form, or a prompt as the model is to read it.
         images: one for each place in the conversation, in order: the bytes of a file, or a PIL image.
-        vision_tokens: tokens per image; `None` takes the model's default.
+        vision_tokens: tokens per image, also in a word; `None` takes the model's default.
+        details: for each image a word in place of that, or `None`.
+        max_vision_tokens: most tokens that all images take; `None` takes the server's.
         max_new_tokens: longest answer; `None` takes the server's.
         temperature: 0 is greedy decoding.
         top_p: draws from the likeliest tokens that together have this probability.
@@ -41,7 +43,9 @@ class GenerationRequest:
 
     conversation: Conversation
     images: Sequence[bytes | Image.Image] = ()
-    vision_tokens: VisionTokens = None
+    vision_tokens: VisionTokens | Detail = None
+    details: Sequence[Detail | None] = ()
+    max_vision_tokens: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -54,8 +58,8 @@ class GenerationRequest:
         return self.temperature >= MIN_TEMPERATURE
 
     def fits(self, other: GenerationRequest) -> bool:
-        """Whether both can be answered in one batch."""
-        if self.samples != other.samples or self.vision_tokens != other.vision_tokens:
+        """Whether the tokens of both are chosen in one way, as those of a batch are."""
+        if self.samples != other.samples:
             return False
         sampling = (self.temperature, self.top_p), (other.temperature, other.top_p)
         return not self.samples or (self.seed is None and other.seed is None and sampling[0] == sampling[1])
@@ -72,6 +76,7 @@ class Piece:
         completion_tokens: of the answer so far.
         finish_reason: of the last piece: "stop" at the model's end or a stop string, "length" where there is no room.
         cached_tokens: of the request, which had been read before.
+        budgets: tokens of each image of the request, or of a tile of it.
     """
 
     text: str
@@ -80,6 +85,7 @@ class Piece:
     completion_tokens: int
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    budgets: Sequence[int] = ()
 
 
 class Row:
@@ -107,6 +113,7 @@ class Row:
         self.prompt = prompt
         self.prompt_tokens = len(prompt.ids)
         self.image_tokens = sum(image.count for image in prompt.images)
+        self.budgets = [image.budget for image in prompt.images]
         self.cached_tokens = 0  # told by the engine when it reads the prompt
         self.limit = limit
         self.cancelled = False
@@ -159,7 +166,7 @@ class Row:
 
     def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
         counts = self.prompt_tokens, self.image_tokens, self.completion_tokens
-        return Piece(text, *counts, reason, self.cached_tokens)
+        return Piece(text, *counts, reason, self.cached_tokens, self.budgets)
 
     def _put(self, item: Piece | ModelFailureError) -> None:
         try:

@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from llava_stf import apply_stf, load_model
 from llava_stf.inference import LlavaStf, user_turn
 from llava_stf.inference.prefix import PrefixCache, Prompt, Reading, places_of, reuses, shared
-from llava_stf.loading.testing import tiny_llava_next
+from llava_stf.loading.testing import tiny_llava_next, write_tiny_llava
 from llava_stf.reduction import apply_reduction
 from llava_stf.reduction.fastv import FastV
 
@@ -26,11 +26,13 @@ def next_model(**fields: object) -> LlavaStf:
 
 
 @pytest.fixture(scope="module", params=["stf", "plain", "next"])
-def llava(request: pytest.FixtureRequest) -> LlavaStf:
+def llava(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LlavaStf:
     if request.param == "next":
         return next_model()
-    tokens = {"stf": None, "plain": "all"}[request.param]
-    return load_model(request.getfixturevalue(f"{request.param}_folder"), vision_tokens=tokens, device="cpu")
+    if request.param == "plain":
+        folder = write_tiny_llava(tmp_path_factory.mktemp("long"), stf=False, positions=1024)
+        return load_model(folder, vision_tokens="all", device="cpu")
+    return load_model(request.getfixturevalue("stf_folder"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,7 @@ def test_a_batch_of_prompts_that_begin_alike_reads_the_begin_once(
     llava: LlavaStf, images: list[Image.Image], read: list[int]
 ) -> None:
     known = PrefixCache(2**20)
+    images = [ImageOps.mirror(image) for image in images]  # which were not encoded before
     asked = [([user_turn(question, 1)], images[:1]) for question in QUESTIONS] + [([user_turn("Both?", 2)], images[:2])]
     expected = [anew(llava, *each) for each in asked]
     read.clear()
