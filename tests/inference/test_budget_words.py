@@ -78,7 +78,7 @@ def test_a_bound_holds_for_all_images_of_a_prompt(llava: LlavaStf) -> None:
     assert [image.count for image in prompt.images] == [4, 1]
     assert llava.ask(images, "Both?", vision_tokens="auto", **bounded)
     for word in ("high", 4, None):
-        with pytest.raises(PromptError, match="vision tokens for 2 image.*may have 5"):
+        with pytest.raises(PromptError, match=r"vision tokens for 2 image.*may have 5"):
             llava.ask(images, "Both?", vision_tokens=word, **bounded)
         with pytest.raises(PromptError, match="may have 5"):
             llava.chat(images, vision_tokens=word, max_vision_tokens=5).ask("Both?")

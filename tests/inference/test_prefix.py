@@ -139,7 +139,6 @@ def test_other_ways_to_generate_read_the_conversation_anew(stf: LlavaStf, images
         {"use_cache": False},
         {},
         {"prefill_chunk_size": 4},
-        {"repetition_penalty": 2.0},
     ):
         messages = list(chat.messages)
         answer = chat.ask("What?", max_new_tokens=5, **options)
