@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import BatchFeature, DynamicCache, GenerationConfig, StoppingCriteria
 
 from llava_stf.inference.image_cache import SeenImage, stamp_of
@@ -80,6 +79,8 @@ def reuses(llava: LlavaStf) -> bool:
     model, text = llava.model, llava.model.config.text_config
     reduction = getattr(getattr(model, "model", None), "reduction", None)
     if llava.compiled or not isinstance(llava.processor, FusedProcessing):
+        return False
+    if not hasattr(getattr(model, "model", None), "language_model"):  # in a wrapper of PEFT, for one
         return False
     if reduction is not None and reduction.method.reads_prompt:
         return False
@@ -291,14 +292,16 @@ class Reading:
         """A cache with what is known of each row, behind padding."""
         cache = DynamicCache(config=self._llava.model.config.text_config)
         most = max(length for _, length in found)
-        for layer in range(len(next(prefix for prefix, _ in found if prefix).layers) if most else 0):
-            parts: tuple[list[Tensor], list[Tensor]] = [], []
-            for prefix, length in found:
-                some = next(prefix for prefix, _ in found if prefix)
-                for kind, kept in enumerate((prefix or some).layers[layer]):
-                    known = kept[:, : length if prefix else 0]
-                    parts[kind].append(functional.pad(known, (0, 0, most - known.shape[1], 0)))
-            cache.update(torch.stack(parts[0]), torch.stack(parts[1]), layer)
+        known = [prefix.layers for prefix, _ in found if prefix is not None]
+        for layer in range(len(known[0]) if most else 0):
+            joined = []
+            for kind, like in enumerate(known[0][layer]):
+                rows = like.new_zeros(len(found), len(like), most, like.shape[2])
+                for row, (prefix, length) in enumerate(found):
+                    if prefix is not None:
+                        rows[row, :, most - length :] = prefix.layers[layer][kind][:, :length]
+                joined.append(rows)
+            cache.update(*joined, layer)
         return cache
 
     def _fill(
@@ -339,4 +342,4 @@ def _rows_of(cache: DynamicCache, row: int, columns: Tensor) -> list[tuple[Tenso
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     if len(layers[0][0]) == 1 and len(columns) == layers[0][0].shape[2]:
         return [(keys[0], values[0]) for keys, values in layers]
-    return [(keys[row, :, columns], values[row, :, columns]) for keys, values in layers]
+    return [(keys[row, :, columns.to(keys.device)], values[row, :, columns.to(keys.device)]) for keys, values in layers]
