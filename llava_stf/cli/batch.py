@@ -22,6 +22,8 @@ from llava_stf.cli.common import (
     notice,
     token_count,
 )
+from llava_stf.errors import DataError
+from llava_stf.io.json import parse_json
 
 
 def batch(
@@ -127,6 +129,8 @@ def batch(
         "seconds": round(summary.seconds, 1),
     }
     print(json.dumps(record, ensure_ascii=False))
+    if summary.errors == summary.rows > 0:
+        raise DataError(f"No row has an answer; the field 'error' of the rows in {output} says why.")
 
 
 @contextmanager
@@ -149,6 +153,6 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not (sign and name.isidentifier()):
         raise typer.BadParameter(f"expected an option such as tensor_parallel_size=2, found '{text}'")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

@@ -1,5 +1,7 @@
 """What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llava_stf.inference import LlavaStf
+    from llava_stf.videos import Video
 
 _WORDS = ("low", "high", "auto")  # for one of the counts that a model has
 NOTICE = (
@@ -104,7 +107,7 @@ def load(
     from llava_stf.loading import check_name, is_bundled
 
     check_name(model)
-    with waiting("Importing torch and transformers"):
+    with importing():
         from transformers.utils.logging import disable_progress_bar
 
         from llava_stf.loading import load_model
@@ -136,6 +139,19 @@ def read_image(source: str) -> "Image":
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def read_visual(source: str, frames: int | None = None) -> "Image | Video":
+    """An image, or a video where the path ends as one or `frames` are asked for.
+
+    Raises:
+        LlavaStfError: it cannot be read.
+    """
+    from llava_stf.videos import DEFAULT_FRAMES, Video, is_video
+
+    if frames is None and not is_video(source):
+        return read_image(source)
+    return Video(source, DEFAULT_FRAMES if frames is None else frames)
 
 
 def figure_path(asked: Path | None, name: str) -> Path:
@@ -194,3 +210,20 @@ def waiting(what: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         progress.add_task(what)
         yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A spinner while torch and transformers are imported, which takes seconds.
+
+    What an import makes stays until the end. The collector, which would walk it again and again while it grows, rests
+    meanwhile and passes over it from then on, until the exit, at which C libraries complain of what is left.
+    """
+    gc.disable()
+    atexit.register(gc.unfreeze)
+    try:
+        with waiting("Importing torch and transformers"):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()

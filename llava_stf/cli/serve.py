@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, waiting
+from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, importing, waiting
 
 
 def _check_counts(text: str | None) -> str | None:
@@ -118,8 +118,8 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
 
     sockets = bind(given["host"], given["port"])  # before anything is loaded: a taken port is said at once
     try:
-        with waiting("Importing torch and transformers"):
-            from llava_stf.loading import BUNDLED, read_config
+        with importing():
+            from llava_stf.loading import BUNDLED, read_config_to_ask
             from llava_stf.serving.app import create_app
             from llava_stf.serving.options import ServeOptions
             from llava_stf.serving.run import run
@@ -137,7 +137,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
         raise typer.BadParameter("--max-image-megabytes is beyond --max-body-megabytes")
     compare = compare_model or ("tiny-full" if ui and model == "tiny" else None)
     for each in filter(None, (model, compare)):
-        read_config(each)  # what cannot be read is said before the other one is loaded
+        read_config_to_ask(each)  # what cannot be read is said before the other one is loaded
     if model in BUNDLED:
         print(NOTICE.format(model=model), file=sys.stderr)
     app = create_app(
@@ -164,10 +164,10 @@ def _load(model: str, options: dict[str, Any]) -> Any:
 
 def _twin(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """How the second model is loaded: as the first one, with its own tokens, a plain LLaVA with all of them."""
-    from llava_stf.loading import read_config
-    from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.loading import read_config_to_ask
+    from llava_stf.models.registry import is_plain_config
 
-    own = {} if isinstance(read_config(model), FusionConfig) else {"vision_tokens": "all"}
+    own = {"vision_tokens": "all"} if is_plain_config(read_config_to_ask(model)) else {}
     return {**{name: value for name, value in options.items() if name != "vision_tokens"}, **own}
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from transformers import BatchFeature, StoppingCriteriaList
 
-from llava_stf.images import ImageSource, load_image
 from llava_stf.inference.prefix import Heard, PrefixCache, Reading
-from llava_stf.inference.turns import Message, user_turn
+from llava_stf.inference.turns import Message, Visual, load_visual, turn_about
 from llava_stf.models.fusion.budget import Detail, VisionTokens
+from llava_stf.videos import Video
 
 if TYPE_CHECKING:
     from llava_stf.inference.pipeline import LlavaStf
@@ -26,7 +26,8 @@ class Chat:
     is. Answers are those of the whole conversation asked anew. A model that cannot go on (see `reuses` of
     `llava_stf.inference.prefix`), or keywords of `generate` with which it cannot, have it read anew at every turn.
 
-    `messages` is the history in Hugging Face's form, `images` the images in the order of their markers in it. A turn
+    `messages` is the history in Hugging Face's form, `images` the images and videos in the order of their markers in
+    it. A turn
     enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
     """
 
@@ -34,19 +35,20 @@ class Chat:
         self, llava: LlavaStf, vision_tokens: VisionTokens | Detail = None, max_vision_tokens: int | None = None
     ) -> None:
         self.messages: list[Message] = []
-        self.images: list[Image.Image] = []
+        self.images: list[Image.Image | Video] = []
         self._llava = llava
         self._budget = vision_tokens, max_vision_tokens
-        self._waiting: list[Image.Image] = []
+        self._waiting: list[Image.Image | Video] = []
         self._known = PrefixCache(limit=sys.maxsize, most=1)
 
-    def add_image(self, source: ImageSource) -> None:
-        """Shows an image with the next question.
+    def add_image(self, source: Visual) -> None:
+        """Shows an image, or a video, with the next question.
 
         Raises:
             ImageError: it cannot be read.
+            VideoError: as `ImageError`, of a video.
         """
-        self._waiting.append(load_image(source))
+        self._waiting.append(load_visual(source))
 
     def ask(self, question: str, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> str:
         """Answers the next question, which needs no new image.
@@ -68,11 +70,12 @@ class Chat:
 
     def _next(self, question: str, options: dict[str, Any]) -> tuple[Message, BatchFeature, Reading | None]:
         """The turn and its model inputs; with a reading where what was read before is not read again."""
-        turn = user_turn(question, len(self._waiting))
+        turn = turn_about(question, self._waiting)
         conversation, images = [*self.messages, turn], [*self.images, *self._waiting]
-        if not self._llava.reuses(options):
+        shown = [image for image in images if not isinstance(image, Video)]
+        if not self._llava.reuses(options) or len(shown) < len(images):
             return turn, self._llava.encode([conversation], [images], *self._budget), None
-        prompt = self._llava.compose(conversation, images, *self._budget)
+        prompt = self._llava.compose(conversation, shown, *self._budget)
         reading = Reading(self._llava, [prompt], self._known)
         return turn, reading.inputs, reading
 

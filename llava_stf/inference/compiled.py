@@ -37,7 +37,7 @@ from llava_stf.inference.prefix import other_ways
 from llava_stf.models.fusion.budget import budget_of_prompt
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.modeling import CACHE
-from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.tiles import has_tiles, takes_videos
 from llava_stf_kernels import place_tokens
 
 logger = logging.getLogger(__name__)
@@ -231,6 +231,8 @@ def _reason_for_eager(model: LlavaForConditionalGeneration) -> str | None:
     """Why this model cannot be compiled here; `None` if it can."""
     if has_tiles(model.config):
         return "images in tiles, as LLaVA-NeXT takes them, differ in their number of tokens."
+    if takes_videos(model.config):
+        return "a model that takes videos is told of frames, too."
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not quantizer.is_compileable:
         return "transformers does not compile weights that are quantized in this way."

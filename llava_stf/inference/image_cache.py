@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llava_stf.inference.pipeline import LlavaStf
 
 IMAGE_BYTES = 128 * 2**20  # 113 images of a 7B model at 144 tokens in 16 bits
+OF_AN_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes")  # what processors call what they make of images
 MAX_TOGETHER = 16  # images in one run of the tower
 
 
@@ -175,7 +176,7 @@ class ImageCache:
 def join_images(inputs: Sequence[BatchFeature]) -> dict[str, Tensor]:
     """The images of several inputs as one batch; those in tiles are padded to the most of them."""
     joined = {}
-    for name in ("pixel_values", "image_sizes"):
+    for name in (*OF_AN_IMAGE, "batch_num_images"):
         values = [each[name] for each in inputs if name in each]
         if values and values[0].ndim == 5:
             most = max(value.shape[1] for value in values)

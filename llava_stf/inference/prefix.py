@@ -23,6 +23,7 @@ from transformers import BatchFeature, DynamicCache, GenerationConfig, StoppingC
 from llava_stf.inference.image_cache import SeenImage, stamp_of
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.fusion.processing import FusedProcessing
+from llava_stf.models.fusion.tiles import shows_several_whole, takes_videos
 from llava_stf_kernels import place_tokens
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ def reuses(llava: LlavaStf) -> bool:
     """Whether image tokens and what was read serve other prompts, too.
 
     Not where a method chooses tokens by the question (FastV), where generation is compiled and its cache static, where
-    the language model does not keep all keys and values, or where the processor is not of this package.
+    the language model does not keep all keys and values, where the tokens of an image depend on the images beside it or
+    a prompt holds videos, or where the processor is not of this package.
     """
     model, text = llava.model, llava.model.config.text_config
     reduction = getattr(getattr(model, "model", None), "reduction", None)
     if llava.compiled or not isinstance(llava.processor, FusedProcessing):
         return False
     if not hasattr(getattr(model, "model", None), "language_model"):  # in a wrapper of PEFT, for one
+        return False
+    if shows_several_whole(model.config) or takes_videos(model.config):
         return False
     if reduction is not None and reduction.method.reads_prompt:
         return False

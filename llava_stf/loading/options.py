@@ -22,7 +22,7 @@ def from_pretrained_options(
     quantization: str | None,
     attn_implementation: str | None,
 ) -> dict[str, Any]:
-    """The keywords of `from_pretrained` for those of `load_model`; the dtypes "auto" and "stored" are left as they are.
+    """The keywords of `from_pretrained` for those of `load_model`; "auto" and "stored" wait until the files are known.
 
     Raises:
         LlavaStfError: a value that does not exist or a device that is not here.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -28,9 +29,11 @@ from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.images import ImageHeader, load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
-from llava_stf.inference.image_cache import SeenImage, digest_of, join_images
+from llava_stf.inference.image_cache import OF_AN_IMAGE, SeenImage, digest_of, join_images
 from llava_stf.inference.prefix import Heard, PrefixCache, Prompt, Reading
-from llava_stf.models.fusion.budget import DETAILS, choose_budgets, token_budgets
+from llava_stf.models.fusion.budget import DETAILS, VisionTokens, budget_per_image, choose_budgets, token_budgets
+from llava_stf.models.fusion.tiles import shows_several_whole
+from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.metrics import Metrics
@@ -203,9 +206,14 @@ class Engine:
         asked = [detail or request.vision_tokens for detail in request.details or [None] * len(headers)]
         room = self.llava.room_for_images(len(ids) - ids.count(config.image_token_id), bound)
         budgets = choose_budgets(config, asked, [header.size[::-1] for header in headers], room=room)
-        if not self._reuses:  # then all images of a batch have one
-            budgets = [min(budgets)] * len(budgets) if budgets else []
-        seen = self._each(request, lambda source, at: self._see(source, headers[at], budgets[at]))
+        if self._reuses:
+            seen = self._each(request, lambda source, at: self._see(source, headers[at], budgets[at]))
+        else:  # by their pixels all images of a batch have one budget
+            one = min(budgets) if any(asked) else None
+            alone = len(headers) == 1
+            seen = self._each(request, lambda source, at: self._see_pixels(source, headers[at], one, alone=alone))
+            if seen and seen[0].inputs is not None and "batch_num_images" in inputs:
+                seen[0].inputs["batch_num_images"] = inputs["batch_num_images"]
         counts = [image.count for image in seen]
         ids = self._give_places(ids, counts)
         self.llava.check_length(len(ids), counts, bound)
@@ -230,6 +238,22 @@ class Engine:
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
             return cache.see(digest or digest_of(image), image, budget)
+
+    def _see_pixels(
+        self, source: bytes | Image.Image, header: ImageHeader, vision_tokens: VisionTokens, *, alone: bool
+    ) -> SeenImage:
+        """One image as a model that reuses nothing takes it, alone in its prompt or not."""
+        config = self.llava.model.config
+        with self.memory.hold(needed(header)):
+            image = load_image(source, max_pixels=self.options.max_image_pixels)
+            # A blank one beside it, where others make a difference.
+            beside = not alone and shows_several_whole(config)
+            images = [image, Image.new("RGB", (1, 1))] if beside else [image]
+            inputs = self.llava.encode([IMAGE_TOKEN * len(images)], [images], vision_tokens)
+        data = BatchFeature({name: inputs[name][:1] for name in OF_AN_IMAGE if name in inputs})
+        count = int((inputs["input_ids"] == config.image_token_id).sum()) // len(images)
+        budget = budget_per_image(config, vision_tokens)
+        return SeenImage((secrets.token_bytes(16), budget), budget, count, data)
 
     def _give_places(self, given: Sequence[int], counts: Sequence[int]) -> list[int]:
         """The ids of a prompt with each image's number of places instead of those of a blank one."""

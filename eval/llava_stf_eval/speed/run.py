@@ -29,6 +29,7 @@ from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
 IMAGE = (480, 640)  # height and width of the random image that is preprocessed
+ROW_FIELDS = ("case", "method", "vision_tokens", "mean_tokens", "error")  # of every row, a failed one too
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
         model: a plain LLaVA that `load_model` finds.
         methods: `"full"`, `"stf"`, or of `llava_stf.reduction`.
         vision_tokens: budgets; `None` is a quarter of the patches.
+        options: of the methods that have them, such as `{"full_layers": "3"}`.
         text_tokens: of a prompt, beside its one image.
         new_tokens: of an answer, which never ends earlier.
         attention: implementations, as transformers names them.
@@ -50,6 +52,7 @@ class Plan:
     model: str | None = None
     methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     text_tokens: list[int] = field(default_factory=lambda: [64])
     new_tokens: list[int] = field(default_factory=lambda: [32])
@@ -87,7 +90,7 @@ def measure(
     _check(plan)
     device = _device(plan)
     config = shape_config(plan.shape) if plan.shape else _read_config(str(plan.model))
-    settings = settings_of(config, plan.methods, plan.vision_tokens)
+    settings = settings_of(config, plan.methods, plan.vision_tokens, plan.options)
     for case in plan.cases():
         _check_length(case, max(setting.places for setting in settings), config)
     _check_attention(plan.attention, device)
@@ -106,7 +109,7 @@ def measure(
         "plan": asdict(plan),
         "rows": [],
     }
-    result = begin_or_resume(fresh, before)
+    result = begin_or_resume(fresh, before, row_fields=ROW_FIELDS)
     on_row(result)
     measured = [row["case"] for row in result["rows"]]
     for case in plan.cases():
@@ -251,6 +254,7 @@ def _empty_row(case: Case, variant: Variant, error: str | None) -> dict[str, Any
     return {
         "case": asdict(case),
         "method": setting.method,
+        "method_options": dict(setting.options),
         "vision_tokens": setting.vision_tokens,
         "mean_tokens": setting.mean_tokens,
         "error": error,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.loading.precision import available_memory, dtype_on_cpu
+from llava_stf.io.memory import available_memory
+from llava_stf.loading.precision import dtype_on_cpu
 
 _CLIP_L = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -27,6 +28,10 @@ SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "medium": (
         {**_CLIP_L, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
         {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    ),
+    "1b": (
+        _CLIP_L,
+        {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16},
     ),
     "7b": (
         _CLIP_L,
