@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, notice, token_count
+from llava_stf.cli.common import (
+    Budget,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    MaxVisionTokens,
+    Model,
+    Quantization,
+    budget_word,
+    notice,
+    token_count,
+)
 from llava_stf.errors import DataError
 from llava_stf.io.json import parse_json
 
@@ -30,7 +41,8 @@ def batch(
         Literal["transformers", "vllm", "ray"], typer.Option(help="Who answers; 'ray' works on a whole cluster.")
     ] = "transformers",
     model: Model = "tiny",
-    vision_tokens: VisionTokens = None,
+    vision_tokens: Budget = None,
+    max_vision_tokens: MaxVisionTokens = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Rows per file; what a run that is killed loses.")] = 256,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows that are asked together; default: 16, with vLLM 256.")
@@ -82,7 +94,8 @@ def batch(
         shard_size=shard_size,
         engine=who,
         model=model,
-        vision_tokens=token_count(vision_tokens),
+        vision_tokens=budget_word(vision_tokens) or token_count(vision_tokens),
+        max_vision_tokens=max_vision_tokens,
         dtype=dtype,
         quantization=quantization,
         device=device,
