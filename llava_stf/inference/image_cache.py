@@ -154,7 +154,7 @@ class ImageCache:
     def _tokens(self, images: Sequence[SeenImage]) -> list[Tensor]:
         """The tokens of images of one budget, each a tensor of its own."""
         model = self._llava.model
-        inputs = join_images([image.inputs for image in images])  # type: ignore[misc]  # what has no tokens has pixels
+        inputs = join_images([image.inputs for image in images])  # what has no tokens has pixels
         asked: dict[str, Any] = {"vision_tokens": images[0].budget} if isinstance(model.config, FusedConfig) else {}
         features = model.get_image_features(**inputs, **asked, return_dict=True).pooler_output
         if features[0].dim() == 3:  # tiles, in versions of transformers that join them later

@@ -40,7 +40,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "an id": (_is_whole, ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")),
     "an id or a list of ids": (lambda it: _is_whole(it) or _are_ids(it), ("eos_token_id", "forced_eos_token_id")),
     "a list of ids": (_are_ids, ("suppress_tokens", "begin_suppress_tokens")),
-    "a list of lists of ids": (lambda it: isinstance(it, list) and it and all(map(_are_ids, it)), ("bad_words_ids",)),
+    "a list of lists of ids": (
+        lambda it: isinstance(it, list) and it != [] and all(map(_are_ids, it)),
+        ("bad_words_ids",),
+    ),
     "a text or a list of texts": (_are_texts, ("stop_strings",)),
     "a positive whole number": (
         lambda it: _is_whole(it) and it > 0,
