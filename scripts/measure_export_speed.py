@@ -20,9 +20,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, LlavaForConditionalGeneration
 
+from llava_stf import apply_stf
+from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
 from llava_stf.io.publish import write_json
 from llava_stf_eval.speed.machine import describe_machine
+from llava_stf_eval.speed.shapes import shape_config
 
 ROWS = [(by, tokens) for tokens in (576, 144) for by in ("pytorch bfloat16", "pytorch float32", "openvino fp32",
                                                          "openvino int8", "openvino int4")]  # fmt: skip
@@ -31,11 +35,6 @@ TEXT = 64
 
 def build(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> Any:
     """The model of a shape with random weights, on all 576 tokens or fused to 144."""
-    from transformers import LlavaForConditionalGeneration
-
-    from llava_stf import apply_stf
-    from llava_stf_eval.speed.shapes import shape_config
-
     config = shape_config(options.shape)
     config.text_config.num_hidden_layers = options.layers or config.text_config.num_hidden_layers
     config.vision_config.num_hidden_layers = options.blocks or config.vision_config.num_hidden_layers
@@ -45,7 +44,7 @@ def build(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> Any:
 
 
 def export(options: argparse.Namespace, folder: Path) -> None:
-    """Traced once for each number of tokens, and read back for each precision; the decoder is one for both."""
+    """Traced once for each number of tokens, and read back for each precision."""
     import openvino as ov
 
     from llava_stf.export.openvino_files import DECODER, EMBEDDINGS, VISION, save_part, write_openvino
@@ -55,20 +54,21 @@ def export(options: argparse.Namespace, folder: Path) -> None:
         exact.mkdir()
         write_openvino(build(options, tokens, torch.float32), exact, "fp32", "f32")
         for weights in ("int8", "int4"):
-            (folder / f"{weights}-{tokens}").mkdir()
+            small = folder / f"{weights}-{tokens}"
+            small.mkdir()
             for part in (VISION, EMBEDDINGS, DECODER):
-                save_part(ov.Core().read_model(exact / part), folder / f"{weights}-{tokens}" / part, weights, "f32")
+                if part == VISION or tokens == 576:
+                    save_part(ov.Core().read_model(exact / part), small / part, weights, "f32")
+                else:  # the same for every number of tokens
+                    for file in (folder / f"{weights}-576").glob(f"{Path(part).stem}.*"):
+                        (small / file.name).hardlink_to(file)
 
 
 def load(options: argparse.Namespace, by: str, tokens: int, folder: Path) -> Any:
     engine, precision = by.split()
     if engine == "pytorch":
         return build(options, tokens, getattr(torch, precision))
-    from transformers import GenerationConfig
-
-    from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
     from llava_stf.export.openvino_engine import OpenVinoEngine
-    from llava_stf_eval.speed.shapes import shape_config
 
     config = ExportedLlavaConfig.from_dict(shape_config(options.shape).to_dict(), vision_tokens=tokens)
     return ExportedLlava(config, OpenVinoEngine(folder / f"{precision}-{tokens}"), GenerationConfig(pad_token_id=0))
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted")
     parser.add_argument("--output", type=Path, default=Path("runs/export-cpu.json"))
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     with TemporaryDirectory() as name:
         folder = Path(name)
         maker = context.Process(target=export, args=(options, folder))

@@ -61,11 +61,20 @@ class EngineCache(Cache):
         self._rows: Tensor | None = None  # what `reorder_cache` asked for and no step has done yet
 
     def step(self, embeddings: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
-        """As `EngineState.step`, of tensors."""
+        """As `EngineState.step`, of tensors.
+
+        Raises:
+            ValueError: the mask is not of all tokens; an engine that fails in the middle of a step may stay broken.
+        """
+        known = self.length + embeddings.shape[1]
+        if mask.shape != (len(embeddings), known):
+            raise ValueError(
+                f"Expected a mask of {len(embeddings)} rows and {known} tokens, found {tuple(mask.shape)}."
+            )
         rows = torch.arange(len(embeddings)) if self._rows is None else self._rows
         inputs = embeddings.numpy(), mask.numpy(), positions.numpy(), rows.to(torch.int32).numpy()
         logits = torch.from_numpy(self.state.step(*inputs, keep))
-        self._rows, self.length = None, self.length + embeddings.shape[1]
+        self._rows, self.length = None, known
         return logits
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -160,7 +169,7 @@ class ExportedLlava(LlavaForConditionalGeneration):
         if labels is not None:
             _refuse("trained")
         cache = past_key_values if cache is None else cache
-        if cache is None:
+        if cache is None or use_cache is False:
             cache = EngineCache(self._engine.start())
         features = (mm_encoder_outputs or {}).get("image")
         if inputs_embeds is None:
@@ -178,7 +187,7 @@ class ExportedLlava(LlavaForConditionalGeneration):
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
         positions = position_ids.expand(rows, length)
         logits = cache.step(inputs_embeds, attention_mask.to(torch.int64), positions, logits_to_keep)
-        return LlavaCausalLMOutputWithPast(logits=logits, **{CACHE: cache})
+        return LlavaCausalLMOutputWithPast(logits=logits, **{CACHE: None if use_cache is False else cache})
 
     def train(self, mode: bool = True) -> ExportedLlava:
         """Refuse, but for `eval`.

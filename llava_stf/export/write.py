@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
 from llava_stf import __version__
 from llava_stf.errors import DeviceMemoryError, ExportError
@@ -75,12 +75,14 @@ def export_model(
     return dst
 
 
-def check_memory(config: LlavaConfig) -> None:
+def check_memory(config: PreTrainedConfig) -> None:
     """Check that a model of this config can be exported on this machine, before its weights are read.
 
     Raises:
+        ExportError: it has no such form.
         DeviceMemoryError: it cannot.
     """
+    _check_family(config)
     with torch.device("meta"):
         model = _class_of(config)(config)
     needed = _PEAK * 4 * sum(parameter.numel() for parameter in model.parameters())
@@ -100,13 +102,20 @@ def _class_of(config: LlavaConfig) -> type[LlavaForConditionalGeneration]:
     return family.model if isinstance(config, family.config) else LlavaForConditionalGeneration
 
 
+def _check_family(config: PreTrainedConfig) -> None:
+    if not isinstance(config, LlavaConfig) or has_tiles(config):
+        raise ExportError(
+            f"Expected a LLaVA of LLaVA-1.5's build, found '{config.model_type}': an export has one number of tokens "
+            "for every image, and takes neither tiles nor videos."
+        )
+
+
 def _check_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor | None) -> None:
     if isinstance(model, ExportedLlava):
         raise ExportError("This model is an export already; export the model that it was made from.")
     if processor is None:
         raise ExportError("This checkpoint came without a tokenizer, and its export could not be asked; add one.")
-    if has_tiles(model.config):
-        raise ExportError("LLaVA-NeXT's images take different numbers of tokens, and an export has one for all.")
+    _check_family(model.config)
     reduction = vars(model.model).get("reduction") if isinstance(model.model, ReducedLlavaModel) else None
     if reduction is not None and reduction.prompt_tokens != reduction.vision_tokens:
         raise ExportError(

@@ -1,15 +1,18 @@
 """An export answers as the model in PyTorch does: logits, ids, texts, streams and conversations."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from llava_stf import load_model
+from llava_stf.cli import main
 from llava_stf.export.model import ExportedLlava
-from llava_stf.export.write import export_model
 from llava_stf.inference import user_turn
 from llava_stf.models.fusion.modeling import CACHE
+from llava_stf.reduction import apply_reduction
 
 IMAGES = [Image.radial_gradient("L").convert("RGB"), Image.linear_gradient("L").convert("RGB").resize((80, 50))]
 PAIRS = [(IMAGES[0], "What is it?"), (IMAGES[1], "Why?"), (IMAGES, "Which of these two is brighter?")]
@@ -87,14 +90,34 @@ def test_answers_streams_and_conversations(llava, exported):
         assert answers[0] == answers[1]
 
 
-def test_weights_of_eight_bits_are_near(plain_folder, tmp_path):
+@torch.no_grad()
+def test_a_mask_of_another_length_is_refused_before_the_engine_sees_it(exported):
+    inputs = encoded(exported)
+    first = exported.model(**inputs)
+    more = {"input_ids": torch.tensor([[40], [41]]), CACHE: first[CACHE]}
+    with pytest.raises(ValueError, match=r"Expected a mask of 2 rows and \d+ tokens, found \(2, \d+\)"):
+        exported.model(**more, attention_mask=inputs["attention_mask"])
+    assert exported.model(**more).logits.shape[:2] == (2, 1)
+
+
+def test_a_method_at_eight_bits_by_the_command(plain_folder, tmp_path, capsys):
+    image = tmp_path / "image.png"
+    IMAGES[0].save(image)
+    reduced = ["--method", "tome", "--vision-tokens", "4"]
+    assert (
+        main(["export", str(plain_folder), str(tmp_path / "out"), *reduced, "--weights", "int8", "--kv-cache", "u8"])
+        == 0
+    )
+    capsys.readouterr()
+    assert main(["ask", str(image), "What?", "--model", str(tmp_path / "out"), "--json", "--max-new-tokens", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["vision_tokens_per_image"] == 4
     plain = load_model(plain_folder, vision_tokens="all", device="cpu", dtype="float32")
-    small = load_model(export_model(plain, tmp_path / "int8", weights="int8", kv_cache="u8"))
-    assert small.vision_tokens == 16
+    apply_reduction(plain.model, plain.processor, "tome", vision_tokens=4)
     with torch.no_grad():
-        exact, near = (pipeline.model(**encoded(pipeline)).logits[:, -1] for pipeline in (plain, small))
-    error = (near - exact).std() / exact.std()
-    assert 1e-6 < error < 0.2  # 8 bits for a row: half a 255th of its range for each weight, through five layers
+        exact, near = (one.model(**encoded(one)).logits[:, -1] for one in (plain, load_model(tmp_path / "out")))
+    assert (
+        1e-6 < (near - exact).std() / exact.std() < 0.2
+    )  # a weight is half a 255th of its row's range off, five layers
 
 
 def test_stock_openvino_genai_answers_by_the_folder(llava, openvino_folder):

@@ -5,7 +5,6 @@ import shutil
 import sys
 
 import pytest
-from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
 from llava_stf import LlavaStf, apply_stf, load_model
@@ -15,7 +14,6 @@ from llava_stf.errors import (
     DeviceMemoryError,
     ExportError,
     FusionError,
-    LlavaStfError,
     MissingDependencyError,
 )
 from llava_stf.export import write
@@ -62,7 +60,7 @@ def test_models_that_have_no_such_form(llava, stf_folder, tmp_path):
         export_model(load_model(stf_folder, device="cpu", dtype="bfloat16"), tmp_path / "out")
     with pytest.raises(ExportError, match="without a tokenizer"):
         export_model(LlavaStf(llava.model, None), tmp_path / "out")
-    with pytest.raises(ExportError, match="LLaVA-NeXT"):
+    with pytest.raises(ExportError, match=r"found 'llava_next'.*neither tiles nor videos"):
         export_model(LlavaStf(*tiny_llava_next()), tmp_path / "out")
 
 
@@ -144,9 +142,7 @@ def test_an_export_cannot_be_trained_patched_converted_or_exported(openvino_fold
     assert not list(tmp_path.iterdir())
 
 
-def test_the_commands(plain_folder, openvino_folder, tmp_path, capsys):
-    image = tmp_path / "image.png"
-    Image.linear_gradient("L").save(image)
+def test_the_commands_refuse(plain_folder, openvino_folder, tmp_path, capsys):
     shutil.copy(__file__, tmp_path / "taken")
     assert main(["export", str(plain_folder), str(tmp_path / "taken")]) == 2
     assert "exists already" in capsys.readouterr().err
@@ -154,11 +150,4 @@ def test_the_commands(plain_folder, openvino_folder, tmp_path, capsys):
     assert "--vision-tokens N" in capsys.readouterr().err
     assert main(["convert", str(openvino_folder), str(tmp_path / "out")]) == 2
     assert "is an export" in capsys.readouterr().err
-    assert main(["export", str(plain_folder), str(tmp_path / "out"), "--method", "tome", "--vision-tokens", "4"]) == 0
-    assert main(["ask", str(image), "What?", "--model", str(tmp_path / "out"), "--json", "--max-new-tokens", "4"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    plain = load_model(plain_folder, vision_tokens="all", device="cpu", dtype="float32")
-    apply_reduction(plain.model, plain.processor, "tome", vision_tokens=4)
-    assert (found["vision_tokens_per_image"], found["answer"]) == (4, plain.ask(image, "What?", max_new_tokens=4))
-    with pytest.raises(LlavaStfError):
-        load_model(tmp_path / "out", vision_tokens=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
