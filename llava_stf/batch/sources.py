@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_stf.data.label_questions import ImageQuestions
-from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError
+from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, one_line
 from llava_stf.io.json import parse_json
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class ParquetRows:
             self._file = ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             self.fingerprint = _footer_digest(path)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+            raise DataError(f"Cannot read {path}: {one_line(error)}.") from error
         self._columns = [name for name in COLUMNS if name in self._file.schema_arrow.names]
         if {"image", "images"}.isdisjoint(self._columns):
             raise DataError(
@@ -131,7 +131,7 @@ class ParquetRows:
         try:
             return self._read(group, number)
         except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            why = f"The row cannot be read: {' '.join(str(error).split())}."
+            why = f"The row cannot be read: {one_line(error)}."
             if isinstance(error, OSError) and error.errno is not None:  # the file is out of reach, not damaged
                 raise LlavaStfError(why) from error
             self._damaged[group] = self._start, why

@@ -6,13 +6,15 @@ from typing import Annotated
 import typer
 
 from llava_stf.cli.common import (
+    Budget,
     Compile,
     Device,
     Dtype,
     MaxNewTokens,
+    MaxVisionTokens,
     Model,
     Quantization,
-    VisionTokens,
+    budget_word,
     load,
     notice,
     read_visual,
@@ -28,7 +30,8 @@ def ask(
         typer.Option(min=1, help="Show IMAGE as a video, in so many frames at most; 8 of a path that ends as a video."),
     ] = None,
     model: Model = "tiny",
-    vision_tokens: VisionTokens = None,
+    vision_tokens: Budget = None,
+    max_vision_tokens: MaxVisionTokens = None,
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -42,7 +45,13 @@ def ask(
     llava = load(
         model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
     )
-    pieces = llava.stream(images, question, max_new_tokens=max_new_tokens)
+    pieces = llava.stream(
+        images,
+        question,
+        vision_tokens=budget_word(vision_tokens),
+        max_vision_tokens=max_vision_tokens,
+        max_new_tokens=max_new_tokens,
+    )
     notice(model)
     if as_json:
         answer = "".join(pieces).strip()

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_stf.cli.common import (
+    Budget,
     Compile,
     Device,
     Dtype,
     MaxNewTokens,
+    MaxVisionTokens,
     Model,
     Quantization,
-    VisionTokens,
+    budget_word,
     load,
     notice,
     read_visual,
@@ -30,7 +32,8 @@ def chat(
         list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the images, or paths of videos.")
     ],
     model: Model = "tiny",
-    vision_tokens: VisionTokens = None,
+    vision_tokens: Budget = None,
+    max_vision_tokens: MaxVisionTokens = None,
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -43,7 +46,7 @@ def chat(
     llava = load(
         model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
     )
-    conversation = llava.chat(loaded)
+    conversation = llava.chat(loaded, vision_tokens=budget_word(vision_tokens), max_vision_tokens=max_vision_tokens)
     notice(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     for line in _lines(interactive):

@@ -58,6 +58,13 @@ def serve(
         float | None, typer.Option(min=0.001, max=89, help="Largest image; default: 50.")
     ] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="Images of one request; default: 8.")] = None,
+    max_vision_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of all images of one request; default: what fits.")
+    ] = None,
+    max_cache_megabytes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of conversations and images that are kept for later requests; default: 512."),
+    ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images from http(s) URLs, of public addresses only.")
     ] = False,
@@ -81,6 +88,8 @@ def serve(
         "max_image_bytes": _million(max_image_megabytes, 2**20),
         "max_image_pixels": _million(max_image_megapixels, 10**6),
         "max_images": max_images,
+        "max_vision_tokens": max_vision_tokens,
+        "max_cache_bytes": _million(max_cache_megabytes, 2**20),
         "allow_urls": allow_urls or None,
         "log_prompts": log_prompts or None,
     }

@@ -178,12 +178,13 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
         if not isinstance(template, str | None):
             raise CheckpointError(f"{folder}: a chat template must be a text, found {template!r}.")
     side = config.vision_config.image_size
-    image = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    width, height = side, side // 2 + 1  # no square, so that it is padded or cut
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
     try:
         made = processor(images=image, text=processor.image_token, return_tensors="pt")
     except Exception as error:  # as in read_tokenizer
         raise CheckpointError(f"{folder}: the processor files make no model input: {one_line(error)}") from error
-    pixels, expected = made["pixel_values"], num_image_tokens(config, [(side, side)])[0]
+    pixels, expected = made["pixel_values"], num_image_tokens(config, [(height, width)])[0]
     if pixels.shape[-3:] != (3, side, side) or not pixels.isfinite().all():
         what = "no numbers" if pixels.shape[-3:] == (3, side, side) else " x ".join(map(str, pixels.shape[-2:]))
         raise CheckpointError(

@@ -15,6 +15,7 @@ from llava_stf.models.llava_stf.keys import adapter_name
 from llava_stf.models.registry import CONFIGS
 
 _LORA_FILES = ("adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "non_lora_trainables.bin")
+_POINTER, _POINTER_BYTES = b"version https://git-lfs", 1024
 _ADAPTER_FILES = ("mm_projector.bin", "mm_projector.safetensors")
 
 
@@ -68,6 +69,7 @@ def detect_format(path: Path) -> Source:
             f"{path} is an export, which answers and has no weights to train, patch, convert or serve with vLLM; take "
             "the model that it was exported from."
         )
+    _refuse_pointers(path if path.is_dir() else path.parent)
     folder, files = (path, weight_files(path)) if path.is_dir() else (path.parent, [path])
     if not files:
         lora = [name for name in _LORA_FILES if (folder / name).is_file()]
@@ -81,7 +83,7 @@ def detect_format(path: Path) -> Source:
     if not files:
         raise CheckpointError(
             f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, their shards with an index, or "
-            "mm_projector.bin."
+            f"mm_projector.bin{_inner(folder)}."
         )
     config_file = folder / "config.json"
     if path.is_file() or files[0].name in _ADAPTER_FILES:
@@ -91,6 +93,22 @@ def detect_format(path: Path) -> Source:
             return Source(Format.ADAPTER, folder, config, tuple(files))
     config = read_json(config_file)
     return Source(_format_of(config, config_file), folder, config, tuple(files))
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Raise `CheckpointError` where files were cloned without Git LFS: a text of three lines stands for each."""
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < _POINTER_BYTES and file.read_bytes().startswith(_POINTER):
+            raise CheckpointError(
+                f"{file} is a pointer of Git LFS and not the file itself: run `git lfs pull` there, or fetch the "
+                "repository with `hf download`."
+            )
+
+
+def _inner(folder: Path) -> str:
+    """The end of a sentence about a folder without weights: which folder in it has some."""
+    found = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    return f"; its subfolder {found[0]} may be meant" if found else ""
 
 
 def _format_of(config: dict[str, Any], file: Path) -> Format:

@@ -16,7 +16,7 @@ import numpy as np
 
 from llava_stf.data.json_index import index_json
 from llava_stf.data.records import CONVERSATION_FIELDS, signed_length
-from llava_stf.errors import DataError, MissingDependencyError
+from llava_stf.errors import DataError, MissingDependencyError, one_line
 from llava_stf.io.json import parse_json
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def load_rows(data: str, *, streaming: bool) -> Any:
         else:
             dataset = datasets.load_dataset(data, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot read the data set {data}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot read the data set {data}: {one_line(error)}") from error
     if isinstance(dataset, dict):
         if "train" not in dataset:
             raise DataError(f"the data set {data} has no split train, but {', '.join(dataset)}")

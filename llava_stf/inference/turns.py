@@ -21,8 +21,11 @@ def user_turn(question: str, images: int, videos: int = 0) -> Message:
     """One user message about a number of images and videos, which stand before the text unless it holds their markers.
 
     Raises:
-        PromptError: the question is empty, or holds another number of `<image>` or, with videos, `<video>` markers.
+        PromptError: the question is no text or empty, or holds another number of `<image>` or, with videos, `<video>`
+            markers.
     """
+    if not isinstance(question, str):
+        raise PromptError(f"A question is a text, and stands behind the images; found {type(question).__name__}.")
     counts = {"image": images, "video": videos} if videos else {"image": images}
     markers = {kind: question.count(f"<{kind}>") for kind in counts}
     text = question

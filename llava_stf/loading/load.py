@@ -43,6 +43,7 @@ from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import has_tiles, takes_videos
+from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.llava_stf.keys import HUGGING_FACE, is_unused
 from llava_stf.models.llava_stf.settings import check_settings, settle_generation
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
@@ -335,8 +336,6 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     processor, _ = read_processor(folder, config)
     if processor is None:
         return None
-    if isinstance(config, FusionConfig):
-        processor.fusion_window = config.fusion_window
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder}: the tokenizer has {processor.image_token} as id {processor.image_token_id}, config.json "
@@ -345,7 +344,8 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
     family = family_of_config(config)
     processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
     if takes_videos(config):
-        processor.patch_size = config.vision_config.patch_size
+        fields = {"patch_size": config.vision_config.patch_size, **frame_fields(config)}
+        vars(processor).update(fields)
         if not isinstance(config, FusionConfig):
             processor.fusion_window = 1
     elif type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
@@ -356,6 +356,8 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             chat_template=processor.chat_template,
             fusion_window=1,
         )
+    if isinstance(config, FusionConfig):
+        processor.fusion_window = config.fusion_window
     check_processor(folder, processor, config)
     return processor
 

@@ -23,7 +23,8 @@ def least_alike(states: Tensor, pivots: list[int], candidates: list[int], count:
         candidates: columns, ascending.
         count: in all, shared out evenly; where that does not go up, the first pivots take one more.
     """
-    unit, left, kept = functional.normalize(states, dim=-1), list(candidates), []
+    unit, left = functional.normalize(states, dim=-1), list(candidates)
+    kept: list[int] = []
     for turn, pivot in enumerate(pivots):
         share = count // len(pivots) + (turn < count % len(pivots))
         order = (unit[left] @ unit[pivot]).argsort(stable=True)[:share].tolist()

@@ -14,6 +14,7 @@ from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.fusion.build import build_projector, use_kernels
 from llava_stf.models.fusion.config import FusionConfig, VideoFusionConfig
+from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.registry import family_of
 from llava_stf.models.vision.states import towers_of
@@ -68,7 +69,7 @@ def window_fields(window: int | Sequence[int]) -> dict[str, Any]:
     return dict(zip(WINDOW_FIELDS, (window[0], list(dict.fromkeys(window)), SHARED_WEIGHT_WINDOW), strict=True))
 
 
-def frame_fields(model: LlavaForConditionalGeneration, pool_frames: bool) -> dict[str, Any]:
+def pooling_fields(model: LlavaForConditionalGeneration, pool_frames: bool) -> dict[str, Any]:
     """The field of a config by which windows stand in place of a class's own pooling of frames, not beside it.
 
     Raises:
@@ -117,8 +118,7 @@ def fusing_change(
 
         add_hook_to_module(projector, copy.copy(former._hf_hook))
     fields: dict[str, Any] = {"fusion_window": config.fusion_window, "patch_size": config.vision_config.patch_size}
-    if isinstance(config, VideoFusionConfig):
-        fields["fusion_pool_frames"] = config.fusion_pool_frames
+    fields |= frame_fields(config)
     return Change(
         model_class=family.model,
         inner_class=family.inner,

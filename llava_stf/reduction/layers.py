@@ -125,6 +125,8 @@ class _Pass:
         rotary: tuple[Tensor, Tensor],
     ) -> Tensor:
         """Let the method choose, keep what that needs later, and return the hidden states that are left."""
+        assert self.positions is not None
+        assert self.lost is not None
         before = self.tokens(hidden, rotary)
         left, hidden = method.choose(llm, layer, before, count)
         # A stable sort puts what is dropped in front: shorter rows are padded on the left, the rest stays in order.
@@ -284,6 +286,7 @@ def _before_layer(
             hidden = state.drop(method, llm, index, stages[index], hidden, kwargs["position_embeddings"])
             if cache is not None:
                 setattr(cache, STATE, state.lost)
+        assert state.positions is not None
         left, moved = state.lost.stages[index]
         mask = torch.cat([left, state.attention_mask[:, state.lost.prompt :]], dim=1)
         positions = state.positions if state.image is not None else state.positions - moved[:, None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
+from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -175,6 +175,7 @@ def load_start(
 
     Raises:
         FusionError: the base cannot be brought to the vision tokens asked for.
+        CheckpointError: it has no tokenizer or no image processor.
     """
     from llava_stf.loading import load_model
 
@@ -208,6 +209,8 @@ def load_start(
             vision_tower=config.vision_tower,
             quantization=config.quantization,
         )
+    if processor is None:
+        raise CheckpointError(f"{config.base} has no tokenizer or no processor_config.json to train with.")
     if checkpoint is not None and config.stage == "distill" and not lora:
         trained, _ = load(checkpoint)
         model.model.multi_modal_projector.load_state_dict(trained.model.multi_modal_projector.state_dict())

@@ -283,7 +283,7 @@ def places(value, path=()):
 
 
 @given(data=st.data())
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_values_load_or_are_one_sentence(original, data):
     folder, files, _ = original
     files = copy.deepcopy(files)

@@ -1,4 +1,4 @@
-"""Which precision a CPU computes in: that of the files where it has the instructions, else float32 if it has the room."""
+"""The precision that a CPU computes in: that of the files where it has instructions for it, or float32."""
 
 import pytest
 import torch

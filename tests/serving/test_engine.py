@@ -1,8 +1,9 @@
 """Requests that wait are answered together, each as if it were alone; who leaves or fails takes nobody along."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np

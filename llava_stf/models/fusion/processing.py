@@ -116,6 +116,15 @@ class FusedProcessing(CarriesCode, _Base):
             data.update(self._encode(texts, counts, merged["text_kwargs"]))
         return BatchFeature(data, tensor_type=merged["text_kwargs"].get("return_tensors"))
 
+    def prompt_ids(self, text: str, counts: Sequence[int]) -> list[int]:
+        """The ids of one prompt whose images, in the order of their markers, take so many ids each.
+
+        Raises:
+            PromptError: markers and counts do not match in number, or the text is no valid Unicode.
+        """
+        self._check_markers([text], None, len(counts), 0)
+        return self._ids(self._expand(text, {self.image_token: iter(counts)}))
+
     def _images_of_prompts(self, texts: list[str] | None, images: Any) -> list[int]:
         """How many images each prompt with images has; without prompts, by how the images are nested."""
         if texts is not None:

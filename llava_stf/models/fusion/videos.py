@@ -68,6 +68,12 @@ def tokens_of_frames(config: Any, frames: Sequence[int], grid: int, window: int)
     return [video_llava_tokens(count, grid, window) for count in frames]
 
 
+def frame_fields(config: Any) -> dict[str, Any]:
+    """What a config says of the pooling of frames and its processor has to know, too; nothing where there is none."""
+    names = ("fusion_pool_frames", "spatial_pool_stride")
+    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+
+
 def require_videos(config: Any) -> None:
     """Check that a model of this config takes videos.
 

@@ -86,10 +86,17 @@ def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
     if isinstance(content, str):
         return _quote(content, controls)
     if not isinstance(content, Sequence):
-        return content
-    return [
-        {**item, "text": _quote(item["text"], controls)} if item.get("type") == "text" else item for item in content
-    ]
+        raise PromptError(f"The content of a message is a text or a list of parts, found {type(content).__name__}.")
+    return [_quote_part(part, controls) for part in content]
+
+
+def _quote_part(part: Any, controls: re.Pattern[str]) -> Any:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind is None or (kind == "text" and not isinstance(part.get("text"), str)):
+        raise PromptError(
+            f"A part of a message is {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, found {part!r:.200}."
+        )
+    return {**part, "text": _quote(part["text"], controls)} if kind == "text" else part
 
 
 def _quote(text: str, controls: re.Pattern[str]) -> str:

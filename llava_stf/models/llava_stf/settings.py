@@ -40,7 +40,10 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "an id": (_is_whole, ("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id")),
     "an id or a list of ids": (lambda it: _is_whole(it) or _are_ids(it), ("eos_token_id", "forced_eos_token_id")),
     "a list of ids": (_are_ids, ("suppress_tokens", "begin_suppress_tokens")),
-    "a list of lists of ids": (lambda it: isinstance(it, list) and it and all(map(_are_ids, it)), ("bad_words_ids",)),
+    "a list of lists of ids": (
+        lambda it: isinstance(it, list) and it != [] and all(map(_are_ids, it)),
+        ("bad_words_ids",),
+    ),
     "a text or a list of texts": (_are_texts, ("stop_strings",)),
     "a positive whole number": (
         lambda it: _is_whole(it) and it > 0,
@@ -54,10 +57,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         ("do_sample", "use_cache", "output_hidden_states", "output_attentions", "return_dict_in_generate"),
     ),
     "an object": (lambda it: isinstance(it, dict), ("watermarking_config",)),
-    "null, as transformers 5 has no such way of generating": (
-        lambda it: it in (0, 1),  # as other versions wrote that nothing is asked for
-        ("penalty_alpha", "num_beam_groups", "constraints", "force_words_ids", "dola_layers"),
+    "null, as transformers 5 does not generate so": (
+        lambda it: it == 0 and not isinstance(it, bool),  # as other versions wrote that nothing is asked for
+        ("penalty_alpha", "constraints", "force_words_ids", "dola_layers"),
     ),
+    "1, as transformers 5 has no groups of beams": (lambda it: it == 1, ("num_beam_groups",)),
 }
 
 

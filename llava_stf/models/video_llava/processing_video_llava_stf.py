@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
 from transformers import VideoLlavaProcessor
 from transformers.processing_utils import MultiModalData
 
@@ -28,6 +29,8 @@ class VideoLlavaStfProcessor(FusedVideoProcessing, VideoLlavaProcessor):
 
     def process_images(self, images: list[Any], prompts: list[int], options: dict[str, Any]) -> dict[str, Any]:
         """As `FusedProcessing.process_images`, under the name that the model takes."""
+        if all(isinstance(image, Image.Image) for image in images):
+            options = {**options, "input_data_format": "channels_last"}  # which cannot be told of a very low image
         (pixels,) = self.image_processor(images, **options).values()
         return {PIXELS: pixels}
 

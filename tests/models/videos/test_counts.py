@@ -3,6 +3,7 @@
 import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +28,7 @@ from llava_stf import (
 )
 from llava_stf.errors import FusionError
 from llava_stf.loading.testing import tiny_tokenizer
-from llava_stf.loading.testing_videos import tiny_llava_onevision
+from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision, tiny_video_llava
 from llava_stf.models.fusion.budget import num_image_tokens, num_video_tokens
 from llava_stf.models.fusion.tiles import WHOLE, number_of_tiles
 
@@ -129,21 +130,33 @@ def test_frames_are_counted_as_the_processors_of_transformers_do(patch_size, con
     assert stock.replace_video_token(frames, 0).count("<video>") == num_video_tokens(config, [5])[0]
 
 
-def test_a_processor_of_transformers_is_changed_and_put_back():
-    model, ours = tiny_llava_onevision()
-    parts = {name: getattr(ours, name) for name in ("image_processor", "tokenizer", "chat_template", "image_token_id")}
-    stock = stock_of(
-        LlavaOnevisionProcessor, **parts, video_token_id=ours.video_token_id, video_processor=SimpleNamespace(),
-        num_image_tokens=25, vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_2",
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "kind", "attributes"),
+    [
+        (
+            tiny_llava_onevision, LlavaOnevisionProcessor,
+            {"num_image_tokens": 25, "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_2"},
+        ),
+        (tiny_llava_next_video, LlavaNextVideoProcessor, {"patch_size": 14, "num_additional_image_tokens": 1}),
+        (tiny_video_llava, VideoLlavaProcessor, {"patch_size": 14, "num_additional_image_tokens": 1}),
+    ],
+)  # fmt: skip
+def test_a_processor_of_transformers_is_changed_and_put_back(made, kind, attributes):
+    model, ours = made()
+    parts = {name: getattr(ours, name) for name in ("image_processor", "tokenizer", "chat_template")}
+    ids = {name: getattr(ours, name) for name in ("image_token_id", "video_token_id")}
+    stock = stock_of(kind, **parts, **ids, video_processor=SimpleNamespace(), **attributes)
     before = dict(vars(stock))
     apply_stf(model, stock)
-    assert type(stock) is LlavaOnevisionStfProcessor
-    image = Image.new("RGB", (80, 60))
-    inputs = stock(images=[image], text="<image>", return_tensors="pt")
-    assert int((inputs.input_ids == model.config.image_token_id).sum()) == stock.num_image_tokens([(60, 80)])[0]
+    inputs = stock(
+        images=[Image.new("RGB", (80, 60))], videos=[np.zeros((2, 60, 80, 3), np.uint8)], text="<image><video>",
+        return_tensors="pt",
+    )  # fmt: skip
+    places = [int((inputs.input_ids == place).sum()) for place in ids.values()]
+    assert places == [stock.num_image_tokens([(60, 80)])[0], stock.num_video_tokens([2])[0]]
+    assert model(**inputs).logits.shape[1] == inputs.input_ids.shape[1]
     remove_stf(model, stock)
-    assert type(stock) is LlavaOnevisionProcessor
+    assert type(stock) is kind
     assert vars(stock) == before
 
 

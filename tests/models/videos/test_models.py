@@ -1,5 +1,9 @@
 """The classes that take videos, fused, against transformers' own: warm start, parity, undo, saving, asking."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -364,3 +368,34 @@ def test_several_images_of_a_onevision_prompt_are_shown_whole():
     with pytest.raises(PromptError, match="takes image_sizes"):
         model.generate(input_ids=inputs.input_ids, pixel_values=inputs.pixel_values)
     assert LlavaStf(model, processor).ask(pair, "Same?", max_new_tokens=2) is not None
+
+
+def test_saved_with_code_is_read_without_the_package(tmp_path):
+    clip, expected = videos(1)[0], []
+    np.save(tmp_path / "clip.npy", clip)
+    for name, made in MODELS.items():
+        model, processor = made()
+        apply_stf(model, processor)
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / name, with_code=True)
+        with torch.no_grad():
+            inputs = processor(images=images()[:1], videos=[clip], text="<image><video>Hi", return_tensors="pt")
+            expected.append(model(**inputs).logits.double().sum().item())
+    images()[0].save(tmp_path / "image.png")
+    code = (
+        "import sys, torch; sys.modules.update(llava_stf=None, llava_stf_kernels=None, av=None)\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n"
+        "from PIL import Image; import numpy\n"
+        "folder = sys.argv[1]; image = [Image.open(folder + '/image.png')]; clip = [numpy.load(folder + '/clip.npy')]\n"
+        "for name in sys.argv[2:]:\n"
+        "    model = AutoModelForImageTextToText.from_pretrained(f'{folder}/{name}', trust_remote_code=True)\n"
+        "    processor = AutoProcessor.from_pretrained(f'{folder}/{name}', trust_remote_code=True, backend='pil')\n"
+        "    inputs = processor(images=image, videos=clip, text='<image><video>Hi', return_tensors='pt')\n"
+        "    with torch.no_grad(): print(model(**inputs).logits.double().sum().item())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), *MODELS]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    # Another order of sums.
+    assert [float(line) for line in done.stdout.split()] == pytest.approx(expected, rel=1e-4)
