@@ -73,13 +73,13 @@ def _sentences(images: int, seed: int) -> Iterator[str]:
 
 
 def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The bundled model's language model: a LLaMA of 4 layers of width 192."""
+    """The bundled model's language model: a LLaMA of 6 layers of width 160."""
     return LlamaConfig(
         vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
+        hidden_size=160,
+        intermediate_size=432,
+        num_hidden_layers=6,
+        num_attention_heads=5,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,

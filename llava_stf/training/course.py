@@ -10,45 +10,44 @@ from typing import Any
 
 import numpy as np
 
-from llava_stf.world.exercises import Exercise, letter_drill, lettered_fact, options_last, told
+from llava_stf.world.exercises import LETTERED, Exercise, letter_pairs, options_first, options_last, told
+from llava_stf.world.families import ALL
 
 logger = logging.getLogger(__name__)
 WARMUP_STEPS = 50
-WINDOW = 600  # answers
+WINDOW = 300  # answers
+REHEARSED = 0.1  # weight of a lesson whose last answers were all right; that of one that were all wrong is 1 more
+OPEN = tuple(family for family in ALL if family not in LETTERED)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Exercises of one kind, for at most `steps` steps.
+    """Exercises of one kind, for at most `steps` steps before the next lesson joins them.
 
-    `goal` is the share of right answers in the last `WINDOW` that ends the lesson early, `share` the part of a batch
-    that is of this lesson and not of earlier ones. With `fades` the learning rate falls to zero over the steps.
-    Exercises that are not `rehearsed` do not come again: they are a step on the way, and the next lesson asks the same
-    and wants another answer.
+    `goal` is the share of right answers in the last `WINDOW` that ends it early. The lessons before are rehearsed, each
+    as far as its last answers were wrong, unless the lesson is taken `alone`. With `fades` the learning rate falls to
+    zero over the steps.
     """
 
     name: str
     draw: Callable[[np.random.Generator], Exercise]
     steps: int
-    goal: float = 0.85
+    goal: float = 0.95
     learning_rate: float = 1e-3
-    batch_size: int = 16
-    share: float = 0.6
-    rehearsed: bool = True
+    batch_size: int = 8
+    alone: bool = False
     fades: bool = False
 
 
 COURSE = (
-    Lesson("word", partial(letter_drill, form="word"), 2500, goal=0.95),
-    Lesson("question", partial(letter_drill, form="question"), 2000, goal=0.95),
-    Lesson("sentence", partial(letter_drill, form="sentence"), 1000),
-    Lesson("turn", partial(letter_drill, form="turn"), 1000),
-    Lesson("spoken", partial(options_last, spoken=1.0), 1500, rehearsed=False),
-    Lesson("spoken or not", partial(options_last, spoken=0.25), 500, goal=0.9, rehearsed=False),
-    Lesson("options last", options_last, 2000, goal=0.9),
-    Lesson("one fact", lettered_fact, 3000, goal=0.9),
-    Lesson("two facts", partial(lettered_fact, max_objects=2), 3000, goal=0.9),
-    Lesson("told", told, 6000, goal=1.01, batch_size=8, share=1.0, fades=True),
+    Lesson("letter pairs", letter_pairs, 2000, goal=0.97),
+    Lesson("options first", options_first, 1500),
+    Lesson("options last, repeated", partial(options_last, repeated=True), 1500),
+    Lesson("options last", options_last, 2000),
+    Lesson("open, one object", partial(told, families=OPEN, max_objects=1), 2500, goal=0.9),
+    Lesson("lettered, one object", partial(told, families=LETTERED, max_objects=1, count=6), 2500, goal=0.9),
+    Lesson("told, two objects", partial(told, max_objects=2), 2500, goal=0.9),
+    Lesson("told", told, 6000, goal=1.01, alone=True, fades=True),
 )
 
 
@@ -59,38 +58,40 @@ class Progress:
     step: int = 0
     lesson: int = 0
     step_in_lesson: int = 0
-    recent: list[bool] = field(default_factory=list)  # whether the newest exercises' last answers were right
+    recent: list[list[bool]] = field(default_factory=lambda: [[]])  # per lesson, whether its last answers were right
 
-    @property
-    def share_right(self) -> float:
-        """Of the last answers to the newest exercises, at most `WINDOW`."""
-        return sum(self.recent) / max(1, len(self.recent))
+    def share_right(self, lesson: int) -> float:
+        """Of the last answers to a lesson's exercises, at most `WINDOW`."""
+        return sum(self.recent[lesson]) / max(1, len(self.recent[lesson]))
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint, which `Progress(**state)` takes back."""
         return asdict(self)
 
-    def advance(self, lesson: Lesson, right: Sequence[bool]) -> None:
-        """Count a step that answered the newest exercises so; go on to the next lesson where this one is over."""
-        self.recent = [*self.recent, *right][-WINDOW:]
+    def advance(self, lesson: Lesson, lessons: Sequence[int], right: Sequence[bool]) -> None:
+        """Count a step that answered questions of `lessons` so; go on to the next lesson where this one is over."""
+        for number, answer in zip(lessons, right, strict=True):
+            self.recent[number].append(answer)
+        self.recent = [answers[-WINDOW:] for answers in self.recent]
         self.step += 1
         self.step_in_lesson += 1
-        learned = len(self.recent) == WINDOW and self.share_right >= lesson.goal
+        share = self.share_right(self.lesson)
+        learned = len(self.recent[self.lesson]) == WINDOW and share >= lesson.goal
         if learned or self.step_in_lesson >= lesson.steps:
-            logger.info("%s: %.3f right after %d steps", lesson.name, self.share_right, self.step_in_lesson)
-            self.lesson, self.step_in_lesson, self.recent = self.lesson + 1, 0, []
+            logger.info("%s: %.3f right after %d steps", lesson.name, share, self.step_in_lesson)
+            self.lesson, self.step_in_lesson = self.lesson + 1, 0
+            self.recent.append([])
 
 
-def draw_exercises(course: Sequence[Lesson], progress: Progress, seed: int) -> list[tuple[Exercise, bool]]:
-    """The exercises of a step, each with whether it is of the newest lesson: a function of seed, step and lesson."""
+def draw_exercises(course: Sequence[Lesson], progress: Progress, seed: int) -> list[tuple[Exercise, int]]:
+    """The exercises of a step, each with the number of its lesson: a function of seed and progress."""
     rng = np.random.default_rng([seed, progress.step])
     newest = course[progress.lesson]
-    earlier = [lesson for lesson in course[: progress.lesson] if lesson.rehearsed]
-    chosen = [
-        newest if not earlier or rng.random() < newest.share else earlier[int(rng.integers(len(earlier)))]
-        for _ in range(newest.batch_size)
-    ]
-    return [(lesson.draw(rng), lesson is newest) for lesson in chosen]
+    weights = np.array([REHEARSED + 1 - progress.share_right(number) for number in range(progress.lesson + 1)])
+    if newest.alone:
+        weights[:-1] = 0
+    chosen = rng.choice(len(weights), newest.batch_size, p=weights / weights.sum())
+    return [(course[number].draw(rng), int(number)) for number in chosen]
 
 
 def learning_rate(lesson: Lesson, progress: Progress) -> float:

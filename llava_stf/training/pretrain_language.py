@@ -2,7 +2,7 @@
 
 It plays the part that Vicuna plays for LLaVA: afterwards the language model answers all families of questions, options
 by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its exercises are
-answered well enough, and most of them are rehearsed in those that follow.
+answered well enough, and is rehearsed in those that follow. It computes in float32, which every CPU multiplies well.
 
     python -m llava_stf.training.pretrain_language --output runs/language --resume
 """
@@ -30,6 +30,8 @@ from llava_stf.io.runs import PARTIAL, describe_newest, prepare_output, publish_
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.assemble_tiny import language_config, train_tokenizer
 from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
+from llava_stf.training.lookup_weights import set_lookup_weights
+from llava_stf.training.optim import parameter_groups
 from llava_stf.world.dataset import generator, questions_of
 from llava_stf.world.exercises import Exercise, conversation
 from llava_stf.world.families import FAMILIES
@@ -77,9 +79,10 @@ def pretrain_language(
     architecture = config(tokenizer)
     # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
     architecture.initializer_range = architecture.hidden_size**-0.5
-    # On a CPU in bfloat16 eager attention is the faster one.
-    model = LlamaForCausalLM._from_config(architecture, attn_implementation="eager")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
+    model = LlamaForCausalLM._from_config(architecture, attn_implementation="sdpa")
+    set_lookup_weights(model)
+    groups = parameter_groups(model, {"language_model": 0.0}, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     progress = Progress()
     if checkpoint is not None:
         state = torch.load(checkpoint / STATE, weights_only=True)
@@ -97,8 +100,8 @@ def pretrain_language(
         loss, right = train_step(model, optimizer, batch)
         if not math.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {progress.step + 1}; {describe_newest(output)}")
-        share = progress.share_right
-        progress.advance(lesson, right[batch["newest"]].tolist())
+        share = progress.share_right(progress.lesson)
+        progress.advance(lesson, batch["lessons"].tolist(), right.tolist())
         if progress.step % LOGGING_STEPS == 0:
             speed = (progress.step - first) / (time.monotonic() - since)
             logger.info(
@@ -115,33 +118,33 @@ def pretrain_language(
     return True
 
 
-def collate(exercises: Sequence[tuple[Exercise, bool]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """One batch of exercises, each with whether it belongs to the newest lesson.
+def collate(exercises: Sequence[tuple[Exercise, int]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """One batch of exercises, each with the number of its lesson.
 
     Returns:
         `input_ids` [B, L], padded on the right; `answers` [B, L], the number of the answer that a token belongs to,
-        over the whole batch, or -100; `newest` [answers], bool.
+        over the whole batch, or -100; `lessons` [answers], int64.
     """
     encoded = tokenizer(
         [exercise.text for exercise, _ in exercises], return_offsets_mapping=True, padding=True, padding_side="right"
     )
     ids = torch.tensor(encoded["input_ids"])
     answers = torch.full_like(ids, IGNORE_INDEX)
-    newest: list[bool] = []
-    for row, (exercise, is_newest) in enumerate(exercises):
+    lessons: list[int] = []
+    for row, (exercise, lesson) in enumerate(exercises):
         offsets = np.array(encoded["offset_mapping"][row])
         for start, end in exercise.answers:
             inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-            answers[row, torch.from_numpy(inside)] = len(newest)
-            newest.append(is_newest)
-    return {"input_ids": ids, "answers": answers, "newest": torch.tensor(newest)}
+            answers[row, torch.from_numpy(inside)] = len(lessons)
+            lessons.append(lesson)
+    return {"input_ids": ids, "answers": answers, "lessons": torch.tensor(lessons)}
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> tuple[float, Tensor]:
+def train_step(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
+) -> tuple[float, Tensor]:
     """One update; the mean loss of the answers' tokens, and which answers were right before it, bool [answers]."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-    loss, right = answer_loss(logits.float(), batch)
+    loss, right = answer_loss(model, batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,19 +152,24 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[s
     return loss.item(), right
 
 
-def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Cross entropy over the answers' tokens, and which answers have all of them right; logits [B, L - 1, V]."""
+def answer_loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Cross entropy over the answers' tokens, and which answers have all of them right, bool [answers].
+
+    Answers are one token of twelve, so only their logits are computed. Rows are padded on the right, where a causal
+    model needs no mask.
+    """
     number, target = batch["answers"][:, 1:], batch["input_ids"][:, 1:]
     learned = number != IGNORE_INDEX
-    picked, target, number = logits[learned], target[learned], number[learned]
-    wrong = torch.zeros(len(batch["newest"]), dtype=torch.int64)
-    wrong.index_add_(0, number, (picked.argmax(-1) != target).long())
-    return F.cross_entropy(picked, target), wrong == 0
+    states = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
+    logits, target, number = model.lm_head(states[learned]), target[learned], number[learned]
+    wrong = torch.zeros(len(batch["lessons"]), dtype=torch.int64)
+    wrong.index_add_(0, number, (logits.argmax(-1) != target).long())
+    return F.cross_entropy(logits, target), wrong == 0
 
 
 @torch.inference_mode()
 def told_accuracy(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, scenes: int, *, seed: int = 0
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, scenes: int, *, seed: int = 0
 ) -> dict[str, float]:
     """Share of right answers per family about the captions of the first scenes of a held-out seed.
 
@@ -174,9 +182,8 @@ def told_accuracy(
         questions = questions_of(scene, index, seed=seed, split="held_out")
         if not questions:
             continue
-        batch = collate([(conversation(scene, [question]), True) for question in questions], tokenizer)
-        logits = model(input_ids=batch["input_ids"], use_cache=False).logits[:, :-1]
-        for question, is_right in zip(questions, answer_loss(logits.float(), batch)[1].tolist(), strict=True):
+        batch = collate([(conversation(scene, [question]), 0) for question in questions], tokenizer)
+        for question, is_right in zip(questions, answer_loss(model, batch)[1].tolist(), strict=True):
             right[question.family] += is_right
             total[question.family] += 1
     return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}

@@ -1,8 +1,8 @@
 """Exercises in text alone, for a language model that will see images later: option letters, then images told in words.
 
-A language model without pre-training does not learn by itself to answer with the letter of an option. The forms of
-`DRILLS` lead there in steps that each add one thing to the one before: first the letter stands directly behind the word
-that was asked for, in the end a chat's turn lies between question, options and letter.
+A language model without pre-training does not learn by itself to answer with the letter of an option. The exercises
+lead there in steps that each add one thing to the one before: first a letter stands directly behind the word that was
+asked for and the word behind its letter, in the end a chat's turn lies between question, options and letter.
 """
 
 from __future__ import annotations
@@ -13,20 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_stf.models.llava_stf.conversation import END, render_v1
-from llava_stf.world.choices import LETTERS, ask_choice, ask_choice_cn, ask_science
+from llava_stf.world.choices import LETTERS
 from llava_stf.world.families import ALL, ask, caption
 from llava_stf.world.questions import Question
 from llava_stf.world.scene import COLOURS, SHAPES, Scene, sample_scene
 
 NAMES = (*COLOURS, *SHAPES)
+LETTERED = ("science", "choice", "choice_cn")
 QUESTIONS_PER_LIST = 6
-# What stands before the asked word, between it and the letter, and behind the letter.
-DRILLS = {
-    "word": ("", "", "\n"),
-    "question": ("", "?", "\n"),
-    "sentence": ("Which is ", "?", "\n"),
-    "turn": ("USER: Which is ", "? ASSISTANT:", END),
-}
 
 
 @dataclass(frozen=True)
@@ -47,36 +41,35 @@ class Exercise:
         return cls(text, tuple(answers))
 
 
-def letter_drill(rng: np.random.Generator, form: str) -> Exercise:
-    """Two to four options, then questions for the letter of one of them, in one of the forms of `DRILLS`."""
+def letter_pairs(rng: np.random.Generator) -> Exercise:
+    """Two to four options, then pairs: the letter behind an option ("red B"), or the option behind its letter."""
     options = _options(rng)
-    before, between, behind = DRILLS[form]
     parts = [(_listed(options) + "\n", False)]
     for _ in range(QUESTIONS_PER_LIST):
         number = int(rng.integers(len(options)))
-        parts += [(before + options[number] + between, False), (f" {LETTERS[number]}", True), (behind, False)]
+        pair = [options[number], LETTERS[number]]
+        if rng.random() < 0.5:
+            pair.reverse()
+        parts += [(pair[0], False), (f" {pair[1]}", True), ("\n", False)]
     return Exercise.of(parts)
 
 
-def options_last(rng: np.random.Generator, *, spoken: float = 0.0) -> Exercise:
-    """The question before its options, as benchmarks ask; the answer is a letter.
+def options_first(rng: np.random.Generator) -> Exercise:
+    """Two to four options, then turns of a chat that ask for the letter of one of them."""
+    options = _options(rng)
+    parts = [(_listed(options) + "\n", False)]
+    for _ in range(QUESTIONS_PER_LIST):
+        number = int(rng.integers(len(options)))
+        parts += [(f"USER: Which is {options[number]}? ASSISTANT:", False), (f" {LETTERS[number]}{END}", True)]
+    return Exercise.of(parts)
 
-    With probability `spoken` the option's words stand before it, so that the place of the answer learns to know them.
-    """
+
+def options_last(rng: np.random.Generator, *, repeated: bool = False) -> Exercise:
+    """The question before its options, as benchmarks ask; `repeated` also asks behind them in short ("red?")."""
     options = _options(rng)
     number = int(rng.integers(len(options)))
-    text = f"Which is {options[number]}?\n{_listed(options)}"
-    return _asked(text, options[number] if rng.random() < spoken else None, LETTERS[number])
-
-
-def lettered_fact(rng: np.random.Generator, *, max_objects: int = 1) -> Exercise:
-    """A caption and one question with options from the three families that have any, without the chat's first words."""
-    while True:
-        scene = sample_scene(rng, max_objects=max_objects)
-        family = (ask_science, ask_choice, ask_choice_cn)[int(rng.integers(3))]
-        question = None if scene.degraded else family(scene, rng)
-        if question is not None:
-            return _asked(f"{caption(scene)}\n{question.text}", None, question.answer)
+    text = f"Which is {options[number]}?\n{_listed(options)}" + f"\n{options[number]}?" * repeated
+    return Exercise.of([(f"USER: {text} ASSISTANT:", False), (f" {LETTERS[number]}{END}", True)])
 
 
 def told(rng: np.random.Generator, *, families: Sequence[str] = ALL, max_objects: int = 4, count: int = 8) -> Exercise:
@@ -106,8 +99,3 @@ def _options(rng: np.random.Generator) -> list[str]:
 
 def _listed(options: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))
-
-
-def _asked(text: str, words: str | None, letter: str) -> Exercise:
-    answers = [(f" {words}", True)] if words is not None else []
-    return Exercise.of([(f"USER: {text} ASSISTANT:", False), *answers, (f" {letter}{END}", True)])

@@ -1,6 +1,7 @@
 """The language model's lessons in small: what is learned and scored, when a lesson ends, and an exact resume."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from llava_stf import load_model
 from llava_stf.errors import LlavaStfError
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.assemble_tiny import assemble_tiny, language_config, train_tokenizer
-from llava_stf.training.course import COURSE, WINDOW, Lesson, Progress
+from llava_stf.training.course import COURSE, WINDOW, Lesson, Progress, draw_exercises
+from llava_stf.training.lookup_weights import LOOKBACK, set_lookup_weights
 from llava_stf.training.pretrain_language import (
     answer_loss,
     collate,
@@ -20,7 +22,7 @@ from llava_stf.training.pretrain_language import (
 )
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.world import draw
-from llava_stf.world.exercises import Exercise, letter_drill
+from llava_stf.world.exercises import Exercise, letter_pairs, options_first
 from llava_stf.world.families import FAMILIES
 
 EXERCISE = Exercise("A. red\nB. blue\nred A\nblue B\n", ((18, 20), (25, 27)))
@@ -37,35 +39,48 @@ def small_config(tokenizer):
 
 def test_only_the_answers_tokens_are_learned(tokenizer):
     short = Exercise("red A\n", ((3, 5),))
-    batch = collate([(EXERCISE, True), (short, False)], tokenizer)
+    batch = collate([(EXERCISE, 3), (short, 1)], tokenizer)
     pieces = tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
     assert [p for p, n in zip(pieces, batch["answers"][0].tolist(), strict=True) if n == 0] == ["▁A"]
     assert [p for p, n in zip(pieces, batch["answers"][0].tolist(), strict=True) if n == 1] == ["▁B"]
-    assert batch["newest"].tolist() == [True, True, False]
+    assert batch["lessons"].tolist() == [3, 3, 1]
     length = len(tokenizer(short.text)["input_ids"])
     assert (batch["answers"][1] == 2).sum() == 1
     assert (batch["answers"][1, length:] == IGNORE_INDEX).all()
     assert (batch["input_ids"][1, length:] == tokenizer.pad_token_id).all()
 
 
+class Says(torch.nn.Module):
+    """A language model whose states are its logits, as they are given here."""
+
+    lm_head = torch.nn.Identity()
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def model(self, **_):
+        return SimpleNamespace(last_hidden_state=self.logits)
+
+
 def test_an_answer_is_right_if_all_its_tokens_are(tokenizer):
     exercise = Exercise("Which? top left", ((6, 15),))
-    batch = collate([(exercise, True), (EXERCISE, True)], tokenizer)
-    logits = torch.nn.functional.one_hot(batch["input_ids"][:, 1:], 704).float() * 20
-    loss, right = answer_loss(logits, batch)
+    batch = collate([(exercise, 0), (EXERCISE, 0)], tokenizer)
+    logits = torch.nn.functional.one_hot(batch["input_ids"].roll(-1, 1), 704).float() * 20
+    loss, right = answer_loss(Says(logits), batch)
     assert right.tolist() == [True, True, True]
     assert loss.item() < 1e-4
     last = int((batch["answers"][0] == 0).nonzero()[-1])
     logits[0, last - 1] = 0
     logits[0, last - 1, 5] = 20
-    assert answer_loss(logits, batch)[1].tolist() == [False, True, True]
+    assert answer_loss(Says(logits), batch)[1].tolist() == [False, True, True]
 
 
 def test_a_step_lowers_the_loss(tokenizer):
     torch.manual_seed(0)
     model = LlamaForCausalLM._from_config(small_config(tokenizer), attn_implementation="eager")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = collate([(EXERCISE, True)], tokenizer)
+    batch = collate([(EXERCISE, 0)], tokenizer)
     first, _ = train_step(model, optimizer, batch)
     for _ in range(10):
         last, right = train_step(model, optimizer, batch)
@@ -74,32 +89,60 @@ def test_a_step_lowers_the_loss(tokenizer):
 
 
 def test_a_lesson_ends_at_its_goal_or_its_last_step():
-    lesson = Lesson("word", partial(letter_drill, form="word"), steps=3, goal=0.9)
+    lesson = Lesson("pairs", letter_pairs, steps=3, goal=0.9)
     progress = Progress()
-    progress.advance(lesson, [True] * (WINDOW - 1))
+    progress.advance(lesson, [0] * (WINDOW - 1), [True] * (WINDOW - 1))
     assert progress.lesson == 0  # good, but too few answers to say so
-    progress.advance(lesson, [True])
-    assert progress == Progress(step=2, lesson=1)
+    progress.advance(lesson, [0], [True])
+    assert (progress.step, progress.lesson, progress.step_in_lesson) == (2, 1, 0)
     for _ in range(3):
-        progress.advance(lesson, [False] * WINDOW)
-    assert progress == Progress(step=5, lesson=2)
-
-
-def test_only_the_last_answers_count():
-    progress = Progress()
-    lesson = Lesson("word", partial(letter_drill, form="word"), steps=9, goal=1.01)
-    progress.advance(lesson, [False] * WINDOW)
-    progress.advance(lesson, [True] * (WINDOW // 2))
-    assert progress.share_right == 0.5
+        progress.advance(lesson, [1] * WINDOW, [False] * WINDOW)
+    assert (progress.step, progress.lesson, progress.step_in_lesson) == (5, 2, 0)
+    assert [progress.share_right(number) for number in range(3)] == [1.0, 0.0, 0.0]
     assert Progress(**progress.state()) == progress
+
+
+def test_only_the_last_answers_of_a_lesson_count():
+    progress = Progress()
+    lesson = Lesson("pairs", letter_pairs, steps=9, goal=1.01)
+    progress.advance(lesson, [0] * WINDOW, [False] * WINDOW)
+    progress.advance(lesson, [0] * (WINDOW // 2), [True] * (WINDOW // 2))
+    assert progress.share_right(0) == 0.5
+
+
+@pytest.mark.parametrize(("alone", "least", "most"), [(False, 0.2, 0.4), (True, 0.0, 0.0)])
+def test_a_lesson_is_rehearsed_as_far_as_it_was_answered_wrong(alone, least, most):
+    """Weights 0.1, 0.4 and 1.1: the second of three lessons gets a quarter."""
+    course = [Lesson(name, letter_pairs, 9, batch_size=400) for name in "ab"]
+    course.append(Lesson("c", letter_pairs, 9, batch_size=400, alone=alone))
+    progress = Progress(lesson=2, recent=[[True] * 10, [True] * 7 + [False] * 3, []])
+    numbers = [number for _, number in draw_exercises(course, progress, seed=0)]
+    assert least <= numbers.count(1) / 400 <= most
+    assert numbers.count(0) <= numbers.count(1) <= numbers.count(2)
+    assert draw_exercises(course, progress, seed=0) == draw_exercises(course, progress, seed=0)
+
+
+def test_first_heads_look_back(tokenizer):
+    """Head h of the first layer reads the token h + 1 before, whatever the tokens are: its state is that token's."""
+    torch.manual_seed(0)
+    config = language_config(tokenizer)
+    config.initializer_range = config.hidden_size**-0.5
+    model = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+    set_lookup_weights(model)
+    ids = torch.randint(3, 640, (4, 40))
+    weights = model(input_ids=ids, output_attentions=True).attentions[0].mean(0)
+    for head in range(LOOKBACK):
+        back = weights[head].diagonal(-(head + 1))[8:]
+        assert back.mean() > 0.5
+        assert (weights[head, -20:].argmax(-1) == torch.arange(20, 40) - head - 1).float().mean() > 0.9
 
 
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("llava_stf.training.pretrain_language.train_tokenizer", lambda: tokenizer)
     monkeypatch.setattr("llava_stf.training.pretrain_language.SCENES", 2)
     course = (
-        Lesson("word", partial(letter_drill, form="word"), 3, batch_size=2),
-        Lesson("turn", partial(letter_drill, form="turn"), 3, batch_size=2, fades=True),
+        Lesson("pairs", letter_pairs, 3, batch_size=2),
+        Lesson("turns", options_first, 3, batch_size=2, fades=True),
     )
     run = partial(pretrain_language, course=course, config=small_config, save_steps=2)
     assert run(tmp_path / "whole")
@@ -114,6 +157,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, tokenizer, monkey
 
 def test_the_course_ends_with_whole_conversations(tokenizer):
     assert COURSE[-1].fades
+    assert COURSE[-1].alone
     assert COURSE[-1].goal > 1  # its steps are all taken
     assert language_config(tokenizer).vocab_size >= len(tokenizer)
 
@@ -124,7 +168,7 @@ def test_told_accuracy_is_that_of_held_out_scenes(tokenizer):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     answers_yes = Exercise("ASSISTANT: yes</s>", ((10, 18),))
     for _ in range(20):
-        train_step(model, optimizer, collate([(answers_yes, True)], tokenizer))
+        train_step(model, optimizer, collate([(answers_yes, 0)], tokenizer))
     accuracy = told_accuracy(model, tokenizer, 30)
     assert set(accuracy) == set(FAMILIES)
     assert 0.2 < accuracy["presence"] < 0.8  # always "yes"
@@ -134,7 +178,7 @@ def test_told_accuracy_is_that_of_held_out_scenes(tokenizer):
 def test_the_bundled_model_is_built_on_the_result(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("llava_stf.training.pretrain_language.train_tokenizer", lambda: tokenizer)
     monkeypatch.setattr("llava_stf.training.pretrain_language.SCENES", 2)
-    course = (Lesson("word", partial(letter_drill, form="word"), 1, batch_size=2),)
+    course = (Lesson("pairs", letter_pairs, 1, batch_size=2),)
     pretrain_language(tmp_path / "language", course=course, config=small_config)
     CLIPVisionModel(tower_config()).save_pretrained(tmp_path / "tower")
     assemble_tiny(tmp_path / "tower", tmp_path / "start", language=tmp_path / "language")

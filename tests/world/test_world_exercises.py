@@ -5,7 +5,16 @@ import pytest
 
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.world import caption, generator, questions_of, sample_scene
-from llava_stf.world.exercises import DRILLS, Exercise, conversation, letter_drill, lettered_fact, options_last, told
+from llava_stf.world.exercises import (
+    LETTERED,
+    QUESTIONS_PER_LIST,
+    Exercise,
+    conversation,
+    letter_pairs,
+    options_first,
+    options_last,
+    told,
+)
 
 
 def answers(exercise):
@@ -18,37 +27,52 @@ def test_parts_keep_their_places():
     assert answers(exercise) == [" A", " B"]
 
 
-@pytest.mark.parametrize("form", DRILLS)
-def test_drill_answers_with_the_letter_of_the_asked_option(form):
-    before, between, _ = DRILLS[form]
+def options_of(text):
+    """Every line "A. red" of a text: the word by its letter."""
+    return {line[0]: line[3:] for line in text.split("\n") if line[1:3] == ". "}
+
+
+def test_a_pair_is_an_option_and_its_letter():
+    asked_letters = set()
     for seed in range(20):
-        exercise = letter_drill(np.random.default_rng(seed), form)
-        listed, start = {}, 0
-        for line in exercise.text.splitlines():
-            if line[1:3] != ". ":
-                break
-            listed[line[3:]] = line[0]
-        for (begin, end), answer in zip(exercise.answers, answers(exercise), strict=True):
-            asked = exercise.text[start:begin].removesuffix(between).rpartition(before or "\n")[2].rpartition("\n")[2]
-            assert answer == f" {listed[asked]}"
-            start = end
+        exercise = letter_pairs(np.random.default_rng(seed))
+        options = options_of(exercise.text)
+        pairs = [line.rsplit(" ", 1) for line in exercise.text.splitlines()[len(options) :]]
+        assert len(pairs) == QUESTIONS_PER_LIST
+        for (begin, end), (left, right) in zip(exercise.answers, pairs, strict=True):
+            assert exercise.text[begin:end] == f" {right}"
+            asked_letters.add(left in options)
+            assert options.get(left) == right or options.get(right) == left
+    assert asked_letters == {True, False}
 
 
-def test_options_last_asks_for_one_of_them():
+def test_a_turn_asks_for_the_letter_of_an_option():
     for seed in range(20):
-        exercise = options_last(np.random.default_rng(seed), spoken=1.0)
-        question, *options = exercise.text.split(" ASSISTANT:")[0].removeprefix("USER: ").split("\n")
-        asked = question.removeprefix("Which is ").removesuffix("?")
-        words, letter = answers(exercise)
-        assert words == f" {asked}"
-        assert f"{letter.strip().removesuffix('</s>')}. {asked}" in options
-        assert answers(options_last(np.random.default_rng(seed))) == [letter]
+        exercise = options_first(np.random.default_rng(seed))
+        options = options_of(exercise.text)
+        turns = exercise.text.split("USER: Which is ")[1:]
+        assert len(turns) == len(exercise.answers) == QUESTIONS_PER_LIST
+        for turn, answer in zip(turns, answers(exercise), strict=True):
+            asked, said = turn.split("? ASSISTANT:")
+            assert said == answer == f" {answer[1]}</s>"
+            assert options[answer[1]] == asked
 
 
-def test_lettered_fact_has_one_letter():
+@pytest.mark.parametrize("repeated", [False, True])
+def test_options_last_asks_for_one_of_them(repeated):
     for seed in range(20):
-        (answer,) = answers(lettered_fact(np.random.default_rng(seed), max_objects=2))
-        assert answer in {" A</s>", " B</s>", " C</s>", " D</s>"}
+        exercise = options_last(np.random.default_rng(seed), repeated=repeated)
+        asked = exercise.text.removeprefix("USER: Which is ").partition("?\n")[0]
+        (answer,) = answers(exercise)
+        before = exercise.text.removesuffix(f" ASSISTANT:{answer}")
+        assert before.endswith(f"\n{asked}?") == repeated
+        assert options_of(before)[answer[1]] == asked
+
+
+def test_lettered_families_are_answered_by_letters():
+    for seed in range(20):
+        for answer in answers(told(np.random.default_rng(seed), families=LETTERED, max_objects=2)):
+            assert answer in {" A</s>", " B</s>", " C</s>", " D</s>"}
 
 
 def test_conversation_tells_the_scene_and_asks_as_with_an_image():

@@ -364,3 +364,16 @@ def test_command_measures_a_checkpoint(tmp_path) -> None:
     run("--model", "tiny-full", "--vision-tokens", "16,4", *small)
     rows = json.loads((folder / "speed.json").read_text())["rows"]
     assert [(row["method"], row["vision_tokens"]) for row in rows] == [("full", 64), ("stf", 16), ("stf", 4)]
+
+
+def test_options_go_to_the_methods_that_have_them():
+    config = shape_config("tiny")
+    settings = settings_of(config, ["full", "fastv", "dart", "stf"], [16], {"full_layers": "1"})
+    assert [setting.name for setting in settings] == [
+        "full 64", "fastv 16, full_layers=1", "dart 16, full_layers=1", "stf 16",
+    ]  # fmt: skip
+    assert settings[1].per_layer == (64, *[16] * (config.text_config.num_hidden_layers - 1))
+    variants = build_variants(build_model("tiny", device=CPU, dtype=torch.float32), settings[:2])
+    assert variants[1].model.model.reduction.method.full_layers == 1
+    with pytest.raises(FusionError, match="None of the methods full, stf has an option 'full_layers'"):
+        settings_of(config, ["full", "stf"], [16], {"full_layers": "1"})
