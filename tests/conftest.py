@@ -1,7 +1,11 @@
 """Shared fixtures: where the reference data stands, small random models, and a small data set in LLaVA's format."""
 
 import json
+import multiprocessing
 import os
+import runpy
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,32 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def start() -> Iterator[Callable[..., BaseProcess]]:
+    """Starts a program of the package in a process of its own, as `start(arguments)`; without more the command line.
+
+    It is forked from a process that has imported torch, transformers and the package, which takes a new interpreter six
+    seconds. `program` is another `module:function`, `output` the file for what it prints, `files` how many it may open,
+    and keywords are environment variables.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["llava_stf.cli", "llava_stf.training.finetune", "llava_stf.serving.app"])
+    started = []
+
+    def start_one(arguments, *, program="llava_stf.cli:main", output=os.devnull, files=None, **environment):
+        told = {"program": program, "arguments": [str(argument) for argument in arguments], "output": str(output)}
+        told |= {"environment": environment, "files": files}
+        script = str(Path(__file__).with_name("forked.py"))
+        started.append(context.Process(target=runpy.run_path, args=(script, {"told": told})))
+        started[-1].start()
+        return started[-1]
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,24 +56,16 @@ def test_a_bad_line_from_a_pipe_ends_the_chat(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_text_in_another_encoding_than_the_terminals(encoding: str, stf_folder: Path, images: list[Path]) -> None:
-    def say_bytes(line: bytes) -> subprocess.CompletedProcess[bytes]:
-        command = [
-            sys.executable,
-            "-c",
-            "import sys, llava_stf.cli; sys.exit(llava_stf.cli.main())",
-            "chat",
-            str(images[0]),
-            "--json",
-            "--max-new-tokens",
-            "2",
-        ]
-        settings = os.environ | {"PYTHONIOENCODING": encoding}
-        return subprocess.run([*command, "--model", str(stf_folder)], input=line, env=settings, capture_output=True)
+def test_text_in_another_encoding_than_the_terminals(
+    encoding: str, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stf_folder: Path, images: list[Path]
+) -> None:
+    def say_bytes(line: bytes) -> Any:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line), encoding=encoding))
+        return run("chat", images[0], "--json", "--max-new-tokens", 2, "--model", stf_folder)
 
     refused = say_bytes("caf\xe9?\n".encode("latin-1"))
-    assert (refused.returncode, refused.stdout) == (2, b"")
-    assert b"no valid Unicode" in refused.stderr
+    assert (refused.code, refused.out) == (2, "")
+    assert "no valid Unicode" in refused.err
     if encoding == "utf-8":
         answered = say_bytes("caf\xe9?\n".encode())
-        assert (answered.returncode, json.loads(answered.stdout)["question"]) == (0, "caf\xe9?")
+        assert (answered.code, json.loads(answered.out)["question"]) == (0, "caf\xe9?")

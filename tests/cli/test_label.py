@@ -1,10 +1,6 @@
 """`llava-stf data label` answers, survives `kill -9`, and refuses bad input before a model is loaded."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,21 +35,19 @@ def rows(path: Path) -> int:
 
 
 def test_run_killed_twice_ends_with_the_file_of_one_that_was_not(
-    run: Callable[..., Any], album: Path, prompts: Path, tmp_path: Path
+    run: Callable[..., Any], start: Callable[..., Any], album: Path, prompts: Path, tmp_path: Path
 ) -> None:
     options = ("--prompts", prompts, "--batch-size", 4, "--dtype", "float32", "--max-new-tokens", 8)
     killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    command = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())"]
-    arguments = [str(argument) for argument in ("data", "label", album, killed, *options)]
     for least in (1, 50):
-        process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = start(["data", "label", album, killed, *options])
         deadline = time.monotonic() + 90
         while rows(killed) < least:
-            assert process.poll() is None, process.returncode
+            assert process.exitcode is None, process.exitcode
             assert time.monotonic() < deadline
             time.sleep(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert least <= rows(killed) < 100
     before = rows(killed)
     result = run("data", "label", album, killed, *options)

@@ -4,39 +4,35 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-COMMAND = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())"]
 SECONDS = 300
 
 
-def heed_interrupts() -> None:
-    """A shell starts what runs in its background with SIGINT ignored, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture
+def stop(start: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, str]]:
+    """Sends the signal to a command when its moment has come; exit code, and what it has printed."""
 
-
-def stop(arguments: list[object], moment: Callable[[], bool], number: signal.Signals) -> tuple[int, str, str]:
-    """Sends the signal to a command when its moment has come; exit code, output and errors."""
-    with subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, preexec_fn=heed_interrupts,
-    ) as process:  # fmt: skip
+    def stop_one(arguments: list[object], moment: Callable[[], bool], number: signal.Signals) -> tuple[int, str]:
+        printed = tmp_path_factory.mktemp("stopped") / "printed"
+        process = start(arguments, output=printed)
         deadline = time.monotonic() + SECONDS
         while not moment():
-            assert process.poll() is None, process.communicate()
+            assert process.exitcode is None, printed.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        process.send_signal(number)
-        out, errors = process.communicate(timeout=SECONDS)
-    return process.returncode, out, errors
+        os.kill(process.pid, number)
+        process.join(SECONDS)
+        return process.exitcode, printed.read_text()
+
+    return stop_one
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +52,22 @@ def large(plain_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_convert_leaves_nothing_behind(large: Path, tmp_path: Path) -> None:
+def test_convert_leaves_nothing_behind(stop: Callable[..., Any], large: Path, tmp_path: Path) -> None:
     arguments = ["convert", large, tmp_path / "dst"]
-    code, out, errors = stop(arguments, lambda: bool(list(tmp_path.glob(".dst.partial-*/*"))), signal.SIGTERM)
-    assert (code, out) == (143, "")
-    assert errors == "Stopped by SIGTERM: nothing is kept, and the same command starts afresh.\n"
+    code, printed = stop(arguments, lambda: bool(list(tmp_path.glob(".dst.partial-*/*"))), signal.SIGTERM)
+    assert code == 143
+    assert printed == "Stopped by SIGTERM: nothing is kept, and the same command starts afresh.\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_batch_says_that_its_shards_are_kept(tmp_path: Path, images: list[Path]) -> None:
+def test_batch_says_that_its_shards_are_kept(stop: Callable[..., Any], tmp_path: Path, images: list[Path]) -> None:
     rows, output = tmp_path / "rows.jsonl", tmp_path / "out"
     rows.write_text("".join(f'{{"image": "{images[0]}"}}\n' for _ in range(4000)))
     arguments = ["batch", rows, output, "--question", "What?", "--shard-size", 4, "--max-new-tokens", 4]
-    code, out, errors = stop(arguments, lambda: (output / "part-00000.jsonl").exists(), signal.SIGINT)
-    assert (code, out) == (130, "")
+    code, printed = stop(arguments, lambda: (output / "part-00000.jsonl").exists(), signal.SIGINT)
+    assert code == 130
     said = f"the shards in {output} are kept, and the same command goes on from there."
-    assert errors.splitlines()[-1] == f"Stopped by SIGINT: {said}"
+    assert printed.splitlines()[-1] == f"Stopped by SIGINT: {said}"
     assert not list(output.glob(".*"))
 
 

@@ -1,0 +1,20 @@
+"""What a process does that the fixture `start` has forked: it turns its output into a file and becomes the program.
+
+Not imported: `start` has it run in the fork, with `told` as its one global.
+"""
+
+import os
+import resource
+import sys
+from importlib import import_module
+from typing import Any
+
+told: dict[str, Any] = globals()["told"]
+written = os.open(told["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+os.dup2(written, 1)
+os.dup2(written, 2)
+os.environ.update(told["environment"])
+if told["files"] is not None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (told["files"], told["files"]))
+module, _, function = told["program"].partition(":")
+sys.exit(getattr(import_module(module), function)(told["arguments"]))
