@@ -139,7 +139,7 @@ def main() -> None:
         first, further, memory = (statistics.median(column) for column in zip(*runs, strict=True))
         row = {"first_token": first, "further_token": further, "resident_bytes": memory}
         rows.append({"run_by": by, "vision_tokens": tokens, **row})
-    plan = {name: str(value) for name, value in vars(options).items()}
+    plan = {name: str(value) for name, value in vars(options).items() if name != "output"}
     write_json(options.output, {"machine": describe_machine(torch.device("cpu")), "plan": plan, "rows": rows})
 
 

@@ -31,6 +31,7 @@ from llava_stf.cli.groups import command_groups
 from llava_stf.cli.merge import merge
 from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
+from llava_stf.cli.threads import bound_threads
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.signals import report, terminable
 
@@ -96,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
     _take_any_text()
+    bound_threads()
     try:
         with terminable():
             _add_groups()

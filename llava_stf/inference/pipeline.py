@@ -68,10 +68,10 @@ class LlavaStf:
     and passes further keywords to `generate`. Where the model takes videos, a `Video`, an array [frames, H, W, 3] or a
     path that ends as a video's stands in the place of an image, and `<video>` is its marker. The images stand before
     the question; a question that holds exactly as many `<image>` markers as there are images puts them there instead.
-    `vision_tokens` asks a model that was trained
-    for several counts for one of them; by default an image takes `LlavaStf.vision_tokens`. Where images are cut into
-    tiles these are tokens of one tile, see `num_image_tokens`. `"low"`, `"high"` and `"auto"` choose among the model's
-    counts, see `choose_budgets`; `max_vision_tokens` is the most that all images of a prompt may take. They raise:
+    `vision_tokens` asks a model that was trained for several counts for one of them; by default an image takes
+    `LlavaStf.vision_tokens`. Where images are cut into tiles these are tokens of one tile, see `num_image_tokens`.
+    `"low"`, `"high"` and `"auto"` choose among the model's counts, see `choose_budgets`; `max_vision_tokens` is the
+    most that all images of a prompt may take. They raise:
         ImageError: an image cannot be read.
         VideoError: a video cannot be read.
         PromptError: the question is empty, there is no image, markers and images differ in number, or the prompt does

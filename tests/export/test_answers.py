@@ -103,7 +103,7 @@ def test_a_mask_of_another_length_is_refused_before_the_engine_sees_it(exported)
 def test_a_method_at_eight_bits_by_the_command(plain_folder, tmp_path, capsys):
     image = tmp_path / "image.png"
     IMAGES[0].save(image)
-    reduced = ["--method", "tome", "--vision-tokens", "4"]
+    reduced = ["--method", "pool", "--vision-tokens", "4"]
     assert (
         main(["export", str(plain_folder), str(tmp_path / "out"), *reduced, "--weights", "int8", "--kv-cache", "u8"])
         == 0
@@ -112,7 +112,7 @@ def test_a_method_at_eight_bits_by_the_command(plain_folder, tmp_path, capsys):
     assert main(["ask", str(image), "What?", "--model", str(tmp_path / "out"), "--json", "--max-new-tokens", "4"]) == 0
     assert json.loads(capsys.readouterr().out)["vision_tokens_per_image"] == 4
     plain = load_model(plain_folder, vision_tokens="all", device="cpu", dtype="float32")
-    apply_reduction(plain.model, plain.processor, "tome", vision_tokens=4)
+    apply_reduction(plain.model, plain.processor, "pool", vision_tokens=4)
     with torch.no_grad():
         exact, near = (one.model(**encoded(one)).logits[:, -1] for one in (plain, load_model(tmp_path / "out")))
     assert (
