@@ -27,7 +27,6 @@ class FastV(LayerDropping):
     name = "fastv"
     title = "FastV"
     reference = "Chen et al., arXiv 2403.06764"
-    reads_prompt = True
     needs = (
         "All patches in the first two layers and in the prompt, the attention of one token in one layer (attention "
         "stays fused), and a cache of two lengths."

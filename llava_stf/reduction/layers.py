@@ -156,6 +156,7 @@ class LayerDropping(TrainingFreeMethod):
     """
 
     renumber: ClassVar[bool] = False
+    reads_prompt = True
 
     @abstractmethod
     def stages(self, num_layers: int, patches: int, vision_tokens: int) -> dict[int, int]:

@@ -39,14 +39,14 @@ def test_where_the_question_has_no_part_both_ways_answer_alike(llava, method):
     assert any(cached)
 
 
-def test_from_the_cache_the_image_is_what_the_first_question_left(llava):
-    """FastV's second answer from the cache is that of a prompt of both turns whose choice the first question made."""
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "sparsevlm", "dart"])
+def test_the_first_answer_of_what_knows_the_question_is_the_same_in_both_ways(llava, method):
     ((image, questions),) = chats(1, 2)
     texts = [question.text for question in questions]
-    apply_reduction(*llava, "fastv", vision_tokens=2)
+    apply_reduction(*llava, method, vision_tokens=4)
     try:
         first, second = read_again(llava, image, texts), go_on(llava, image, texts)
-        shares = measure_turns("fastv", llava, 2, images=1, turns=2)
+        shares = measure_turns(method, llava, 4, images=1, turns=2)
     finally:
         remove_reduction(*llava)
     assert first[0] == second[0]
