@@ -25,10 +25,29 @@ if TYPE_CHECKING:
         LlavaNextStfModel,
     )
     from llava_stf.models.llava_next.processing_llava_next_stf import LlavaNextStfProcessor
+    from llava_stf.models.llava_next_video.configuration_llava_next_video_stf import LlavaNextVideoStfConfig
+    from llava_stf.models.llava_next_video.modeling_llava_next_video_stf import (
+        LlavaNextVideoStfForConditionalGeneration,
+        LlavaNextVideoStfModel,
+    )
+    from llava_stf.models.llava_next_video.processing_llava_next_video_stf import LlavaNextVideoStfProcessor
+    from llava_stf.models.llava_onevision.configuration_llava_onevision_stf import LlavaOnevisionStfConfig
+    from llava_stf.models.llava_onevision.modeling_llava_onevision_stf import (
+        LlavaOnevisionStfForConditionalGeneration,
+        LlavaOnevisionStfModel,
+    )
+    from llava_stf.models.llava_onevision.processing_llava_onevision_stf import LlavaOnevisionStfProcessor
     from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
     from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+    from llava_stf.models.video_llava.configuration_video_llava_stf import VideoLlavaStfConfig
+    from llava_stf.models.video_llava.modeling_video_llava_stf import (
+        VideoLlavaStfForConditionalGeneration,
+        VideoLlavaStfModel,
+    )
+    from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
     from llava_stf.reduction.apply import apply_pooling, apply_stf, remove_stf
+    from llava_stf.videos import Video
 
 __version__ = "0.1.0"
 
@@ -37,6 +56,14 @@ _HOMES = {
     "LlavaNextStfForConditionalGeneration": "models.llava_next.modeling_llava_next_stf",
     "LlavaNextStfModel": "models.llava_next.modeling_llava_next_stf",
     "LlavaNextStfProcessor": "models.llava_next.processing_llava_next_stf",
+    "LlavaNextVideoStfConfig": "models.llava_next_video.configuration_llava_next_video_stf",
+    "LlavaNextVideoStfForConditionalGeneration": "models.llava_next_video.modeling_llava_next_video_stf",
+    "LlavaNextVideoStfModel": "models.llava_next_video.modeling_llava_next_video_stf",
+    "LlavaNextVideoStfProcessor": "models.llava_next_video.processing_llava_next_video_stf",
+    "LlavaOnevisionStfConfig": "models.llava_onevision.configuration_llava_onevision_stf",
+    "LlavaOnevisionStfForConditionalGeneration": "models.llava_onevision.modeling_llava_onevision_stf",
+    "LlavaOnevisionStfModel": "models.llava_onevision.modeling_llava_onevision_stf",
+    "LlavaOnevisionStfProcessor": "models.llava_onevision.processing_llava_onevision_stf",
     "LlavaStf": "inference",
     "LlavaStfConfig": "models.llava_stf.configuration_llava_stf",
     "LlavaStfError": "errors",
@@ -46,6 +73,11 @@ _HOMES = {
     "LlavaStfProjector": "models.fusion.projector",
     "MultiBlockTokenFusion": "models.fusion.projector",
     "SpatialTokenFusion": "models.fusion.projector",
+    "Video": "videos",
+    "VideoLlavaStfConfig": "models.video_llava.configuration_video_llava_stf",
+    "VideoLlavaStfForConditionalGeneration": "models.video_llava.modeling_video_llava_stf",
+    "VideoLlavaStfModel": "models.video_llava.modeling_video_llava_stf",
+    "VideoLlavaStfProcessor": "models.video_llava.processing_video_llava_stf",
     "apply_pooling": "reduction.apply",
     "apply_stf": "reduction.apply",
     "convert_checkpoint": "conversion",
@@ -58,6 +90,14 @@ __all__ = [
     "LlavaNextStfForConditionalGeneration",
     "LlavaNextStfModel",
     "LlavaNextStfProcessor",
+    "LlavaNextVideoStfConfig",
+    "LlavaNextVideoStfForConditionalGeneration",
+    "LlavaNextVideoStfModel",
+    "LlavaNextVideoStfProcessor",
+    "LlavaOnevisionStfConfig",
+    "LlavaOnevisionStfForConditionalGeneration",
+    "LlavaOnevisionStfModel",
+    "LlavaOnevisionStfProcessor",
     "LlavaStf",
     "LlavaStfConfig",
     "LlavaStfError",
@@ -67,6 +107,11 @@ __all__ = [
     "LlavaStfProjector",
     "MultiBlockTokenFusion",
     "SpatialTokenFusion",
+    "Video",
+    "VideoLlavaStfConfig",
+    "VideoLlavaStfForConditionalGeneration",
+    "VideoLlavaStfModel",
+    "VideoLlavaStfProcessor",
     "apply_pooling",
     "apply_stf",
     "convert_checkpoint",

@@ -14,7 +14,13 @@ from typing import Any
 from wrapt import when_imported
 
 # Model types and what the names of their classes begin with.
-MODEL_TYPES = {"llava_stf": "LlavaStf", "llava_next_stf": "LlavaNextStf"}
+MODEL_TYPES = {
+    "llava_stf": "LlavaStf",
+    "llava_next_stf": "LlavaNextStf",
+    "llava_next_video_stf": "LlavaNextVideoStf",
+    "llava_onevision_stf": "LlavaOnevisionStf",
+    "video_llava_stf": "VideoLlavaStf",
+}
 
 
 def register_auto_classes(package: ModuleType) -> None:

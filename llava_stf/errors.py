@@ -26,6 +26,10 @@ class ImageError(LlavaStfError, ValueError):
     """An image cannot be read: broken, too large, of an unknown kind, or not allowed to be fetched."""
 
 
+class VideoError(LlavaStfError, ValueError):
+    """A video cannot be read: broken, empty, or of an unknown kind."""
+
+
 class PromptError(LlavaStfError, ValueError):
     """A prompt cannot be answered: empty, too long, or with another number of images than markers."""
 
@@ -42,8 +46,17 @@ class DataError(LlavaStfError, ValueError):
     """A training sample or data file does not have the LLaVA format."""
 
 
+class ExportError(LlavaStfError, ValueError):
+    """A model cannot be exported in that form, or an export cannot be run or does not do what was asked of it."""
+
+
 class MissingDependencyError(LlavaStfError, ImportError):
     """An optional dependency is not installed; the message carries the pip line."""
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, as the end of a sentence: without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -97,7 +97,7 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
 
 def _budget(llava: LlavaStf) -> tuple[int, float]:
     """Tokens kept of an image, and their mean over the LLM's layers."""
-    reduction = vars(llava.model.model).get("reduction")
+    reduction = getattr(getattr(llava.model, "model", None), "reduction", None)  # an export has no modules
     if reduction is None:
         return llava.vision_tokens, llava.vision_tokens
     return reduction.vision_tokens, reduction.mean_tokens(llava.model.config.text_config.num_hidden_layers)
@@ -137,16 +137,19 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the methods; repeatable")
     parser.add_argument("--vision-tokens", type=int, default=16, help="tokens that the methods keep")
     parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; as in the files by default")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     if not options.full and not options.model and not options.method:
         options.model = ["tiny-full", "tiny"]
     own = parse_options(options.option)
-    methods = [ModelOptions("tiny-full", name, options.vision_tokens, own).resolved() for name in options.method]
+    given = {} if options.dtype is None else {"dtype": options.dtype}
+    asked = [ModelOptions("tiny-full", name, options.vision_tokens, own, **given) for name in options.method]
+    methods = [method.resolved() for method in asked]
     loaded = chain(
-        ((name, load_model(name, vision_tokens="all")) for name in options.full),
-        ((name, load_model(name)) for name in options.model),
+        ((name, load_model(name, vision_tokens="all", **given)) for name in options.full),
+        ((name, load_model(name, **given)) for name in options.model),
         ((method.method or "", method.load()) for method in methods),
     )
     results = [evaluate(name, llava, images=options.pictures, seed=options.seed) for name, llava in loaded]

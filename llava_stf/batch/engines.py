@@ -77,12 +77,18 @@ class Engine(ABC):
 
 
 class TransformersEngine(Engine):
-    """A model of `load_model`."""
+    """A model of `load_model`.
 
-    def __init__(self, llava: LlavaStf, *, batch_size: int, max_new_tokens: int) -> None:
+    Args:
+        llava: the model.
+        batch_size: rows that are asked together.
+        **options: of `LlavaStf.reply_batch`.
+    """
+
+    def __init__(self, llava: LlavaStf, *, batch_size: int, **options: Any) -> None:
         self.batch_size = batch_size
         self._llava = llava
-        self._max_new_tokens = max_new_tokens
+        self._options = options
 
     def ask(self, prompts: Sequence[Prompt]) -> list[str]:
         """The answers; too little memory is an error of its own, with what to do."""
@@ -91,7 +97,7 @@ class TransformersEngine(Engine):
         conversations: list[list[dict[str, Any]]] = [[prompt.message] for prompt in prompts]
         images = [prompt.images for prompt in prompts]
         try:
-            return self._llava.reply_batch(conversations, images, max_new_tokens=self._max_new_tokens)
+            return self._llava.reply_batch(conversations, images, **self._options)
         except torch.OutOfMemoryError as error:
             raise LlavaStfError(
                 f"The GPU has no room for {len(prompts)} rows at once: the same command with a smaller --batch-size "

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from llava_stf import __version__
 from llava_stf.batch.rows import Rows, open_rows
 from llava_stf.errors import DataError
+from llava_stf.models.fusion.budget import DETAILS
 
 # What can differ between two commands that go on with each other's output: where things are, and how fast it goes.
 _NOT_IN_MANIFEST = ("input", "output", "batch_size", "device")
@@ -35,7 +36,8 @@ class BatchJob:
         shard_size: rows in a shard, the unit that appears whole and that a run which was killed loses.
         engine: what generates.
         model: as in `load_model`.
-        vision_tokens: as in `load_model`.
+        vision_tokens: as in `load_model`, or a word for one of the model's counts, as in `LlavaStf.ask`.
+        max_vision_tokens: most tokens of all images of a row.
         dtype: as in `load_model`.
         quantization: as in `load_model`.
         device: as in `load_model`.
@@ -52,7 +54,8 @@ class BatchJob:
     shard_size: int = 256
     engine: Literal["transformers", "vllm"] = "transformers"
     model: str = "tiny"
-    vision_tokens: int | Literal["all"] | None = None
+    vision_tokens: int | Literal["all", "low", "high", "auto"] | None = None
+    max_vision_tokens: int | None = None
     dtype: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
     device: str | None = None
@@ -64,6 +67,8 @@ class BatchJob:
         for name in ("shard_size", "batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        if self.engine == "vllm" and (self.vision_tokens in DETAILS or self.max_vision_tokens is not None):
+            raise DataError("Words for vision_tokens and max_vision_tokens are for transformers; give vLLM a count.")
         if self.vllm_options and self.engine != "vllm":
             raise DataError(f"vllm_options are for the engine vllm, found {self.engine}.")
 

@@ -14,6 +14,7 @@ from llava_stf.batch.job import BatchJob
 from llava_stf.batch.rows import Rows
 from llava_stf.batch.shards import SUMMARY, Shards, open_output
 from llava_stf.io.publish import write_json
+from llava_stf.models.fusion.budget import DETAILS
 
 
 @dataclass(frozen=True)
@@ -119,11 +120,18 @@ def load_engine(job: BatchJob) -> Engine:
 
     from llava_stf.loading import load_model
 
+    word = job.vision_tokens if job.vision_tokens in DETAILS else None
     llava = load_model(
         job.model,
-        vision_tokens=job.vision_tokens,
+        vision_tokens=None if word else job.vision_tokens,  # type: ignore[arg-type]  # no word
         dtype=job.dtype,
         quantization=job.quantization,
         device=job.device,
     )
-    return TransformersEngine(llava, batch_size=job.batch_size, max_new_tokens=job.max_new_tokens)
+    return TransformersEngine(
+        llava,
+        batch_size=job.batch_size,
+        vision_tokens=word,
+        max_vision_tokens=job.max_vision_tokens,
+        max_new_tokens=job.max_new_tokens,
+    )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
+from llava_stf.io.json import parse_json
 from llava_stf.io.publish import Reserved, reserve
 
 SUMMARY = "summary.json"
@@ -89,7 +90,7 @@ class Shards:
         for shard in range(len(self)):
             path = self.folder / self._name(shard)
             try:
-                results = [json.loads(line) for line in path.read_bytes().splitlines()]
+                results = [parse_json(line) for line in path.read_bytes().splitlines()]
                 numbers = [result["index"] for result in results]
                 errors += sum(result["error"] is not None for result in results)
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -141,7 +142,7 @@ def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
     except OSError as error:
         raise DataError(f"Cannot write to {folder}: {error.strerror}.") from error
     try:
-        found = json.loads(content)
+        found = parse_json(content)
     except ValueError as error:
         raise DataError(f"{path} is no JSON: name a new folder.") from error
     if found != json.loads(json.dumps(manifest)):

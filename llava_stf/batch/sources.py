@@ -5,8 +5,8 @@ Nothing is kept but the places of the records, so that their number and the size
 
 from __future__ import annotations
 
+import codecs
 import hashlib
-import json
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_stf.data.label_questions import ImageQuestions
-from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError
+from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, one_line
+from llava_stf.io.json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -59,7 +60,7 @@ class JsonLines:
                     place += len(line)
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-        if self._starts and self._line(0).startswith(b"["):
+        if self._starts and self._line(0).removeprefix(codecs.BOM_UTF8).startswith(b"["):
             raise DataError(f"{path} is one JSON list; expected JSON lines, an object on every line.")
         self.fingerprint = digest.hexdigest()
 
@@ -68,8 +69,8 @@ class JsonLines:
 
     def __getitem__(self, number: int) -> Mapping[str, Any]:
         try:
-            record = json.loads(self._line(number))
-        except (ValueError, RecursionError) as error:
+            record = parse_json(self._line(number))
+        except ValueError as error:
             raise DataError(f"The line is no JSON: {error}.") from error
         if not isinstance(record, dict):
             raise DataError(f"The line must be a JSON object, found {type(record).__name__}.")
@@ -103,7 +104,7 @@ class ParquetRows:
             self._file = ParquetFile(path, pre_buffer=False, buffer_size=2**20)
             self.fingerprint = _footer_digest(path)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"Cannot read {path}: {' '.join(str(error).split())}.") from error
+            raise DataError(f"Cannot read {path}: {one_line(error)}.") from error
         self._columns = [name for name in COLUMNS if name in self._file.schema_arrow.names]
         if {"image", "images"}.isdisjoint(self._columns):
             raise DataError(
@@ -130,7 +131,7 @@ class ParquetRows:
         try:
             return self._read(group, number)
         except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-            why = f"The row cannot be read: {' '.join(str(error).split())}."
+            why = f"The row cannot be read: {one_line(error)}."
             if isinstance(error, OSError) and error.errno is not None:  # the file is out of reach, not damaged
                 raise LlavaStfError(why) from error
             self._damaged[group] = self._start, why

@@ -101,5 +101,5 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         llm = LLM(str(path), **options)
     except (TypeError, ValueError) as error:
         raise LlavaStfError(f"vLLM does not take {job.model} with {options}: {error}") from error
-    processor = load_processor(job.model, vision_tokens=vision_tokens)
+    processor = load_processor(job.model, vision_tokens=vision_tokens)  # type: ignore[arg-type]  # no word
     return VllmEngine(llm, processor, job, suppressed_ids(config, processor.tokenizer))

@@ -1,4 +1,4 @@
-"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | assemble | merge | card | ...`.
+"""The command line: `llava-stf demo | ask | chat | batch | serve | show | convert | export | ...`.
 
 Exit codes: 0 done, 2 the user's error in one sentence on stderr, 1 an error of ours, 130 and 143 stopped by SIGINT and
 SIGTERM. Only typer is imported here; what a command needs is imported when it runs, so that `--help` is instant.
@@ -26,10 +26,12 @@ from llava_stf.cli.convert import convert
 from llava_stf.cli.data import data
 from llava_stf.cli.demo import demo
 from llava_stf.cli.encoders import encoders
+from llava_stf.cli.export import export
 from llava_stf.cli.groups import command_groups
 from llava_stf.cli.merge import merge
 from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
+from llava_stf.cli.threads import bound_threads
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.signals import report, terminable
 
@@ -57,7 +59,7 @@ app = typer.Typer(
     epilog="Try: [bold]llava-stf demo[/]  |  [bold]llava-stf ask photo.jpg 'What is this?' "
     "--model llava-hf/llava-1.5-7b-hf[/]",
 )
-for command in (demo, ask, chat, batch, serve, show, convert, assemble, merge, card):
+for command in (demo, ask, chat, batch, serve, show, convert, export, assemble, merge, card):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(encoders, name="encoders")
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = ["--debug"] * debug + [argument for argument in given if argument != "--debug"]
     _take_any_text()
+    bound_threads()
     try:
         with terminable():
             _add_groups()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import FusionLayers, VisionTokens, layer_list, token_count, waiting
+from llava_stf.cli.common import FusionLayers, VisionTokens, importing, layer_list, token_count, waiting
 
 
 def assemble(
@@ -24,7 +24,7 @@ def assemble(
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Put an untrained LLaVA-STF together; train it with stage align, then instruct."""
-    with waiting("Importing torch and transformers"):
+    with importing():
         from transformers.utils.logging import disable_progress_bar
 
         from llava_stf.training.assemble import assemble as write

@@ -10,7 +10,20 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, MaxNewTokens, Model, Quantization, VisionTokens, notice, token_count
+from llava_stf.cli.common import (
+    Budget,
+    Device,
+    Dtype,
+    MaxNewTokens,
+    MaxVisionTokens,
+    Model,
+    Quantization,
+    budget_word,
+    notice,
+    token_count,
+)
+from llava_stf.errors import DataError
+from llava_stf.io.json import parse_json
 
 
 def batch(
@@ -28,7 +41,8 @@ def batch(
         Literal["transformers", "vllm", "ray"], typer.Option(help="Who answers; 'ray' works on a whole cluster.")
     ] = "transformers",
     model: Model = "tiny",
-    vision_tokens: VisionTokens = None,
+    vision_tokens: Budget = None,
+    max_vision_tokens: MaxVisionTokens = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Rows per file; what a run that is killed loses.")] = 256,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows that are asked together; default: 16, with vLLM 256.")
@@ -80,7 +94,8 @@ def batch(
         shard_size=shard_size,
         engine=who,
         model=model,
-        vision_tokens=token_count(vision_tokens),
+        vision_tokens=budget_word(vision_tokens) or token_count(vision_tokens),
+        max_vision_tokens=max_vision_tokens,
         dtype=dtype,
         quantization=quantization,
         device=device,
@@ -114,6 +129,8 @@ def batch(
         "seconds": round(summary.seconds, 1),
     }
     print(json.dumps(record, ensure_ascii=False))
+    if summary.errors == summary.rows > 0:
+        raise DataError(f"No row has an answer; the field 'error' of the rows in {output} says why.")
 
 
 @contextmanager
@@ -136,6 +153,6 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not (sign and name.isidentifier()):
         raise typer.BadParameter(f"expected an option such as tensor_parallel_size=2, found '{text}'")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

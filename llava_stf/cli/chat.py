@@ -8,27 +8,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llava_stf.cli.common import (
+    Budget,
     Compile,
     Device,
     Dtype,
     MaxNewTokens,
+    MaxVisionTokens,
     Model,
     Quantization,
-    VisionTokens,
+    budget_word,
     load,
     notice,
-    read_image,
+    read_visual,
 )
-from llava_stf.errors import ImageError, PromptError
+from llava_stf.errors import ImageError, PromptError, VideoError
 
 if TYPE_CHECKING:
     from llava_stf.inference import Chat
 
 
 def chat(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the images.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Paths or http(s) URLs of the images, or paths of videos.")
+    ],
     model: Model = "tiny",
-    vision_tokens: VisionTokens = None,
+    vision_tokens: Budget = None,
+    max_vision_tokens: MaxVisionTokens = None,
     quantization: Quantization = None,
     dtype: Dtype = None,
     device: Device = None,
@@ -37,11 +42,11 @@ def chat(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
 ) -> None:
     """Talk about images, a question a line; also from a pipe. `/image PATH` adds an image, `/quit` ends."""
-    loaded = [read_image(source) for source in images]
+    loaded = [read_visual(source) for source in images]
     llava = load(
         model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
     )
-    conversation = llava.chat(loaded)
+    conversation = llava.chat(loaded, vision_tokens=budget_word(vision_tokens), max_vision_tokens=max_vision_tokens)
     notice(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     for line in _lines(interactive):
@@ -49,7 +54,7 @@ def chat(
             return
         try:
             _turn(conversation, line, max_new_tokens, as_json)
-        except (ImageError, PromptError) as error:
+        except (ImageError, PromptError, VideoError) as error:
             if not interactive:
                 raise
             print(error, file=sys.stderr)
@@ -58,7 +63,7 @@ def chat(
 def _turn(conversation: "Chat", line: str, max_new_tokens: int, as_json: bool) -> None:
     command, _, argument = line.partition(" ")
     if command == "/image":
-        conversation.add_image(read_image(argument.strip()))
+        conversation.add_image(read_visual(argument.strip()))
         return
     if command.startswith("/"):
         raise PromptError(f"There is no command {command}; there are /image PATH and /quit.")

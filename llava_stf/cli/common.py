@@ -1,5 +1,7 @@
 """What the commands share: options, the loading of a model with a sign of life, and the notice about the default."""
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from llava_stf.inference import LlavaStf
+    from llava_stf.videos import Video
 
+_WORDS = ("low", "high", "auto")  # for one of the counts that a model has
 NOTICE = (
     "'{model}' knows only images drawn by llava_stf itself; name a real model for photographs, "
     "for instance --model llava-hf/llava-1.5-7b-hf."
@@ -25,6 +29,10 @@ def _check_vision_tokens(text: str | None) -> str | None:
     if text is not None and text != "all" and not (text.isdecimal() and int(text) > 0):
         raise typer.BadParameter(f"expected a count or 'all', found '{text}'")
     return text
+
+
+def _check_budget(text: str | None) -> str | None:
+    return text if text in _WORDS else _check_vision_tokens(text)
 
 
 def _check_layers(text: str | None) -> str | None:
@@ -42,6 +50,16 @@ VisionTokens = Annotated[
         help="Tokens per image: a count, or 'all' for the untouched 100 % model.",
     ),
 ]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--vision-tokens",
+        metavar="N|all|low|high|auto",
+        callback=_check_budget,
+        help="Tokens per image: a count, 'all' for the untouched 100 % model, or a word for one of the model's counts.",
+    ),
+]
+MaxVisionTokens = Annotated[int | None, typer.Option(min=1, help="Most tokens of all images together.")]
 FusionLayers = Annotated[
     str | None,
     typer.Option(
@@ -62,8 +80,13 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in token
 
 
 def token_count(text: str | None) -> int | Literal["all"] | None:
-    """What a checked --vision-tokens says, as the loader takes it."""
-    return int(text) if text and text != "all" else "all" if text else None
+    """What a checked --vision-tokens says, as the loader takes it; a word is for the request."""
+    return None if not text or text in _WORDS else "all" if text == "all" else int(text)
+
+
+def budget_word(text: str | None) -> Any:
+    """What a checked --vision-tokens says, as a request takes it; a count is for the loader."""
+    return text if text in _WORDS else None
 
 
 def layer_list(text: str | None) -> list[int] | None:
@@ -84,7 +107,7 @@ def load(
     from llava_stf.loading import check_name, is_bundled
 
     check_name(model)
-    with waiting("Importing torch and transformers"):
+    with importing():
         from transformers.utils.logging import disable_progress_bar
 
         from llava_stf.loading import load_model
@@ -116,6 +139,19 @@ def read_image(source: str) -> "Image":
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def read_visual(source: str, frames: int | None = None) -> "Image | Video":
+    """An image, or a video where the path ends as one or `frames` are asked for.
+
+    Raises:
+        LlavaStfError: it cannot be read.
+    """
+    from llava_stf.videos import DEFAULT_FRAMES, Video, is_video
+
+    if frames is None and not is_video(source):
+        return read_image(source)
+    return Video(source, DEFAULT_FRAMES if frames is None else frames)
 
 
 def figure_path(asked: Path | None, name: str) -> Path:
@@ -174,3 +210,20 @@ def waiting(what: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         progress.add_task(what)
         yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A spinner while torch and transformers are imported, which takes seconds.
+
+    What an import makes stays until the end. The collector, which would walk it again and again while it grows, rests
+    meanwhile and passes over it from then on, until the exit, at which C libraries complain of what is left.
+    """
+    gc.disable()
+    atexit.register(gc.unfreeze)
+    try:
+        with waiting("Importing torch and transformers"):
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()

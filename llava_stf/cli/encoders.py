@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, waiting
+from llava_stf.cli.common import Device, importing, waiting
 
 if TYPE_CHECKING:
     from llava_stf.encoders.catalogue import KnownEncoder
@@ -68,7 +68,7 @@ def evaluate(
     stray = [name for name, value in of_finetuning.items() if value is not None]
     if stray and protocol != "finetune":
         raise typer.BadParameter(f"{stray[0]} goes with finetune only")
-    with waiting("Importing torch and transformers"):
+    with importing():
         import torch
         from transformers.utils.logging import disable_progress_bar
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, waiting
+from llava_stf.cli.common import NOTICE, Device, Dtype, Model, Quantization, importing, waiting
 
 
 def _check_counts(text: str | None) -> str | None:
@@ -58,6 +58,13 @@ def serve(
         float | None, typer.Option(min=0.001, max=89, help="Largest image; default: 50.")
     ] = None,
     max_images: Annotated[int | None, typer.Option(min=0, help="Images of one request; default: 8.")] = None,
+    max_vision_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of all images of one request; default: what fits.")
+    ] = None,
+    max_cache_megabytes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of conversations and images that are kept for later requests; default: 512."),
+    ] = None,
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch images from http(s) URLs, of public addresses only.")
     ] = False,
@@ -81,6 +88,8 @@ def serve(
         "max_image_bytes": _million(max_image_megabytes, 2**20),
         "max_image_pixels": _million(max_image_megapixels, 10**6),
         "max_images": max_images,
+        "max_vision_tokens": max_vision_tokens,
+        "max_cache_bytes": _million(max_cache_megabytes, 2**20),
         "allow_urls": allow_urls or None,
         "log_prompts": log_prompts or None,
     }
@@ -109,8 +118,8 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
 
     sockets = bind(given["host"], given["port"])  # before anything is loaded: a taken port is said at once
     try:
-        with waiting("Importing torch and transformers"):
-            from llava_stf.loading import BUNDLED, read_config
+        with importing():
+            from llava_stf.loading import BUNDLED, read_config_to_ask
             from llava_stf.serving.app import create_app
             from llava_stf.serving.options import ServeOptions
             from llava_stf.serving.run import run
@@ -128,7 +137,7 @@ def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bo
         raise typer.BadParameter("--max-image-megabytes is beyond --max-body-megabytes")
     compare = compare_model or ("tiny-full" if ui and model == "tiny" else None)
     for each in filter(None, (model, compare)):
-        read_config(each)  # what cannot be read is said before the other one is loaded
+        read_config_to_ask(each)  # what cannot be read is said before the other one is loaded
     if model in BUNDLED:
         print(NOTICE.format(model=model), file=sys.stderr)
     app = create_app(
@@ -155,10 +164,10 @@ def _load(model: str, options: dict[str, Any]) -> Any:
 
 def _twin(model: str, options: dict[str, Any]) -> dict[str, Any]:
     """How the second model is loaded: as the first one, with its own tokens, a plain LLaVA with all of them."""
-    from llava_stf.loading import read_config
-    from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.loading import read_config_to_ask
+    from llava_stf.models.registry import is_plain_config
 
-    own = {} if isinstance(read_config(model), FusionConfig) else {"vision_tokens": "all"}
+    own = {"vision_tokens": "all"} if is_plain_config(read_config_to_ask(model)) else {}
     return {**{name: value for name, value in options.items() if name != "vision_tokens"}, **own}
 
 

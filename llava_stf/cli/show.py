@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llava_stf.cli.common import Device, VisionTokens, figure_path, load, notice, read_image, token_count, waiting
+from llava_stf.cli.common import Device, VisionTokens, figure_path, importing, load, notice, read_image, token_count
 from llava_stf.errors import LlavaStfError
 
 WINDOWS = "stf"
@@ -40,7 +40,7 @@ def show(
     if weights and method != WINDOWS:
         raise LlavaStfError(f"--weights looks into MBTF, and '{method}' has none; leave --method out.")
     loaded = read_image(image)
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.analysis.visualise import visualise, visualise_selection
         from llava_stf.cli.show_figure import save_visualisation
         from llava_stf.reduction import find_method, with_options

@@ -28,10 +28,10 @@ def read_hugging_face(
         CheckpointError: the folder is damaged or incomplete, or the adapter does not fit.
     """
     config_class = LlavaStfConfig if source.format is Format.STF else LlavaConfig
-    config = build_config(source, config_class, source.config)
+    config = build_config(source.config_file, config_class, source.config)
     if config.vision_config.model_type != "clip_vision_model" or config.text_config.model_type != "llama":
         raise CheckpointError(
-            f"{source.folder / 'config.json'}: expected a CLIP tower and a LLaMA as in LLaVA-1.5, found "
+            f"{source.config_file}: expected a CLIP tower and a LLaMA as in LLaVA-1.5, found "
             f"{config.vision_config.model_type} and {config.text_config.model_type}."
         )
     tensors = public_tensors(source.index(), HUGGING_FACE)
@@ -66,7 +66,7 @@ def _with_adapter(
     fields = {name: value for name, value in source.config.items() if not name.startswith("fusion_")}
     fields |= {"vision_feature_layer": select_layer}
     if not any(".block_fusion." in name for name in tensors):
-        return build_config(source, LlavaConfig, fields | {"model_type": "llava"})
+        return build_config(source.config_file, LlavaConfig, fields | {"model_type": "llava"})
     fields |= fusion_fields(
         tensors,
         width=config.vision_config.hidden_size,
@@ -75,7 +75,7 @@ def _with_adapter(
         layers=fusion_layers,
     )
     fields |= {"model_type": "llava_stf", "architectures": ["LlavaStfForConditionalGeneration"], "fusion": "stf"}
-    return build_config(source, LlavaStfConfig, fields)
+    return build_config(source.config_file, LlavaStfConfig, fields)
 
 
 def write_hugging_face(state: CheckpointState, folder: Path, *, on_written: Callable[[int], None]) -> None:

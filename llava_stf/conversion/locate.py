@@ -29,9 +29,11 @@ def locate(
         weights: fetch the weights too, not only the small files beside them.
 
     Raises:
-        ModelNotFoundError: there is no such thing; it says what was looked for, where, and what to do.
+        ModelNotFoundError: there is no such thing, or no name; it says what was looked for, where, and what to do.
         LlavaStfError: a revision of a local path.
     """
+    if not isinstance(name, str | Path):
+        raise ModelNotFoundError(f"A model is named by a path or a hub id, found {type(name).__name__}.")
     path = Path(name).expanduser()
     if path.exists():
         if revision is not None:

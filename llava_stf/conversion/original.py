@@ -107,7 +107,7 @@ def adapter_tensors(adapter: Source) -> dict[str, StoredTensor]:
 
 def _refuse_other_llavas(source: Source, config: dict[str, Any]) -> None:
     """Raise `CheckpointError` for what is not LLaVA-1.5: several crops per image, or marker tokens around it."""
-    file = source.folder / "config.json"
+    file = source.config_file
     modes = str(config.get("image_aspect_ratio")), str(config.get("mm_patch_merge_type"))
     if "anyres" in modes[0] or "spatial" in modes[1]:
         raise CheckpointError(f"{file} is a LLaVA that cuts an image into several (anyres); expected LLaVA-1.5.")
@@ -135,9 +135,7 @@ def _model_config(
     vision = {name: tower.config[name] for name in _CLIP_FIELDS if tower.config.get(name) is not None}
     feature = config.get("mm_vision_select_feature", "patch")
     if feature not in _SELECT_STRATEGY:
-        raise CheckpointError(
-            f"{source.folder / 'config.json'}: mm_vision_select_feature must be 'patch', found {feature!r}."
-        )
+        raise CheckpointError(f"{source.config_file}: mm_vision_select_feature must be 'patch', found {feature!r}.")
     fields: dict[str, Any] = {
         "text_config": {**text, "model_type": "llama", "vocab_size": padded, "pad_token_id": pad_id},
         "vision_config": {**vision, "model_type": "clip_vision_model"},
@@ -150,7 +148,7 @@ def _model_config(
     }
     if EMBEDDING in tensors:
         fields["dtype"] = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
-    plain = build_config(source, LlavaConfig, fields)
+    plain = build_config(source.config_file, LlavaConfig, fields)
     if not any(".block_fusion." in name for name in tensors):
         plain.architectures = ["LlavaForConditionalGeneration"]
         return plain
@@ -161,7 +159,7 @@ def _model_config(
         select_layer=fields["vision_feature_layer"],
         layers=fusion_layers,
     )
-    fused = build_config(source, LlavaStfConfig, fields)
+    fused = build_config(source.config_file, LlavaStfConfig, fields)
     fused.architectures = ["LlavaStfForConditionalGeneration"]
     return fused
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
     AutoProcessor,
@@ -16,16 +17,21 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava_stf.errors import CheckpointError
+from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
+from llava_stf.models.fusion.budget import num_image_tokens
+from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
+from llava_stf.models.registry import family_of_config
 
+GENERATION = "generation_config.json"
 PAD_TOKEN = "<pad>"
 UNUSED_TOKEN = "<unused_{}>"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -52,7 +58,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         with without_byte_order_marks(folder) as readable:
             return AutoTokenizer.from_pretrained(readable, config=LlamaConfig())
     except Exception as error:  # three libraries read these files, each with its own exceptions
-        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the tokenizer files cannot be read: {one_line(error)}") from error
 
 
 def add_placeholders(
@@ -137,16 +143,62 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         return None, build_image_processor(values, image_size, pad=values.get("do_pad") is True)
     try:
         with without_byte_order_marks(folder) as readable:
-            processor = AutoProcessor.from_pretrained(readable, backend="pil")
+            # Their processors of transformers cannot be built without torchvision, and ours reads the same files.
+            kind = family_of_config(config).processor if takes_videos(config) else AutoProcessor
+            processor = kind.from_pretrained(readable, backend="pil")
+            if not isinstance(processor, ProcessorMixin):  # the files name no class that there is
+                processor = family_of_config(config).plain_processor.from_pretrained(readable, backend="pil")
+        processor.image_processor = _with_sizes(processor.image_processor, files, config.vision_config.image_size)
     except Exception as error:  # as in read_tokenizer
-        raise CheckpointError(f"{folder}: the processor files cannot be read: {error}") from error
+        raise CheckpointError(f"{folder}: the processor files cannot be read: {one_line(error)}") from error
     ensure_pad_token(processor.tokenizer)
+    processor.patch_size = config.vision_config.patch_size  # which versions before 4.45 did not write
+    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
     return processor, processor.image_processor
+
+
+def _with_sizes(image_processor: BaseImageProcessor, files: list[Path], image_size: int) -> BaseImageProcessor:
+    """The image processor with the tower's image size where no file says one: its class would take another tower's."""
+    said: dict[str, Any] = {}
+    for values in map(read_json, files):
+        said |= values | (values.get("image_processor") or {})
+    sizes = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    missing = {name: size for name, size in sizes.items() if said.get(name) is None and hasattr(image_processor, name)}
+    return type(image_processor).from_dict(image_processor.to_dict() | missing) if missing else image_processor
+
+
+def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig) -> None:
+    """Check by one image that a processor gives what the model takes.
+
+    Raises:
+        CheckpointError: it fails, or the image has other pixels or another number of placeholders.
+    """
+    templates = processor.chat_template
+    for template in templates.values() if isinstance(templates, dict) else [templates]:
+        if not isinstance(template, str | None):
+            raise CheckpointError(f"{folder}: a chat template must be a text, found {template!r}.")
+    side = config.vision_config.image_size
+    width, height = side, side // 2 + 1  # no square, so that it is padded or cut
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    try:
+        made = processor(images=image, text=processor.image_token, return_tensors="pt")
+    except Exception as error:  # as in read_tokenizer
+        raise CheckpointError(f"{folder}: the processor files make no model input: {one_line(error)}") from error
+    pixels, expected = made["pixel_values"], num_image_tokens(config, [(height, width)])[0]
+    if pixels.shape[-3:] != (3, side, side) or not pixels.isfinite().all():
+        what = "no numbers" if pixels.shape[-3:] == (3, side, side) else " x ".join(map(str, pixels.shape[-2:]))
+        raise CheckpointError(
+            f"{folder}: the preprocessing gives images of {what}, and the vision tower takes {side} x {side}; check "
+            "size, crop_size, image_mean and image_std in the processor's files."
+        )
+    found = int((made["input_ids"] == config.image_token_id).sum())
+    if config.vision_feature_select_strategy == "default" and found != expected:
+        raise CheckpointError(f"{folder}: the processor gives an image {found} tokens, and the model {expected}.")
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
     """The values of a checkpoint's generation_config.json; none where there is no such file."""
-    file = folder / "generation_config.json"
+    file = folder / GENERATION
     return read_json(file) if file.is_file() else {}
 
 

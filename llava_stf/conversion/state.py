@@ -14,12 +14,13 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_stf.conversion.sources import Source
-from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.errors import CheckpointError, LlavaStfError, one_line
 from llava_stf.io.weights import StoredTensor
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
-from llava_stf.models.vision.layers import default_fusion_layers
+from llava_stf.models.llava_stf.settings import check_settings, drop_absent_ids
+from llava_stf.models.vision.layers import default_fusion_layers, state_index
 
 
 @dataclass
@@ -131,18 +132,42 @@ def layers_of(states: int, depth: int, select_layer: int) -> list[int] | None:
     return layers if len(layers) == states else None
 
 
-def build_config(source: Source, cls: type[LlavaConfig], fields: dict[str, Any]) -> LlavaConfig:
-    """A config from JSON values.
+def build_config(file: Path, cls: type[LlavaConfig], fields: dict[str, Any]) -> LlavaConfig:
+    """A config from JSON values, in which ids that the model has no row for are none.
+
+    Args:
+        file: config.json, for messages.
+        cls: of the config.
+        fields: the values.
 
     Raises:
-        CheckpointError: they make no sense; it names the file.
+        CheckpointError: they make no sense.
+        FusionError: so do those of the fusion.
     """
     try:
-        return cls.from_dict(fields)
+        config = cls.from_dict(fields)
     except LlavaStfError:
         raise
     except Exception as error:  # configs check little, so that wrong values fail in many ways
-        raise CheckpointError(f"{source.folder / 'config.json'} does not describe a model: {error}") from error
+        raise CheckpointError(f"{file} does not describe a model: {one_line(error)}") from error
+    for part in (config, config.text_config):
+        check_settings(file, vars(part))
+        drop_absent_ids(part, config.text_config.vocab_size)
+        part.return_dict, part.is_encoder_decoder = True, False  # a LLaVA runs with nothing else
+    _check_tower(file, config)
+    return config
+
+
+def _check_tower(file: Path, config: LlavaConfig) -> None:
+    vision = config.vision_config
+    for name in ("image_size", "patch_size"):
+        size = getattr(vision, name, None)
+        if type(size) is not int or size < 1:
+            raise CheckpointError(f"{file}: {name} of vision_config must be a positive whole number, found {size!r}.")
+    layers, depth = config.vision_feature_layer, vision.num_hidden_layers
+    for layer in layers if isinstance(layers, list) else [layers]:
+        if state_index(layer, depth) == 0:
+            raise CheckpointError(f"{file}: vision_feature_layer {layer} is no output of the tower's {depth} blocks.")
 
 
 def check_tensors(
@@ -210,7 +235,7 @@ def _expected_shapes(source: Source, config: LlavaConfig) -> dict[str, tuple[int
     except LlavaStfError:
         raise
     except Exception as error:  # as in build_config
-        raise CheckpointError(f"{source.folder / 'config.json'} does not describe a model: {error}") from error
+        raise CheckpointError(f"{source.config_file} does not describe a model: {one_line(error)}") from error
     names = ((rename(name, HUGGING_FACE), tensor) for name, tensor in model.state_dict().items())
     return {name: tuple(tensor.shape) for name, tensor in names if name is not None}
 

@@ -6,7 +6,6 @@ when it is asked for: 665,000 records take 16 MB of memory, in data loading proc
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -17,7 +16,8 @@ import numpy as np
 
 from llava_stf.data.json_index import index_json
 from llava_stf.data.records import CONVERSATION_FIELDS, signed_length
-from llava_stf.errors import DataError, MissingDependencyError
+from llava_stf.errors import DataError, MissingDependencyError, one_line
+from llava_stf.io.json import parse_json
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -59,8 +59,8 @@ class JsonRecords:
             file.seek(start)
             line = file.read(end - start)
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             raise DataError(f"it is no JSON object: {error}") from error
         if not isinstance(record, dict):
             raise DataError(f"it must be a JSON object, found {type(record).__name__}")
@@ -183,7 +183,7 @@ def load_rows(data: str, *, streaming: bool) -> Any:
         else:
             dataset = datasets.load_dataset(data, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot read the data set {data}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot read the data set {data}: {one_line(error)}") from error
     if isinstance(dataset, dict):
         if "train" not in dataset:
             raise DataError(f"the data set {data} has no split train, but {', '.join(dataset)}")

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.options import read_values
+from llava_stf.io.options import check_ranges, read_values
 from llava_stf.models.vision.vits import known
 
 # For a batch of 256, by width: ViT-T, S and B. APS gives its rates for 512.
 _RATES = {"patchmix": {192: 1e-3, 384: 5e-4, 768: 5e-4}, "aps": {192: 1e-3, 384: 5e-4, 768: 2.5e-4}}
+
+
+_RANGES = {
+    "at least 1": ("epochs", "batch_size"),
+    "at least 0": (
+        *("learning_rate", "first_learning_rate", "final_learning_rate", "weight_decay", "mixup", "cutmix"),
+        "magnitude",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,7 @@ class FinetuneOptions:
     mixed_precision: Literal["no", "bf16"] = "no"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise LlavaStfError(f"epochs and batch_size must be at least 1, found {self.epochs} and {self.batch_size}")
+        check_ranges(self, _RANGES)
         if not 0 <= self.warmup_epochs < self.epochs:
             raise LlavaStfError(
                 f"warmup_epochs must be at least 0 and below epochs, found {self.warmup_epochs} of {self.epochs}"
@@ -79,8 +87,6 @@ class FinetuneOptions:
                 f"layer_decay must be above 0 and at most 1, drop_path below 1, found {self.layer_decay} and "
                 f"{self.drop_path}"
             )
-        if min(self.mixup, self.cutmix, self.magnitude) < 0:
-            raise LlavaStfError("mixup, cutmix and magnitude must be at least 0")
 
 
 def recipe_options(recipe: str, width: int, values: Mapping[str, Any]) -> FinetuneOptions:

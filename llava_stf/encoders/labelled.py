@@ -24,7 +24,14 @@ from llava_stf.encoders.pretrain.data import (
     read_arrays,
     square,
 )
-from llava_stf.errors import CheckpointError, DataError, LlavaStfError, MissingDependencyError, ModelNotFoundError
+from llava_stf.errors import (
+    CheckpointError,
+    DataError,
+    LlavaStfError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    one_line,
+)
 
 Pooling = Literal["class", "mean"]
 _TRAIN, _TEST = ("train",), ("test", "val", "validation")
@@ -82,7 +89,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without it
-        raise LlavaStfError(f"cannot compute on device '{device}': {' '.join(str(error).split())}") from error
+        raise LlavaStfError(f"cannot compute on device '{device}': {one_line(error)}") from error
     try:
         config = AutoConfig.from_pretrained(folder)
         config = getattr(config, "vision_config", config)
@@ -209,7 +216,7 @@ def _splits(data: str) -> Any:
     try:
         found = datasets.load_from_disk(data) if Path(data).is_dir() else datasets.load_dataset(data)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot read the data set {data}: {' '.join(str(error).split())}") from error
+        raise DataError(f"cannot read the data set {data}: {one_line(error)}") from error
     if not isinstance(found, dict):
         raise DataError(f"{data} is one split; a data set with train and test is needed")
     return found

@@ -33,10 +33,11 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from llava_stf.inference.prefix import other_ways
 from llava_stf.models.fusion.budget import budget_of_prompt
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.modeling import CACHE
-from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.tiles import has_tiles, takes_videos
 from llava_stf_kernels import place_tokens
 
 logger = logging.getLogger(__name__)
@@ -44,12 +45,6 @@ logger = logging.getLogger(__name__)
 # Where torch stops compiling further shapes; its default of 8 is a few buckets and batch sizes.
 MAX_SHAPES = 64
 MAX_CACHES = 4
-# Keywords of `generate` that need a cache, a loop or a preparation of their own.
-_OTHER_WAYS = (
-    "num_beams", "num_return_sequences", "assistant_model", "prompt_lookup_num_tokens", "custom_generate", "use_cache",
-    "cache_implementation", "cache", "past_key_values", "prefill_chunk_size", "generation_config", "stop_strings",
-    "guidance_scale", "penalty_alpha", "dola_layers",
-)  # fmt: skip
 _RECORD = "return_dict_in_generate"  # with what each step gave, which the loop here does not keep
 # One thread for all compiled work of the process. torch keeps CUDA graphs per thread, so a stream, which generates
 # beside the thread that reads it, would record its own; and two requests must not write one cache at a time.
@@ -97,7 +92,7 @@ class CompiledGeneration:
         """Whether `generate` with these keywords is compiled; says once, in a sentence, that others are not."""
         defaults = self._model.generation_config
         settings = options.get("generation_config") or defaults
-        other = [name for name in _OTHER_WAYS if options.get(name, getattr(defaults, name, None)) not in (None, 1)]
+        other = other_ways(options, defaults)
         if options.get(_RECORD, getattr(settings, _RECORD, None)):
             other.append(_RECORD)
         if other and other not in self._told:
@@ -236,6 +231,8 @@ def _reason_for_eager(model: LlavaForConditionalGeneration) -> str | None:
     """Why this model cannot be compiled here; `None` if it can."""
     if has_tiles(model.config):
         return "images in tiles, as LLaVA-NeXT takes them, differ in their number of tokens."
+    if takes_videos(model.config):
+        return "a model that takes videos is told of frames, too."
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None and not quantizer.is_compileable:
         return "transformers does not compile weights that are quantized in this way."

@@ -7,9 +7,8 @@ import time
 
 import torch
 
-from llava_stf.images import load_image
 from llava_stf.inference.pipeline import LlavaStf
-from llava_stf.inference.turns import Images, as_list, user_turn
+from llava_stf.inference.turns import Images, as_list, load_visual, turn_about
 
 
 def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs: int = 3) -> float:
@@ -18,8 +17,8 @@ def measure_first_token(llava: LlavaStf, images: Images, question: str, *, runs:
     Measured from the preprocessed prompt on the device to the first new id: vision tower, projector, prefill and the
     choice of the id. Reading the image, tokenising and the copy to the device are excluded.
     """
-    turn = user_turn(question, len(as_list(images, required=True)))
-    inputs = llava.encode([[turn]], [[load_image(source) for source in as_list(images)]])
+    turn = turn_about(question, as_list(images, required=True))
+    inputs = llava.encode([[turn]], [[load_visual(source) for source in as_list(images)]])
     warm_up = 1 if llava._compiled is None else 3  # compile, record CUDA graphs, replay
     times = []
     for _ in range(warm_up + runs):

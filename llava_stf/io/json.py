@@ -54,7 +54,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         value = parse_json(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {file}: {error.strerror}.") from error
+    except ValueError as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: expected a JSON object, found {type(value).__name__}.")

@@ -9,18 +9,26 @@ else. jsonargparse and tyro would do both, but the one lets `null` in a file pas
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from llava_stf.errors import LlavaStfError, nearest
+from llava_stf.errors import LlavaStfError, nearest, one_line
 from llava_stf.io.json import read_text
 
 Options = TypeVar("Options")
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 1": lambda value: value >= 1,
+    "at least 0": lambda value: value >= 0,
+    "at least 0 and below 2**32": lambda value: 0 <= value < 2**32,
+    "above 0": lambda value: value > 0,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+}
 
 
 def parse_options(kind: type[Options], argv: Sequence[str], *, prog: str, description: str | None) -> Options:
@@ -80,6 +88,23 @@ def read_values(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _read_value(name, types[name], value) for name, value in values.items()}
 
 
+def check_ranges(options: Any, ranges: Mapping[str, Iterable[str]]) -> None:
+    """Check numbers of an options dataclass.
+
+    Args:
+        options: an instance.
+        ranges: names of fields by what they must be, one of the keys of `_RANGES`.
+
+    Raises:
+        LlavaStfError: a field that is not None is not, or is no finite number.
+    """
+    for said, names in ranges.items():
+        for name in names:
+            value = getattr(options, name)
+            if value is not None and not (isfinite(value) and _RANGES[said](value)):
+                raise LlavaStfError(f"{name} must be {said}, found {value}")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The fields of a YAML file.
 
@@ -89,7 +114,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(read_text(path), _Loader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise LlavaStfError(f"cannot read the config {path}: {' '.join(str(error).split())}") from error
+        raise LlavaStfError(f"cannot read the config {path}: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise LlavaStfError(f"the config {path} must be a list of `field: value` lines, found {type(values).__name__}")
     return values
@@ -114,12 +139,23 @@ def read_pairs(texts: Sequence[str]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which only true and false are truth values: `no`, `off` and their like are choices of options."""
+    """Safe YAML in which only true and false are truth values: `no`, `off` and their like are choices of options.
+
+    A field that is given twice is an error.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which lets the last of several values win."""
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{name}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read_value(name: str, wanted: Any, value: Any) -> Any:
@@ -133,7 +169,8 @@ def _read_value(name: str, wanted: Any, value: Any) -> Any:
         if "," in given and any(get_origin(member) is tuple for member in members):
             given = [part for part in given.split(",") if part.strip()]
     try:
-        return TypeAdapter(wanted, config=ConfigDict(coerce_numbers_to_str=True)).validate_python(given)
+        rules = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
+        return TypeAdapter(wanted, config=rules).validate_python(given)
     except ValidationError as error:
         raise LlavaStfError(f"{name} must be {' or '.join(_kinds(members))}, found {value!r}") from error
 

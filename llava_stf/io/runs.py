@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.json import parse_json
 from llava_stf.io.publish import commit
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def newest_checkpoint(output: Path) -> Path | None:
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimizer steps taken before the checkpoint; -1 if it is not complete."""
     try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"])
+        return int(parse_json((checkpoint / "trainer_state.json").read_bytes())["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
 
@@ -95,7 +96,7 @@ def check_options(checkpoint: Path, options: Mapping[str, Any]) -> None:
         LlavaStfError: an option differs, or the checkpoint does not hold any; each that differs is named.
     """
     try:
-        before = json.loads((checkpoint / _OPTIONS).read_text(encoding="utf-8"))
+        before = parse_json((checkpoint / _OPTIONS).read_bytes())
         now = json.loads(json.dumps(options))  # tuples are lists there
         differing = [name for name in now if before.get(name) != now[name]]
     except (OSError, ValueError, AttributeError) as error:

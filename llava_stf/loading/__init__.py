@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llava_stf.loading.bundled import BUNDLED, bundled_folder, check_name, is_bundled
 
 if TYPE_CHECKING:
-    from llava_stf.loading.load import is_llava, load_model, load_processor, read_config
+    from llava_stf.loading.load import is_llava, load_model, load_processor, read_config, read_config_to_ask
 
 __all__ = [
     "BUNDLED",
@@ -17,6 +17,7 @@ __all__ = [
     "load_model",
     "load_processor",
     "read_config",
+    "read_config_to_ask",
 ]
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from llava_stf.conversion.locate import is_hub_id, locate
 from llava_stf.errors import ModelNotFoundError
+from llava_stf.io.json import parse_json
 from llava_stf.loading.bundled import bundled_folder, is_bundled
 from llava_stf.loading.lora import ADAPTER_CONFIG
 
-_READ = (".safetensors", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".txt")
+_READ = (".safetensors", ".xml", ".onnx", ".data", ".bin", ".pt", ".pth", ".json", ".jinja", ".model", ".txt")
 _TEMPLATES = "additional_chat_templates"
 # Where a model names another one that belongs to it: LoRA weights their base, the authors' format its tower.
 _NAMED = {ADAPTER_CONFIG: "base_model_name_or_path", "config.json": "mm_vision_tower"}
@@ -88,7 +88,7 @@ def _named_digests(folder: Path) -> list[str]:
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object, or an empty one for what is none: loading says what is wrong with it."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        content = parse_json(file.read_bytes())
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from llava_stf.conversion.state import build_config
 from llava_stf.errors import CheckpointError, MissingDependencyError
 from llava_stf.io.json import read_json
 from llava_stf.models.fusion.config import FusionConfig
@@ -106,7 +107,7 @@ def is_lora_folder(path: Path) -> bool:
     if not all((path / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")):
         return False
     config = read_json(path / "config.json")
-    return config.get("model_type") in CONFIGS and "mm_vision_tower" not in config
+    return str(config.get("model_type")) in CONFIGS and "mm_vision_tower" not in config
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:
@@ -122,10 +123,7 @@ def read_lora_folder(folder: Path) -> LoraFolder:
     if not isinstance(base, str):
         raise CheckpointError(f"{folder / ADAPTER_CONFIG} names no base model (base_model_name_or_path).")
     quantization = fields.pop("quantization_config", None)
-    try:
-        config = CONFIGS[fields["model_type"]].from_dict(fields)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+    config = build_config(folder / "config.json", CONFIGS[fields["model_type"]], fields)
     return LoraFolder(folder, base, config, quantization is not None)
 
 

@@ -37,7 +37,7 @@ def merge_lora(src: str | Path, dst: str | Path, *, dtype: str | None = None) ->
         )
     lora = read_lora_folder(folder)
     processor, _ = read_processor(folder, lora.config)
-    model = load_trained(lora, quantization=None, dequantize=True, device="cpu", dtype=dtype)
+    model = load_trained(lora, quantization=None, dequantize=True, device="cpu", dtype=dtype or "stored")
     with publish(dst) as written:
         model.save_pretrained(written)
         write_card(written, base=lora.base)

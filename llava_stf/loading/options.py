@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig
 
 from llava_stf.errors import LlavaStfError, MissingDependencyError
 
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16", "stored", "auto")
 # Only the language model is quantized; a list of names replaces the library's default, which spares the head alone.
 _UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "vision_tower", "multi_modal_projector", "lm_head"]
 
@@ -22,7 +22,7 @@ def from_pretrained_options(
     quantization: str | None,
     attn_implementation: str | None,
 ) -> dict[str, Any]:
-    """The keywords of `from_pretrained` for those of `load_model`.
+    """The keywords of `from_pretrained` for those of `load_model`; "auto" and "stored" wait until the files are known.
 
     Raises:
         LlavaStfError: a value that does not exist or a device that is not here.
@@ -37,7 +37,7 @@ def from_pretrained_options(
     if target.type == "cuda" and not torch.cuda.is_available():
         raise LlavaStfError(f"device is '{device}', but torch sees no GPU here; take 'cpu'.")
     name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in ("auto", *_DTYPES):
+    if name not in _DTYPES:
         raise LlavaStfError(f"dtype must be one of {', '.join(_DTYPES)}, found '{dtype}'.")
     options: dict[str, Any] = {"device_map": {"": target}, "dtype": name}
     if attn_implementation is not None:
@@ -69,6 +69,6 @@ def _quantization(bits: str, dtype: str) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype="bfloat16" if dtype == "auto" else dtype,
+        bnb_4bit_compute_dtype="bfloat16" if dtype in ("auto", "stored") else dtype,
         llm_int8_skip_modules=_UNQUANTIZED,
     )

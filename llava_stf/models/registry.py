@@ -12,20 +12,47 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
+    LlavaNextVideoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
     LlavaProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+    VideoLlavaProcessor,
 )
 
 from llava_stf.errors import FusionError
 from llava_stf.models.llava_next.configuration_llava_next_stf import LlavaNextStfConfig
 from llava_stf.models.llava_next.modeling_llava_next_stf import LlavaNextStfForConditionalGeneration, LlavaNextStfModel
 from llava_stf.models.llava_next.processing_llava_next_stf import LlavaNextStfProcessor
+from llava_stf.models.llava_next_video.configuration_llava_next_video_stf import LlavaNextVideoStfConfig
+from llava_stf.models.llava_next_video.modeling_llava_next_video_stf import (
+    LlavaNextVideoStfForConditionalGeneration,
+    LlavaNextVideoStfModel,
+)
+from llava_stf.models.llava_next_video.processing_llava_next_video_stf import LlavaNextVideoStfProcessor
+from llava_stf.models.llava_onevision.configuration_llava_onevision_stf import LlavaOnevisionStfConfig
+from llava_stf.models.llava_onevision.modeling_llava_onevision_stf import (
+    LlavaOnevisionStfForConditionalGeneration,
+    LlavaOnevisionStfModel,
+)
+from llava_stf.models.llava_onevision.processing_llava_onevision_stf import LlavaOnevisionStfProcessor
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration, LlavaStfModel
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.models.video_llava.configuration_video_llava_stf import VideoLlavaStfConfig
+from llava_stf.models.video_llava.modeling_video_llava_stf import (
+    VideoLlavaStfForConditionalGeneration,
+    VideoLlavaStfModel,
+)
+from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,18 @@ FAMILIES: dict[type[nn.Module], Family] = {
         LlavaNextStfForConditionalGeneration, LlavaNextStfModel, LlavaNextStfConfig, LlavaNextStfProcessor,
         LlavaNextConfig, LlavaNextProcessor,
     ),
+    LlavaOnevisionForConditionalGeneration: Family(
+        LlavaOnevisionStfForConditionalGeneration, LlavaOnevisionStfModel, LlavaOnevisionStfConfig,
+        LlavaOnevisionStfProcessor, LlavaOnevisionConfig, LlavaOnevisionProcessor,
+    ),
+    LlavaNextVideoForConditionalGeneration: Family(
+        LlavaNextVideoStfForConditionalGeneration, LlavaNextVideoStfModel, LlavaNextVideoStfConfig,
+        LlavaNextVideoStfProcessor, LlavaNextVideoConfig, LlavaNextVideoProcessor,
+    ),
+    VideoLlavaForConditionalGeneration: Family(
+        VideoLlavaStfForConditionalGeneration, VideoLlavaStfModel, VideoLlavaStfConfig, VideoLlavaStfProcessor,
+        VideoLlavaConfig, VideoLlavaProcessor, CHAT_TEMPLATE,
+    ),
 }  # fmt: skip
 # By model type, plain or fused.
 CONFIGS: dict[str, Any] = {
@@ -72,6 +111,11 @@ def is_plain(model: nn.Module) -> bool:
     return type(model) in FAMILIES
 
 
+def is_plain_config(config: PreTrainedConfig) -> bool:
+    """Whether a config is one of transformers' own, as `is_plain` says of models."""
+    return type(config) in {family.plain_config for family in FAMILIES.values()}
+
+
 def family_of(model: nn.Module) -> Family:
     """The classes for a plain model.
 
@@ -79,7 +123,8 @@ def family_of(model: nn.Module) -> Family:
         FusionError: it is none that can be changed.
     """
     if not is_plain(model):
-        known = " or ".join(stock.__name__ for stock in FAMILIES)
+        *others, last = (stock.__name__ for stock in FAMILIES)
+        known = f"{', '.join(others)} or {last}"
         raise FusionError(
             f"Expected a plain {known}, found {type(model).__name__}; load it with vision_tokens='all', change it "
             "before wrapping it (PEFT, compile), and a changed one only after remove_stf or remove_reduction."

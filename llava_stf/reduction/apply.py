@@ -21,7 +21,7 @@ from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.llava_stf.vocabulary import processor_beside, remember_tokenizer
 from llava_stf.models.registry import family_of
-from llava_stf.models.vision.states import run_all_blocks, skip_unused_blocks
+from llava_stf.models.vision.states import run_all_blocks, skip_unused_blocks, towers_of
 from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.fusion import untrained
 from llava_stf.reduction.method import Change, Method
@@ -123,6 +123,7 @@ def apply_stf(
     init: Literal["pool", "random"] | str | Path = "pool",
     seed: int = 0,
     kernels: Literal["auto", "triton", "torch"] = "auto",
+    pool_frames: bool = True,
 ) -> LlavaStfForConditionalGeneration:
     """Make a loaded LLaVA fuse each `window` x `window` patches into one vision token, in place.
 
@@ -137,6 +138,8 @@ def apply_stf(
             or `mm_projector.bin`) written there.
         seed: of the random weights.
         kernels: what the projector runs on, see `use_kernels`.
+        pool_frames: whether the frames of a video keep the pooling that LLaVA-OneVision and LLaVA-NeXT-Video have for
+            them, beside the windows; without it windows stand in its place.
 
     Returns:
         The same object, now a `LlavaStfForConditionalGeneration`. Undone by `remove_stf`.
@@ -147,7 +150,7 @@ def apply_stf(
         CheckpointError: the adapter file does not fit.
         KernelError: Triton kernels were asked for and cannot run here; the model is then as it was.
     """
-    method = Stf(fusion_layers=fusion_layers, init=init, kernels=kernels)
+    method = Stf(fusion_layers=fusion_layers, init=init, kernels=kernels, pool_frames=pool_frames)
     return _apply(model, processor, method.fuse(model, window, seed))
 
 
@@ -157,6 +160,7 @@ def apply_pooling(
     *,
     window: int | Sequence[int] = 2,
     kernels: Literal["auto", "triton", "torch"] = "auto",
+    pool_frames: bool = True,
 ) -> LlavaStfForConditionalGeneration:
     """Make a loaded LLaVA average its projected patches over each window, in place: the baseline of every comparison.
 
@@ -167,6 +171,7 @@ def apply_pooling(
         processor: as in `apply_stf`.
         window: as in `apply_stf`.
         kernels: as in `apply_stf`.
+        pool_frames: as in `apply_stf`.
 
     Returns:
         The same object. Undone by `remove_stf`.
@@ -175,7 +180,7 @@ def apply_pooling(
         FusionError: as `apply_stf`.
         KernelError: as `apply_stf`.
     """
-    return _apply(model, processor, Pool(kernels=kernels).fuse(model, window, seed=0))
+    return _apply(model, processor, Pool(kernels=kernels, pool_frames=pool_frames).fuse(model, window, seed=0))
 
 
 def apply_untrained(
@@ -233,7 +238,8 @@ def remove_reduction(
     for hook in former.hooks:
         hook.remove()
     inner = model.model
-    run_all_blocks(inner.vision_tower)
+    for tower in towers_of(inner):
+        run_all_blocks(tower)
     if former.projector is not None:
         current = next(inner.multi_modal_projector.parameters())
         if current.device.type != "meta" and current.is_floating_point():
@@ -254,7 +260,8 @@ remove_stf = remove_reduction
 def _apply(model: LlavaForConditionalGeneration, processor: LlavaProcessor | None, change: Change) -> Any:
     """Make the change; nothing in here can fail once the tower is found to have blocks."""
     inner, key = model.model, uuid.uuid4().hex
-    skip_unused_blocks(inner.vision_tower, change.tower_layers)
+    for tower in towers_of(inner):
+        skip_unused_blocks(tower, change.tower_layers)
     former = _FormerModel(key, (type(model), type(inner)), model.config, None, [], processor, processor_beside(model))
     if change.projector is not None:
         former.projector, inner.multi_modal_projector = inner.multi_modal_projector, change.projector
@@ -272,8 +279,12 @@ def _apply(model: LlavaForConditionalGeneration, processor: LlavaProcessor | Non
 
 
 def _change_processor(processor: LlavaProcessor, change: Change, key: str) -> None:
-    names = (*change.processor_fields, _FORMER)
+    # What would stand before a method of the new class, such as the number that LLaVA-OneVision calls num_image_tokens.
+    shadows = [name for name in vars(processor) if callable(getattr(change.processor_class, name, None))]
+    names = (*change.processor_fields, *shadows, _FORMER)
     before = {name: vars(processor)[name] for name in names if name in vars(processor)}
+    for name in shadows:
+        vars(processor).pop(name)
     record = _FormerProcessor(key, type(processor), names, before)
     _become(processor, change.processor_class)
     vars(processor).update(change.processor_fields, **{_FORMER: record})

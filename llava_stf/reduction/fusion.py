@@ -13,9 +13,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.fusion.build import build_projector, use_kernels
-from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.fusion.config import FusionConfig, VideoFusionConfig
+from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.registry import family_of
+from llava_stf.models.vision.states import towers_of
 from llava_stf.models.vision.towers import special_tokens
 from llava_stf.reduction.config import derive_config
 from llava_stf.reduction.method import Change, Method
@@ -67,6 +69,22 @@ def window_fields(window: int | Sequence[int]) -> dict[str, Any]:
     return dict(zip(WINDOW_FIELDS, (window[0], list(dict.fromkeys(window)), SHARED_WEIGHT_WINDOW), strict=True))
 
 
+def pooling_fields(model: LlavaForConditionalGeneration, pool_frames: bool) -> dict[str, Any]:
+    """The field of a config by which windows stand in place of a class's own pooling of frames, not beside it.
+
+    Raises:
+        FusionError: the class has none.
+    """
+    if pool_frames:
+        return {}
+    if not issubclass(family_of(model).config, VideoFusionConfig):
+        raise FusionError(
+            "pool_frames=False is for LLaVA-OneVision and LLaVA-NeXT-Video, which pool the frames of a video; a "
+            f"{model.config.model_type} does not."
+        )
+    return {"fusion_pool_frames": False}
+
+
 def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> FusionConfig:
     """The config that a plain model has once it fuses tokens.
 
@@ -76,7 +94,7 @@ def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> FusionC
     family = family_of(model)
     for name in ("linear_1", "linear_2"):
         plain_weight(getattr(model.model.multi_modal_projector, name), f"multi_modal_projector.{name}")
-    if model.config.vision_feature_select_strategy == "full" and special_tokens(model.model.vision_tower) == 0:
+    if model.config.vision_feature_select_strategy == "full" and special_tokens(towers_of(model.model)[0]) == 0:
         fields["vision_feature_select_strategy"] = "default"  # all of such a tower's states are patches
     config = derive_config(model.config, family.config, **fields)
     config.architectures = [family.model.__name__]
@@ -100,6 +118,7 @@ def fusing_change(
 
         add_hook_to_module(projector, copy.copy(former._hf_hook))
     fields: dict[str, Any] = {"fusion_window": config.fusion_window, "patch_size": config.vision_config.patch_size}
+    fields |= frame_fields(config)
     return Change(
         model_class=family.model,
         inner_class=family.inner,
@@ -118,5 +137,6 @@ def untrained(model: LlavaForConditionalGeneration, like: FusionConfig) -> Chang
         FusionError: as `fused_config`.
     """
     fields = ("fusion", "fusion_layers", *WINDOW_FIELDS, "fusion_block_hidden_size", "fusion_hidden_size")
-    config = fused_config(model, **{name: getattr(like, name) for name in fields})
+    names = (*fields, "fusion_pool_frames") if isinstance(like, VideoFusionConfig) else fields
+    config = fused_config(model, **{name: getattr(like, name) for name in names})
     return fusing_change(model, config, build_projector(config), "auto")

@@ -20,12 +20,15 @@ class Method(ABC):
         title: for a table.
         reference: where it is described.
         needs: what it costs besides the tokens, in a sentence.
+        reads_prompt: whether what it keeps of an image depends on the rest of the prompt, so that nothing of what was
+            read serves another prompt.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     reference: ClassVar[str]
     needs: ClassVar[str]
+    reads_prompt: ClassVar[bool] = False
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
         """Check that a plain model of this config can be had at that budget, 1 <= M <= N given.

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import LlavaForConditionalGeneration
 
 from llava_stf.models.fusion.pooling import PooledProjector
-from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, window_fields
+from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, pooling_fields, window_fields
 from llava_stf.reduction.method import Change
 
 
@@ -18,6 +18,7 @@ class Pool(FusingMethod):
     """The baseline of LLaVA-STF's paper. Budgets are those of whole windows; the model can be saved and trained."""
 
     kernels: Literal["auto", "triton", "torch"] = "auto"
+    pool_frames: bool = True
 
     name = "pool"
     title = "mean pooling"
@@ -26,7 +27,7 @@ class Pool(FusingMethod):
 
     def fuse(self, model: LlavaForConditionalGeneration, window: int | Sequence[int], seed: int) -> Change:
         """As `FusingMethod.fuse`, with a copy of the model's own projector."""
-        config = fused_config(model, fusion="pool", **window_fields(window))
+        config = fused_config(model, fusion="pool", **window_fields(window), **pooling_fields(model, self.pool_frames))
         projector = PooledProjector(config)
         projector.load_state_dict(model.model.multi_modal_projector.state_dict())
         return fusing_change(model, config, projector, self.kernels)

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_stf.models.fusion.projector import LlavaStfProjector
 from llava_stf.models.fusion.warm_start import init_from_pooling
 from llava_stf.models.llava_stf.adapter import load_adapter
-from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, window_fields
+from llava_stf.reduction.fusion import FusingMethod, fused_config, fusing_change, pooling_fields, window_fields
 from llava_stf.reduction.method import Change
 
 
@@ -24,6 +24,7 @@ class Stf(FusingMethod):
     fusion_layers: list[int] | None = None
     init: Literal["pool", "random"] | str | Path = "pool"
     kernels: Literal["auto", "triton", "torch"] = "auto"
+    pool_frames: bool = True
 
     name = "stf"
     title = "STF"
@@ -37,7 +38,8 @@ class Stf(FusingMethod):
             CheckpointError: the adapter file is damaged or does not fit.
         """
         adapter = load_adapter(self.init) if self.init not in ("pool", "random") else None
-        fields = window_fields(window) | ({} if adapter is None else adapter.config_values(model.config))
+        fields = window_fields(window) | pooling_fields(model, self.pool_frames)
+        fields |= {} if adapter is None else adapter.config_values(model.config)
         config = fused_config(model, fusion="stf", fusion_layers=self.fusion_layers, **fields)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

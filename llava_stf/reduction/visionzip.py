@@ -8,13 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers import LlavaForConditionalGeneration
 
-from llava_stf.errors import FusionError
-from llava_stf.models.vision.layers import state_index
-from llava_stf.models.vision.states import select_hidden_states, tower_blocks
-from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
+from llava_stf.reduction.class_token import ClassTokenMethod
+from llava_stf.reduction.model import ReducedLlavaModel
 from llava_stf.reduction.tensors import gather_tokens, marked
 
 # The authors' splits for LLaVA-1.5 are 162 + 30, 108 + 20 and 54 + 10 (the class token is one of the first number). At
@@ -25,28 +22,6 @@ CONTEXTUAL_SHARE = 10 / 64
 def contextual_count(count: int) -> int:
     """How many of `count` tokens are merged ones; the others are dominant."""
     return round(count * CONTEXTUAL_SHARE)
-
-
-def class_attention(block: CLIPEncoderLayer, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What the class token attends to in one block of the tower, and the keys it is found by.
-
-    One query against all keys, in place of attention maps from the whole tower: attention itself stays fused.
-
-    Args:
-        block: a CLIP block.
-        state: [B, 1 + N, C], what goes into it, the class token first.
-
-    Returns:
-        Attention to the patches, mean over the heads, float32 [B, N]; keys of the patches, mean over the heads,
-        [B, N, head_dim].
-    """
-    attention = block.self_attn
-    normed = block.layer_norm1(state)
-    heads = (attention.num_heads, attention.head_dim)
-    query = attention.q_proj(normed[:, :1]).unflatten(-1, heads).transpose(1, 2)  # [B, heads, 1, head_dim]
-    keys = attention.k_proj(normed).unflatten(-1, heads).transpose(1, 2)
-    scores = (query @ keys.transpose(2, 3)) * attention.scale
-    return scores.float().softmax(-1).mean(1)[:, 0, 1:], keys.mean(1)[:, 1:]
 
 
 def dominant_tokens(attention: Tensor, count: int) -> Tensor:
@@ -73,7 +48,7 @@ def contextual_tokens(
     unit = functional.normalize(keys.float(), dim=-1)
     likeness = gather_tokens(unit, rest) @ gather_tokens(unit, targets).transpose(1, 2)
     assigned = functional.one_hot(likeness.argmax(-1), len(places)).to(torch.float32)  # [B, R, c]
-    assigned = assigned.index_fill(1, places, 0)
+    assigned = assigned.index_fill(1, places, 0.0)
     counts = assigned.sum(1)[..., None]
     sums = assigned.transpose(1, 2) @ gather_tokens(x, rest).float()
     own = gather_tokens(x, targets).float()
@@ -82,7 +57,7 @@ def contextual_tokens(
 
 
 @dataclass(frozen=True)
-class VisionZip(TrainingFreeMethod):
+class VisionZip(ClassTokenMethod):
     """The authors' VisionZip: class token, dominant patches in raster order, contextual tokens, in that order.
 
     It works on the tower's state, so that the projector runs on what is left. In float32 its states are those of the
@@ -139,32 +114,16 @@ class VisionZip(TrainingFreeMethod):
             tokens = gather_tokens(tokens, order.argsort(-1))
         return torch.cat([state[:, :1], tokens], dim=1) if self.class_token else tokens
 
-    def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Also refuse a tower that is no CLIP with a class token."""
-        super().check(config, patches, vision_tokens)
-        if config.vision_feature_select_strategy != "default" or config.vision_config.model_type != "clip_vision_model":
-            raise FusionError(
-                "VisionZip ranks patches by the attention of the class token; expected a CLIP tower with one, found "
-                f"'{config.vision_config.model_type}' with select strategy '{config.vision_feature_select_strategy}'."
-            )
-
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
         """Dominant and contextual tokens, projected: [B, M, H]."""
-        state, attention, keys = self._measure(model, pixel_values)
+        state, attention, keys = self.measure(model, pixel_values)
         return model.multi_modal_projector(self.zip_tokens(state, attention, keys, model.reduction.vision_tokens))
 
     @torch.no_grad()
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:
         """The dominant patches alone: `vision_tokens` less `contextual_count`, and less the class token."""
-        _, attention, _ = self._measure(model.model, pixel_values)
+        _, attention, _ = self.measure(model.model, pixel_values)
         return self._dominant(attention, model.model.reduction.vision_tokens)
 
     def _dominant(self, attention: Tensor, count: int) -> Tensor:
         return dominant_tokens(attention, count - contextual_count(count) - self.class_token)
-
-    def _measure(self, model: ReducedLlavaModel, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Selected state [B, 1 + N, C], and what `class_attention` finds in the block that made it."""
-        tower = model.vision_tower
-        selected = state_index(model.config.vision_feature_layer, tower.config.num_hidden_layers)
-        below, state = select_hidden_states(tower, pixel_values, [selected - 1, selected])
-        return state, *class_attention(tower_blocks(tower)[selected - 1], below)

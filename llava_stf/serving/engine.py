@@ -12,24 +12,27 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch.nn import functional
 from transformers import BatchFeature, StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError, ImageError, PromptError
-from llava_stf.images import load_image, read_header
-from llava_stf.inference import Conversation, LlavaStf, Message, VisionTokens, user_turn
+from llava_stf.images import ImageHeader, load_image, read_header
+from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
-from llava_stf.models.fusion.budget import token_budgets
+from llava_stf.inference.image_cache import OF_AN_IMAGE, SeenImage, digest_of, join_images
+from llava_stf.inference.prefix import Heard, PrefixCache, Prompt, Reading
+from llava_stf.models.fusion.budget import DETAILS, VisionTokens, budget_per_image, choose_budgets, token_budgets
+from llava_stf.models.fusion.tiles import shows_several_whole
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory, needed
@@ -44,6 +47,7 @@ __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
+_Read = TypeVar("_Read")
 WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
@@ -52,7 +56,8 @@ class Engine:
 
     Args:
         llava: the model, which nothing else may run as long as the engine does.
-        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images` and `max_image_pixels` are read.
+        options: `max_batch`, `max_queue`, `max_new_tokens`, `max_images`, `max_image_pixels`, `max_vision_tokens` and
+            `max_cache_bytes` are read.
         metrics: where it counts.
         memory: where images are decoded; engines of one server share it.
 
@@ -74,6 +79,11 @@ class Engine:
         self._pad = llava.processor.tokenizer.pad_token_id
         ends = llava.model.generation_config.eos_token_id
         self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._reuses = llava.reuses()
+        self._prefixes: PrefixCache | None = None
+        if self._reuses and options.max_cache_bytes:
+            llava.image_cache.limit = options.max_cache_bytes // 4
+            self._prefixes = PrefixCache(options.max_cache_bytes - llava.image_cache.limit)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
         self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
         self._changed = threading.Condition()
@@ -96,7 +106,7 @@ class Engine:
             request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
             try:
                 for _ in range(WARM_UP_ROUNDS):
-                    self.llava.generate(self._prepare(request)[0], max_new_tokens=WARM_UP_TOKENS)
+                    self.llava.generate(self._inputs([self._prepare(request)]), max_new_tokens=WARM_UP_TOKENS)
             except Exception:  # requests may do well all the same
                 logger.exception("The model failed at the warm-up with %s vision tokens.", count or counts[0])
 
@@ -161,21 +171,19 @@ class Engine:
             self._decoding += 1
         try:
             prepared = self._pool.submit(self._prepare, request)
-            inputs, image_tokens = await asyncio.wrap_future(prepared)
-            prompt_tokens = inputs["input_ids"].shape[1]
+            prompt = await asyncio.wrap_future(prepared)
             limit = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
             row = Row(
                 request,
-                inputs,
-                image_tokens=image_tokens,
-                limit=min(limit, self.llava.positions - prompt_tokens),
+                prompt,
+                limit=min(limit, self.llava.positions - len(prompt.ids)),
                 text=AnswerText(self._decode, request.stop),
                 started=started,
             )
             with self._changed:
                 if self._closed:
                     raise BusyError("The server is about to stop.")
-                if sum(row.image_bytes for row in (*self._waiting, row)) > MAX_WAITING_BYTES and self._waiting:
+                if _image_bytes([*self._waiting, row]) > MAX_WAITING_BYTES and self._waiting:
                     raise BusyError("Too many images wait, and no more are taken; try again in a moment.")
                 self._waiting.append(row)
                 self._changed.notify_all()
@@ -184,55 +192,82 @@ class Engine:
                 self._decoding -= 1
         return row
 
-    def _prepare(self, request: GenerationRequest) -> tuple[BatchFeature, int]:
-        """Model inputs of the request alone, and how many of its ids stand for images."""
+    def _prepare(self, request: GenerationRequest) -> Prompt:
+        """The request's ids and images."""
         self._check_length(request.conversation)
         # A text that does not fit is refused before any image is decoded: blank ones stand for them.
-        blank = Image.new("RGB", (1, 1))
-        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], request.vision_tokens)
-        seen = []
+        blank, config = Image.new("RGB", (1, 1)), self.llava.model.config
+        least = None if request.vision_tokens in DETAILS else request.vision_tokens
+        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], least)
+        ids = inputs["input_ids"][0].tolist()
+        bounds = [bound for bound in (request.max_vision_tokens, self.options.max_vision_tokens) if bound is not None]
+        bound = min(bounds, default=None)
+        headers = self._each(request, lambda source, _: read_header(source, max_pixels=self.options.max_image_pixels))
+        asked = [detail or request.vision_tokens for detail in request.details or [None] * len(headers)]
+        room = self.llava.room_for_images(len(ids) - ids.count(config.image_token_id), bound)
+        budgets = choose_budgets(config, asked, [header.size[::-1] for header in headers], room=room)
+        if self._reuses:
+            seen = self._each(request, lambda source, at: self._see(source, headers[at], budgets[at]))
+        else:  # by their pixels all images of a batch have one budget
+            one = min(budgets) if any(asked) else None
+            alone = len(headers) == 1
+            seen = self._each(request, lambda source, at: self._see_pixels(source, headers[at], one, alone=alone))
+            if seen and seen[0].inputs is not None and "batch_num_images" in inputs:
+                seen[0].inputs["batch_num_images"] = inputs["batch_num_images"]
+        counts = [image.count for image in seen]
+        ids = self._give_places(ids, counts)
+        self.llava.check_length(len(ids), counts, bound)
+        return Prompt(ids, seen)
+
+    def _each(self, request: GenerationRequest, read: Callable[[bytes | Image.Image, int], _Read]) -> list[_Read]:
+        """What is read of each image of a request. Raises `ImageError` with the image's number."""
+        found = []
         for index, source in enumerate(request.images):
             try:
-                seen.append(self._see(source, request.vision_tokens))
+                found.append(read(source, index))
             except ImageError as error:
                 raise ImageError(f"Image {index} of the request: {error}") from error
-        counts = [self._image_tokens(image) for image in seen]
-        if seen:
-            self._give_places(inputs, counts)
-            inputs.update(_join_images(seen))
-        return inputs, sum(counts)
+        return found
 
-    def _see(self, source: bytes | Image.Image, vision_tokens: VisionTokens) -> BatchFeature:
-        """Model inputs of one image alone."""
-        header = read_header(source, max_pixels=self.options.max_image_pixels)
+    def _see(self, source: bytes | Image.Image, header: ImageHeader, budget: int) -> SeenImage:
+        """One image, decoded only if it is not known."""
+        cache = self.llava.image_cache
+        digest = digest_of(source) if isinstance(source, bytes) else None
+        if digest is not None and (known := cache.find(digest, budget)) is not None:
+            return known
         with self.memory.hold(needed(header)):
             image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return self.llava.encode([IMAGE_TOKEN], [[image]], vision_tokens)
+            return cache.see(digest or digest_of(image), image, budget)
 
-    def _image_tokens(self, inputs: BatchFeature) -> int:
-        return int((inputs["input_ids"] == self.llava.model.config.image_token_id).sum())
+    def _see_pixels(
+        self, source: bytes | Image.Image, header: ImageHeader, vision_tokens: VisionTokens, *, alone: bool
+    ) -> SeenImage:
+        """One image as a model that reuses nothing takes it, alone in its prompt or not."""
+        config = self.llava.model.config
+        with self.memory.hold(needed(header)):
+            image = load_image(source, max_pixels=self.options.max_image_pixels)
+            # A blank one beside it, where others make a difference.
+            beside = not alone and shows_several_whole(config)
+            images = [image, Image.new("RGB", (1, 1))] if beside else [image]
+            inputs = self.llava.encode([IMAGE_TOKEN * len(images)], [images], vision_tokens)
+        data = BatchFeature({name: inputs[name][:1] for name in OF_AN_IMAGE if name in inputs})
+        count = int((inputs["input_ids"] == config.image_token_id).sum()) // len(images)
+        budget = budget_per_image(config, vision_tokens)
+        return SeenImage((secrets.token_bytes(16), budget), budget, count, data)
 
-    def _give_places(self, inputs: BatchFeature, counts: Sequence[int]) -> None:
-        """Gives every image of a prompt its number of ids in place of those of a blank one.
-
-        Raises:
-            PromptError: The prompt has no room for them.
-        """
+    def _give_places(self, given: Sequence[int], counts: Sequence[int]) -> list[int]:
+        """The ids of a prompt with each image's number of places instead of those of a blank one."""
+        if not counts:
+            return list(given)
         image_id = self.llava.model.config.image_token_id
-        each, places, ids = self._image_tokens(inputs) // len(counts), 0, []
-        for token in inputs["input_ids"][0].tolist():
+        each, places, ids = given.count(image_id) // len(counts), 0, []
+        for token in given:
             if token != image_id:
                 ids.append(token)
                 continue
             ids += [image_id] * (counts[places // each] if places % each == 0 else 0)
             places += 1
-        if len(ids) >= self.llava.positions:
-            raise PromptError(
-                f"The prompt has {len(ids)} tokens, {sum(counts)} of them for {len(counts)} image(s), and the model "
-                f"has positions for {self.llava.positions - 1} and an answer: ask shorter or with fewer images."
-            )
-        inputs["input_ids"] = inputs["input_ids"].new_tensor([ids])
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        return ids
 
     def _check_length(self, conversation: Conversation) -> None:
         """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
@@ -262,10 +297,14 @@ class Engine:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch: list[Row] = []
             for row in list(self._waiting):
-                if len(batch) < self.options.max_batch and (not batch or row.request.fits(batch[0].request)):
+                if len(batch) < self.options.max_batch and (not batch or self._fit(row, batch[0])):
                     batch.append(row)
                     self._waiting.remove(row)
             return batch
+
+    def _fit(self, row: Row, first: Row) -> bool:
+        """Whether both can be answered in one batch."""
+        return row.request.fits(first.request) and (self._reuses or len({*row.budgets, *first.budgets}) < 2)
 
     def _answer(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -276,14 +315,24 @@ class Engine:
         sampling: dict[str, Any] = {"do_sample": False}
         if request.samples:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
+        heard = Heard()
         try:
             with _seeded(request.seed if request.samples else None, self.llava.model.device):
+                reading = None
+                if self._prefixes is not None:
+                    reading = Reading(self.llava, [row.prompt for row in rows], self._prefixes)
+                    for row, cached in zip(rows, reading.cached, strict=True):
+                        row.cached_tokens = cached
+                        self.metrics.cached_tokens.inc(cached)
                 self.llava.generate(
-                    self._join(rows),
+                    self._inputs([row.prompt for row in rows]) if reading is None else reading.inputs,
                     max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([criteria]),
+                    stopping_criteria=StoppingCriteriaList([criteria, heard]),
                     **sampling,
                 )
+            if reading is not None and self._prefixes is not None and heard.ids is not None:
+                for prefix in reading.prefixes(heard.ids, [row.completion_tokens for row in rows]):
+                    self._prefixes.put(prefix)
         except Exception:  # whatever went wrong in this batch, the next one may do well
             ids = ", ".join(row.request_id for row in rows if row.request_id)
             logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
@@ -292,29 +341,21 @@ class Engine:
         for row in rows:
             row.fail("The model failed at this request or at one that it was answered with; the log says why.")
 
-    def _join(self, rows: Sequence[Row]) -> BatchFeature:
-        """Inputs of all rows as one batch, padded on the left."""
-        width = max(row.prompt_tokens for row in rows)
-        data: dict[str, Any] = {}
-        for name, value in (("input_ids", self._pad), ("attention_mask", 0)):
-            data[name] = torch.cat(
-                [functional.pad(row.inputs[name], (width - row.prompt_tokens, 0), value=value) for row in rows]
-            )
-        data.update(_join_images([row.inputs for row in rows]))
-        return BatchFeature(data)
+    def _inputs(self, prompts: Sequence[Prompt]) -> BatchFeature:
+        """Inputs of prompts as one batch, nothing being known of them."""
+        if self._reuses:
+            return Reading(self.llava, prompts).inputs
+        width = max(len(prompt.ids) for prompt in prompts)
+        ids = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
+        mask = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
+        data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        images = [image.inputs for prompt in prompts for image in prompt.images if image.inputs is not None]
+        return BatchFeature({**data, **join_images(images)}).to(self.llava.model.device)
 
 
-def _join_images(inputs: Sequence[BatchFeature]) -> dict[str, torch.Tensor]:
-    """The images of several inputs as one batch; those in tiles are padded to the most of them."""
-    joined = {}
-    for name in ("pixel_values", "image_sizes"):
-        values = [each[name] for each in inputs if name in each]
-        if values and values[0].ndim == 5:
-            most = max(value.shape[1] for value in values)
-            values = [functional.pad(value, (0, 0) * 3 + (0, most - value.shape[1])) for value in values]
-        if values:
-            joined[name] = torch.cat(values)
-    return joined
+def _image_bytes(rows: Sequence[Row]) -> int:
+    """Of the images of these requests, each counted once."""
+    return sum({image.key: image.nbytes for row in rows for image in row.prompt.images}.values())
 
 
 def _characters(message: Message) -> int:

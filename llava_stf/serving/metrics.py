@@ -25,6 +25,9 @@ class Metrics:
         )
         self.prompt_tokens = Counter("llava_stf_prompt_tokens", "Tokens of prompts, with images.", registry=registry)
         self.image_tokens = Counter("llava_stf_image_tokens", "Tokens of images in prompts.", registry=registry)
+        self.cached_tokens = Counter(
+            "llava_stf_cached_tokens", "Tokens of prompts that had been read before.", registry=registry
+        )
         self.completion_tokens = Counter("llava_stf_completion_tokens", "Tokens of answers.", registry=registry)
         self.first_token = Histogram(
             "llava_stf_time_to_first_token_seconds",

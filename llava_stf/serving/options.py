@@ -21,6 +21,9 @@ class ServeOptions:
         max_image_bytes: longest file of an image, decoded from base64.
         max_image_pixels: largest image, told from its header.
         max_images: images of one request.
+        max_vision_tokens: tokens of all images of one request; `None` is as many as the model has positions for.
+        max_cache_bytes: keys and values of conversations, and a quarter of it tokens of images, that are kept for
+            requests that begin alike or show the same image; 0 keeps none.
         allow_urls: whether images may be http and https URLs, which the server then fetches from public addresses.
         log_prompts: whether the texts of requests and answers are logged; images never are.
     """
@@ -36,5 +39,7 @@ class ServeOptions:
     max_image_bytes: int = 20 * 2**20
     max_image_pixels: int = 50_000_000
     max_images: int = 8
+    max_vision_tokens: int | None = None
+    max_cache_bytes: int = 512 * 2**20
     allow_urls: bool = False
     log_prompts: bool = False

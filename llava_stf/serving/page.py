@@ -203,7 +203,8 @@ def _write_examples(folder: Path) -> list[tuple[Path, str]]:
 def _head(choices: list[Budget], options: ServeOptions) -> str:
     first = choices[0]
     name = escape(options.served_name)
-    said = f"<b>{name}</b> reads it as {first.vision_tokens:,} vision tokens"
+    unit = "cuts it into tiles and reads each" if first.in_tiles else "reads it"
+    said = f"<b>{name}</b> {unit} as {first.vision_tokens:,} vision tokens"
     said += f" instead of {first.patches:,}." if first.vision_tokens < first.patches else "."
     if options.served_name in BUNDLED:
         said += " This small model knows only drawn images like the examples."

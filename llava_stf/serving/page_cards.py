@@ -14,6 +14,7 @@ from PIL import Image
 from llava_stf.analysis.visualise import Visualisation
 
 EMPTY = '<div class="empty">The answer appears here.</div>'
+VIEW_SIDE = 336  # pixels, of an image that is shown without windows
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Card:
     Attributes:
         title: of the budget, for instance "25 %".
         vision_tokens: of the image.
-        view: SVG of the image with its windows.
+        view: SVG of the image, with its windows where it is one tile.
         text: the answer so far.
         state: whether its turn has come, and is over.
         first_token_seconds: from the request to the first text, queueing included; `None` before it.
@@ -47,9 +48,7 @@ class Card:
 
 def draw_view(seen: Visualisation, window: int) -> str:
     """SVG of what enters the tower, cut into the `window` x `window` patches that become a token each."""
-    file = io.BytesIO()
-    Image.fromarray(np.rint(seen.image * 255).astype(np.uint8)).save(file, "PNG")
-    image = base64.b64encode(file.getvalue()).decode()
+    image = Image.fromarray(np.rint(seen.image * 255).astype(np.uint8))
     places = range(0, seen.grid, window)
     kind, inset = ("windows", 0.04 * window) if window > 1 else ("patches", 0.0)
     side = window - 2 * inset
@@ -58,12 +57,24 @@ def draw_view(seen: Visualisation, window: int) -> str:
         for top in places
         for left in places
     )
-    tokens = len(places) ** 2
+    label = f"The image in {len(places) ** 2} windows of {window} by {window} patches, a token each"
+    return _svg(image, (seen.grid, seen.grid), label, f'<g class="{kind}">{boxes}</g>')
+
+
+def draw_whole(image: Image.Image) -> str:
+    """SVG of an image whose windows lie in tiles, small and without them."""
+    small = image.copy()
+    small.thumbnail((VIEW_SIDE, VIEW_SIDE))
+    return _svg(small, small.size, "The image, which the model cuts into tiles")
+
+
+def _svg(image: Image.Image, size: tuple[int, int], label: str, above: str = "") -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    data, (width, height) = base64.b64encode(file.getvalue()).decode(), size
     return (
-        f'<svg class="view" viewBox="0 0 {seen.grid} {seen.grid}" role="img" '
-        f'aria-label="The image in {tokens} windows of {window} by {window} patches, a token each">'
-        f'<image href="data:image/png;base64,{image}" width="{seen.grid}" height="{seen.grid}"/>'
-        f'<g class="{kind}">{boxes}</g></svg>'
+        f'<svg class="view" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        f'<image href="data:image/png;base64,{data}" width="{width}" height="{height}"/>{above}</svg>'
     )
 
 

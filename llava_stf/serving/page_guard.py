@@ -6,7 +6,6 @@ the page's routes are listed here, and a file is one that was uploaded to the pa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +14,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llava_stf.io.json import parse_json
 
 READ = ("/", "/config", "/theme.css", "/gradio_api/queue/data", "/gradio_api/upload_progress")
 READ_BELOW = ("/assets/", "/static/", "/svelte/")
@@ -76,8 +77,8 @@ class PageGuard:
             return request.receive
         body = await request.body()
         try:
-            self._check_files_in(json.loads(body))
-        except (ValueError, RecursionError) as error:
+            self._check_files_in(parse_json(body))
+        except ValueError as error:
             raise Refused(400, "Expected a call of the page in JSON.") from error
         return _replay(body, request.receive)
 

@@ -15,23 +15,30 @@ from llava_stf.analysis.visualise import visualise
 from llava_stf.errors import ImageError, LlavaStfError
 from llava_stf.images import load_image, read_header
 from llava_stf.inference import user_turn
-from llava_stf.models.fusion.budget import patch_grid, token_budgets
+from llava_stf.models.fusion.budget import budget_per_image, num_image_tokens, patch_grid, token_budgets
+from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.serving.engine import Engine, GenerationRequest
 from llava_stf.serving.memory import Memory, needed
-from llava_stf.serving.page_cards import Card, draw_view, render, render_error
+from llava_stf.serving.page_cards import Card, draw_view, draw_whole, render, render_error
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llava_stf.serving.options import ServeOptions
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One choice of the page: the vision tokens that an engine is asked for, of `patches` in all."""
+    """One choice of the page: the vision tokens that an engine is asked for, of `patches` in all.
+
+    Where the model cuts images `in_tiles` both are of a tile.
+    """
 
     title: str
     engine: Engine
     vision_tokens: int
     patches: int
+    in_tiles: bool = False
 
 
 def budgets(engines: Sequence[Engine]) -> list[Budget]:
@@ -39,11 +46,11 @@ def budgets(engines: Sequence[Engine]) -> list[Budget]:
     found: dict[str, Budget] = {}
     for engine in engines:
         config = engine.llava.model.config
-        patches, default = patch_grid(config) ** 2, engine.llava.vision_tokens
+        patches, default = patch_grid(config) ** 2, budget_per_image(config)
         for count in sorted(token_budgets(config), key=lambda count: count != default):
             share = f"{100 * count / patches:.3g} %"
             title = share if share not in found else f"{share}, second model"
-            found[title] = Budget(title, engine, count, patches)
+            found[title] = Budget(title, engine, count, patches, has_tiles(config))
     return list(found.values())
 
 
@@ -110,14 +117,21 @@ class AnswerHandler:
             data = Path(upload).read_bytes()
         except OSError as error:
             raise ImageError("The image is no longer on the server; upload it again.") from error
-        limit, cards = self.options.max_image_pixels, []
+        limit = self.options.max_image_pixels
         try:
             with self._memory.hold(needed(read_header(data, max_pixels=limit))):
                 image = load_image(data, max_pixels=limit)
-                for budget in chosen:
-                    seen = visualise(budget.engine.llava, image)
-                    window = seen.grid // math.isqrt(budget.vision_tokens)
-                    cards.append(Card(budget.title, budget.vision_tokens, draw_view(seen, window)))
+                cards = [_card(budget, image) for budget in chosen]
         except ImageError as error:
             raise ImageError(f"This image cannot be used: {error}") from error
         return data, cards
+
+
+def _card(budget: Budget, image: Image) -> Card:
+    config = budget.engine.llava.model.config
+    if budget.in_tiles:
+        (count,) = num_image_tokens(config, [(image.height, image.width)], budget.vision_tokens)
+        return Card(budget.title, count, draw_whole(image))
+    seen = visualise(budget.engine.llava, image)
+    window = seen.grid // math.isqrt(budget.vision_tokens)
+    return Card(budget.title, budget.vision_tokens, draw_view(seen, window))

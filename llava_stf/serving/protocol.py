@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from llava_stf.errors import PromptError
-from llava_stf.inference import Message
+from llava_stf.inference import Detail, Message
+from llava_stf.models.fusion.budget import DETAILS
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 from llava_stf.serving.errors import RequestError
 from llava_stf.serving.request_body import Bounds, ParsedBody, parse_body
@@ -81,7 +82,7 @@ _Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 class _ImageUrl(BaseModel):
     url: str = Field(min_length=1)
-    detail: str | None = None  # an image has one resolution here
+    detail: Detail | None = None
 
 
 class _Part(BaseModel):
@@ -159,7 +160,8 @@ class ChatRequest(_Request):
 
     messages: list[_ChatMessage] = Field(min_length=1, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
-    vision_tokens: Annotated[int, Field(ge=1)] | Literal["all"] | None = None
+    vision_tokens: Annotated[int, Field(ge=1)] | Literal["all"] | Detail | None = None
+    max_vision_tokens: int | None = Field(None, ge=1)
     mm_processor_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -171,17 +173,24 @@ class ChatRequest(_Request):
         if asked is not None:
             if self.vision_tokens not in (None, asked):
                 raise ValueError("vision_tokens and mm_processor_kwargs ask for different counts")
-            if asked != "all" and not (isinstance(asked, int) and asked >= 1):
-                raise ValueError("vision_tokens must be a count or 'all'")
+            if asked not in ("all", *DETAILS) and not (isinstance(asked, int) and asked >= 1):
+                raise ValueError("vision_tokens must be a count, 'all', 'low', 'high' or 'auto'")
             self.vision_tokens = asked
+        if self.vision_tokens is not None and not {*self.details()} <= {None, "auto", self.vision_tokens}:
+            raise ValueError("an image's detail and vision_tokens ask for different counts; leave out one of them")
         return self
 
     def urls(self) -> list[str]:
         """The addresses of all images, in their order."""
         return [part.url for message in self.messages for part in message.parts if part.url is not None]
 
+    def details(self) -> list[Detail | None]:
+        """What is asked of each image, in their order."""
+        images = [part.image_url for message in self.messages for part in message.parts if part.url is not None]
+        return [image.detail if isinstance(image, _ImageUrl) else None for image in images]
+
     def request(self, images: list[bytes]) -> GenerationRequest:
-        """What the engine is asked, with the images behind `urls`.
+        """What the engine is asked, with the images behind `urls`; a count for all of them stands over "auto" of one.
 
         Raises:
             PromptError: a turn that is none.
@@ -190,6 +199,8 @@ class ChatRequest(_Request):
             [_message(message) for message in self.messages],
             images,
             vision_tokens=self.vision_tokens,
+            details=self.details() if self.vision_tokens is None else (),
+            max_vision_tokens=self.max_vision_tokens,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,
             **self.sampling,
         )

@@ -57,12 +57,15 @@ class Reply:
 
 
 def usage(last: Piece) -> dict[str, Any]:
-    """Tokens of a request and its answer."""
+    """Tokens of a request and its answer; and what each image was given, whatever its `detail`."""
+    details: dict[str, Any] = {"image_tokens": last.image_tokens, "cached_tokens": last.cached_tokens}
+    if last.budgets:
+        details["vision_tokens"] = list(last.budgets)
     return {
         "prompt_tokens": last.prompt_tokens,
         "completion_tokens": last.completion_tokens,
         "total_tokens": last.prompt_tokens + last.completion_tokens,
-        "prompt_tokens_details": {"image_tokens": last.image_tokens},
+        "prompt_tokens_details": details,
     }
 
 

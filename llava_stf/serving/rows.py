@@ -6,20 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 from transformers import StoppingCriteria
 
-from llava_stf.inference import Conversation, VisionTokens
+from llava_stf.inference import Conversation, Detail, VisionTokens
 from llava_stf.inference.answer_text import AnswerText
+from llava_stf.inference.prefix import Prompt
 from llava_stf.serving import request_id
 from llava_stf.serving.errors import ModelFailureError
 from llava_stf.serving.metrics import Metrics
-
-if TYPE_CHECKING:
-    from transformers import BatchFeature
 
 FinishReason = Literal["stop", "length"]
 # Below it logits divided by it leave the range of floats, and the likeliest token is all that is left to draw.
@@ -33,7 +31,9 @@ class GenerationRequest:
     Attributes:
         conversation: messages in Hugging Face's form, or a prompt as the model is to read it.
         images: one for each place in the conversation, in order: the bytes of a file, or a PIL image.
-        vision_tokens: tokens per image; `None` takes the model's default.
+        vision_tokens: tokens per image, also in a word; `None` takes the model's default.
+        details: for each image a word in place of that, or `None`.
+        max_vision_tokens: most tokens that all images take; `None` takes the server's.
         max_new_tokens: longest answer; `None` takes the server's.
         temperature: 0 is greedy decoding.
         top_p: draws from the likeliest tokens that together have this probability.
@@ -43,7 +43,9 @@ class GenerationRequest:
 
     conversation: Conversation
     images: Sequence[bytes | Image.Image] = ()
-    vision_tokens: VisionTokens = None
+    vision_tokens: VisionTokens | Detail = None
+    details: Sequence[Detail | None] = ()
+    max_vision_tokens: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -56,8 +58,8 @@ class GenerationRequest:
         return self.temperature >= MIN_TEMPERATURE
 
     def fits(self, other: GenerationRequest) -> bool:
-        """Whether both can be answered in one batch."""
-        if self.samples != other.samples or self.vision_tokens != other.vision_tokens:
+        """Whether the tokens of both are chosen in one way, as those of a batch are."""
+        if self.samples != other.samples:
             return False
         sampling = (self.temperature, self.top_p), (other.temperature, other.top_p)
         return not self.samples or (self.seed is None and other.seed is None and sampling[0] == sampling[1])
@@ -73,6 +75,8 @@ class Piece:
         image_tokens: of the request.
         completion_tokens: of the answer so far.
         finish_reason: of the last piece: "stop" at the model's end or a stop string, "length" where there is no room.
+        cached_tokens: of the request, which had been read before.
+        budgets: tokens of each image of the request, or of a tile of it.
     """
 
     text: str
@@ -80,6 +84,8 @@ class Piece:
     image_tokens: int
     completion_tokens: int
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    budgets: Sequence[int] = ()
 
 
 class Row:
@@ -87,8 +93,7 @@ class Row:
 
     Args:
         request: what is asked.
-        inputs: its own model inputs, input_ids [1, L].
-        image_tokens: how many of the L ids stand for images.
+        prompt: its ids and images.
         limit: most new tokens.
         text: its answer, empty so far.
         started: `time.perf_counter` at which it came.
@@ -97,19 +102,19 @@ class Row:
     def __init__(
         self,
         request: GenerationRequest,
-        inputs: BatchFeature,
+        prompt: Prompt,
         *,
-        image_tokens: int,
         limit: int,
         text: AnswerText,
         started: float,
     ) -> None:
-        self.request = replace(request, images=())  # they are in the inputs, and would only take memory
+        self.request = replace(request, images=())  # they are in the prompt, and would only take memory
         self.request_id = request_id.current()
-        self.inputs = inputs
-        self.image_bytes = inputs["pixel_values"].nbytes if "pixel_values" in inputs else 0
-        self.prompt_tokens = inputs["input_ids"].shape[1]
-        self.image_tokens = image_tokens
+        self.prompt = prompt
+        self.prompt_tokens = len(prompt.ids)
+        self.image_tokens = sum(image.count for image in prompt.images)
+        self.budgets = [image.budget for image in prompt.images]
+        self.cached_tokens = 0  # told by the engine when it reads the prompt
         self.limit = limit
         self.cancelled = False
         self.done = False
@@ -160,7 +165,8 @@ class Row:
         self._put(self._piece(text, reason))
 
     def _piece(self, text: str, reason: FinishReason | None = None) -> Piece:
-        return Piece(text, self.prompt_tokens, self.image_tokens, self.completion_tokens, reason)
+        counts = self.prompt_tokens, self.image_tokens, self.completion_tokens
+        return Piece(text, *counts, reason, self.cached_tokens, self.budgets)
 
     def _put(self, item: Piece | ModelFailureError) -> None:
         try:

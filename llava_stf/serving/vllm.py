@@ -25,6 +25,11 @@ _UNKNOWN = {
     "max_queue": ("--max-queue", "put a proxy with a limit in front"),
     "max_body_bytes": ("--max-body-megabytes", "put a proxy with a limit in front"),
     "max_image_bytes": ("--max-image-megabytes", "put a proxy with a limit in front"),
+    "max_vision_tokens": ("--max-vision-tokens", "bound the images of a request, with --max-images"),
+    "max_cache_bytes": (
+        "--max-cache-megabytes",
+        "vLLM keeps what fits into its KV cache; give it --kv-cache-memory-bytes",
+    ),
     "max_new_tokens": ("--max-new-tokens", "let requests say max_tokens"),
     "allow_urls": (
         "--allow-urls",

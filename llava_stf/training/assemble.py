@@ -27,7 +27,7 @@ from transformers import (
 
 from llava_stf.conversion.locate import locate
 from llava_stf.conversion.processors import add_placeholders, build_image_processor, build_processor
-from llava_stf.errors import CheckpointError, FusionError
+from llava_stf.errors import CheckpointError, FusionError, one_line
 from llava_stf.io.publish import publish, refuse_existing
 from llava_stf.loading import is_llava, load_model, read_config
 from llava_stf.models.fusion.budget import resolve_window
@@ -196,7 +196,7 @@ def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     try:
         return auto.from_pretrained(folder, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from error
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -204,7 +204,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {one_line(error)}") from error
     if tokenizer.bos_token_id is None:
         tokenizer.add_special_tokens({"bos_token": "<s>"})
     if tokenizer.eos_token != END:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.options import parse_options, read_values
+from llava_stf.io.options import check_ranges, parse_options, read_values
 
 # The paper's learning rates: the projector alone in alignment, projector and LLM together in instruction tuning.
 # Distillation is not the paper's; it trains the projector alone.
@@ -31,6 +31,21 @@ FREE = frozenset(
         *("resume", "overwrite"),
     )
 )
+
+
+_RANGES = {
+    "at least 1": (
+        *("per_device_batch_size", "gradient_accumulation", "max_length", "logging_steps", "save_steps"),
+        *("save_total_limit", "max_steps", "cpu_threads", "lora_rank", "lora_alpha"),
+    ),
+    "at least 0": (
+        *("learning_rate", "projector_learning_rate", "vision_tower_learning_rate", "weight_decay", "max_grad_norm"),
+        *("feature_weight", "num_workers"),
+    ),
+    "above 0": ("epochs",),
+    "at least 0 and below 2**32": ("seed",),
+    "in [0, 1)": ("warmup_ratio", "max_bad_samples", "lora_dropout", "adam_beta2"),
+}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -143,17 +158,7 @@ class FinetuneConfig:
         for name in ("base", "data", "output"):
             if not getattr(self, name):
                 raise LlavaStfError(f"--{name} is required: give it as a flag or in the config file")
-        positive = ("per_device_batch_size", "gradient_accumulation", "max_length", "logging_steps", "save_steps")
-        for name in (*positive, "save_total_limit", "max_steps", "cpu_threads", "lora_rank", "lora_alpha"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LlavaStfError(f"{name} must be at least 1, found {value}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise LlavaStfError(f"warmup_ratio must be in [0, 1), found {self.warmup_ratio}")
-        if self.max_grad_norm < 0:
-            raise LlavaStfError(f"max_grad_norm must be at least 0, found {self.max_grad_norm}")
-        if self.epochs <= 0:
-            raise LlavaStfError(f"epochs must be above 0, found {self.epochs}")
+        check_ranges(self, _RANGES)
         if self.stage != "instruct" and self.vision_tower_learning_rate is not None:
             raise LlavaStfError(
                 f"stage {self.stage} leaves the vision tower as it is: leave out vision_tower_learning_rate"
@@ -162,12 +167,8 @@ class FinetuneConfig:
             raise LlavaStfError("vision_tokens all is the teacher itself: give stage distill fewer tokens")
         if self.feature_weight and self.stage != "distill":
             raise LlavaStfError(f"feature_weight is for stage distill, found stage {self.stage}")
-        if self.feature_weight < 0:
-            raise LlavaStfError(f"feature_weight must be at least 0, found {self.feature_weight}")
         if self.vision_tokens == "all" and self.reduction == "pool":
             raise LlavaStfError("vision_tokens all keeps every token, reduction pool does not: leave out one of them")
-        if not 0 <= self.max_bad_samples < 1:
-            raise LlavaStfError(f"max_bad_samples must be in [0, 1), found {self.max_bad_samples}")
         if self.streaming and self.max_steps is None:
             raise LlavaStfError("a stream has no known end: give max_steps with streaming")
         if self.resume and self.overwrite:
@@ -175,8 +176,6 @@ class FinetuneConfig:
         self._check_lora()
 
     def _check_lora(self) -> None:
-        if not 0 <= self.lora_dropout < 1:
-            raise LlavaStfError(f"lora_dropout must be in [0, 1), found {self.lora_dropout}")
         if self.lora_rank is None:
             if self.lora_alpha is not None:
                 raise LlavaStfError("lora_alpha is for LoRA: give lora_rank too, or leave it out")

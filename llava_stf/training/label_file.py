@@ -14,6 +14,7 @@ from typing import Any
 from llava_stf.data.label_questions import Questions, question_key
 from llava_stf.errors import DataError
 from llava_stf.io.fsync import fsync_entry
+from llava_stf.io.json import parse_json
 
 _ROW_START = b'{"id": '
 
@@ -57,7 +58,7 @@ class LabelFile:
         with self.path.open("rb") as file:
             for line in file:
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError as error:
                     unfinished = line.startswith(_ROW_START) or _ROW_START.startswith(line)
                     if line.endswith(b"\n") or not unfinished:

@@ -139,7 +139,9 @@ def collate(exercises: Sequence[tuple[Exercise, int]], tokenizer: PreTrainedToke
     return {"input_ids": ids, "answers": answers, "lessons": torch.tensor(lessons)}
 
 
-def train_step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> tuple[float, Tensor]:
+def train_step(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
+) -> tuple[float, Tensor]:
     """One update; the mean loss of the answers' tokens, and which answers were right before it, bool [answers]."""
     loss, right = answer_loss(model, batch)
     optimizer.zero_grad(set_to_none=True)

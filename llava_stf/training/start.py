@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
-from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
+from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
-# Names that torch has for the instructions of x86 and ARM.
-_NATIVE_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")
 # What `accelerate launch` sets for processes that hold a part of the weights each.
 _SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
@@ -137,12 +135,13 @@ def computes_in_bfloat16(config: FinetuneConfig) -> bool:
     """
     import torch
 
+    from llava_stf.loading.precision import cpu_multiplies
+
     if config.bf16 != "auto":
         return config.bf16
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return torch.accelerator.is_available() or any(capabilities.get(name) for name in _NATIVE_BFLOAT16)
+    return torch.accelerator.is_available() or cpu_multiplies(torch.bfloat16)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:
@@ -176,6 +175,7 @@ def load_start(
 
     Raises:
         FusionError: the base cannot be brought to the vision tokens asked for.
+        CheckpointError: it has no tokenizer or no image processor.
     """
     from llava_stf.loading import load_model
 
@@ -209,6 +209,8 @@ def load_start(
             vision_tower=config.vision_tower,
             quantization=config.quantization,
         )
+    if processor is None:
+        raise CheckpointError(f"{config.base} has no tokenizer or no processor_config.json to train with.")
     if checkpoint is not None and config.stage == "distill" and not lora:
         trained, _ = load(checkpoint)
         model.model.multi_modal_projector.load_state_dict(trained.model.multi_modal_projector.state_dict())

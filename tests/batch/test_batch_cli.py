@@ -43,10 +43,19 @@ def test_folder_is_answered_and_the_same_command_finds_it_done(run: Run, album: 
     )
 
 
-def test_rows_with_errors_are_counted_and_no_failure(run: Run, lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_rows_with_errors_are_counted_and_no_failure(
+    run: Run, lines: Callable[..., Path], album: Path, tmp_path: Path
+) -> None:
+    path = lines({"id": 1, "image": "missing.png", "question": "?"}, "{", {"image": "01.png", "question": "?"})
+    code, out, _ = run(path, tmp_path / "out", "--images", album, "--max-new-tokens", 1)
+    assert (code, json.loads(out)["rows"], json.loads(out)["errors"]) == (0, 3, 2)
+
+
+def test_a_batch_without_a_single_answer_is_a_failure(run: Run, lines: Callable[..., Path], tmp_path: Path) -> None:
     path = lines({"id": 1, "image": "missing.png", "question": "?"}, "{")
-    code, out, _ = run(path, tmp_path / "out")
-    assert (code, json.loads(out)["rows"], json.loads(out)["errors"]) == (0, 2, 2)
+    code, out, err = run(path, tmp_path / "out")
+    assert (code, json.loads(out)["rows"], json.loads(out)["errors"]) == (2, 2, 2)
+    assert err.splitlines()[-1].startswith("No row has an answer")
 
 
 @pytest.mark.parametrize(

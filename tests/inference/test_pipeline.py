@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import llava_stf  # noqa: F401 - registers the model type
-from llava_stf.errors import CheckpointError, ImageError, PromptError
+from llava_stf.errors import CheckpointError, FusionError, ImageError, PromptError
 from llava_stf.inference import LlavaStf, measure_first_token
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 
@@ -189,10 +190,48 @@ def test_an_answer_ends_at_the_last_position_also_in_a_batch(llava: LlavaStf, im
     assert llava.ask_batch(pairs, **options) == single
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"batch_size": 0}], ids=["max_new_tokens", "batch_size"])
-def test_counts_below_one_are_refused(llava: LlavaStf, images: list[np.ndarray], options: dict[str, int]) -> None:
-    with pytest.raises(PromptError, match=f"{next(iter(options))} must be at least 1"):
-        llava.ask_batch([(images[0], "What?")], **options)
+@pytest.mark.parametrize("name", ["max_new_tokens", "batch_size"])
+@pytest.mark.parametrize("count", [0, None, 1.5, "3"])
+def test_counts_below_one_are_refused(llava: LlavaStf, images: list[np.ndarray], name: str, count: Any) -> None:
+    with pytest.raises(PromptError, match=f"{name} must be a whole number of at least 1"):
+        llava.ask_batch([(images[0], "What?")], **{name: count})
+
+
+def test_arguments_of_another_kind_are_a_sentence(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    for question in (None, b"What?", ["What?"], images[0]):
+        with pytest.raises(PromptError, match="A question is a text"):
+            llava.ask(images[0], question)  # type: ignore[arg-type]
+    for pairs in ([images[0]], [(images[0],)], [(images[0], "What?", 1)], "ab"):
+        with pytest.raises(PromptError, match="Expected pairs"):
+            llava.ask_batch(pairs)  # type: ignore[arg-type]
+    for content in (None, 5, [{"text": "What?"}], ["What?"], [{"type": "text", "text": None}]):
+        with pytest.raises(PromptError, match="of a message is"):
+            llava.encode([[{"role": "user", "content": content}]], [[]])
+    for count in ([4], 4.0, True, "4"):
+        with pytest.raises(FusionError, match="vision tokens"):
+            llava.ask(images[0], "What?", vision_tokens=count)  # type: ignore[arg-type]
+
+
+def test_stop_strings_and_prompt_lookup_need_no_more_than_the_option(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    pairs = [(images[0], "What?"), (images[1], "What is it?")]
+    expected = llava.ask_batch(pairs, max_new_tokens=6)
+    assert llava.ask_batch(pairs, max_new_tokens=6, prompt_lookup_num_tokens=2) == expected
+    stop = next(character for character in expected[0] if character.isalnum())
+    stopped = llava.ask(*pairs[0], max_new_tokens=6, stop_strings=[stop])
+    assert stopped == expected[0][: expected[0].index(stop) + 1].strip()
+
+
+def test_a_model_without_numbers_is_a_sentence(llava: LlavaStf, images: list[np.ndarray]) -> None:
+    norm = llava.model.model.language_model.norm.weight
+    kept = norm.data.clone()
+    norm.data.fill_(float("nan"))
+    try:
+        with pytest.raises(CheckpointError, match="NaN"):
+            llava.ask(images[0], "What?")
+        with pytest.raises(CheckpointError, match="NaN"):
+            list(llava.stream(images[0], "What?"))
+    finally:
+        norm.data.copy_(kept)
 
 
 def test_without_a_tokenizer_nothing_can_be_asked(llava: LlavaStf, images: list[np.ndarray]) -> None:

@@ -196,9 +196,30 @@ def test_the_authors_format_is_converted_once(stf_folder, tmp_path, cache, input
     assert len(list(cache.glob("*/*/model.safetensors"))) == 1
 
 
-def test_a_checkpoint_without_tokenizer_loads_but_cannot_be_asked(stf_folder, tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(name, stf_folder, tmp_path):
     folder = shutil.copytree(stf_folder, tmp_path / "model")
-    for file in folder.glob("tokenizer*"):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+        load_model(folder)
+
+
+def test_a_folder_of_checkpoints_names_one(stf_folder, tmp_path):
+    shutil.copytree(stf_folder, tmp_path / "checkpoint-10")
+    with pytest.raises(CheckpointError, match="subfolder checkpoint-10 may be meant"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, 5])
+def test_what_is_no_name_of_a_model(name):
+    with pytest.raises(ModelNotFoundError, match="named by a path or a hub id"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("files", ["tokenizer*", "processor_config.json"])
+def test_a_checkpoint_without_tokenizer_loads_but_cannot_be_asked(files, stf_folder, tmp_path):
+    folder = shutil.copytree(stf_folder, tmp_path / "model")
+    for file in folder.glob(files):
         file.unlink()
     llava = load_model(folder)
     assert llava.processor is None

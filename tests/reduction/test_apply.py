@@ -10,6 +10,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
     LlavaProcessor,
     SiglipVisionConfig,
 )
@@ -19,14 +20,19 @@ from llava_stf.errors import FusionError
 from llava_stf.inference import LlavaStf
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction, remove_reduction
+from llava_stf.reduction.dart import DART
 from llava_stf.reduction.fastv import FastV
+from llava_stf.reduction.layers import LayerDropping
+from llava_stf.reduction.pyramiddrop import PyramidDrop
 from llava_stf.reduction.visionzip import VisionZip
 from llava_stf.world import draw, questions_of
 
 PICTURE = Image.radial_gradient("L").convert("RGB")
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"
-# The random model has two LLM layers, so that FastV at its default would prune nothing.
-EVERY = [*(method for name, method in METHODS.items() if name != "fastv"), FastV(full_layers=1)]
+# The random model has two LLM layers, so that at their defaults FastV and DART would prune nothing, and four stages are
+# too many.
+SHALLOW = {"fastv": FastV(full_layers=1), "dart": DART(full_layers=1), "pyramiddrop": PyramidDrop(parts=2)}
+EVERY = [SHALLOW.get(name, method) for name, method in METHODS.items()]
 by_name = pytest.mark.parametrize("method", EVERY, ids=lambda method: method.name)
 
 
@@ -78,6 +84,8 @@ def test_all_tokens_are_the_plain_model(plain, method):
     model, processor = plain
     if method.name == "visionzip":  # the authors' has the class token, and sums, among as many tokens as patches
         method = VisionZip(class_token=False, contextual="mean", order="raster")
+    if method.name == "prumerge+":
+        return  # its tokens are sums at every budget
     before = logits(model, processor)
     apply_reduction(model, processor, method, vision_tokens=16)
     # MBTF passes its input through as GELU(x) - GELU(-x), which rounds; the others do not compute anything anew.
@@ -88,12 +96,12 @@ def test_all_tokens_are_the_plain_model(plain, method):
 @pytest.mark.parametrize("vision_tokens", [4, 1])
 def test_prompt_has_a_placeholder_for_every_token(plain, method, vision_tokens):
     model, processor = plain
-    if method.name == "tome" and vision_tokens == 1:
-        vision_tokens = 5  # two blocks can leave a quarter at most; this is none of a grid
+    if vision_tokens == 1:  # two blocks can leave a quarter at most; pivots and clusters need room
+        vision_tokens = {"tome": 5, "dart": 4, "sparsevlm": 2}.get(method.name, 1)
     apply_reduction(model, processor, method, vision_tokens=vision_tokens)
     text = "USER: <image><image>\nWhich? ASSISTANT:"
     inputs = processor(images=[PICTURE, PICTURE.rotate(90)], text=text, return_tensors="pt")
-    expected = 16 if method.name == "fastv" else vision_tokens
+    expected = 16 if isinstance(method, LayerDropping) else vision_tokens
     assert (inputs["input_ids"] == processor.image_token_id).sum() == 2 * expected
     features = model.get_image_features(inputs["pixel_values"]).pooler_output
     assert [tuple(image.shape) for image in features] == 2 * [(expected, 32)]
@@ -129,7 +137,7 @@ def test_image_tokens_do_not_depend_on_the_batch(drawn, name):
         remove_reduction(model, processor)
 
 
-@pytest.mark.parametrize("name", ["random", "divprune", "visionzip"])
+@pytest.mark.parametrize("name", ["random", "divprune", "visionzip", "holov", "vispruner"])
 @torch.no_grad()
 def test_kept_patches_are_those_the_llm_sees(plain, name):
     model, processor = plain
@@ -142,10 +150,11 @@ def test_kept_patches_are_those_the_llm_sees(plain, name):
         assert kept[row].tolist() == sorted(set(kept[row].tolist()))
         closest = torch.cdist(every[row, kept[row]], left[row]).min(dim=1)
         assert closest.values.max() < 1e-5
-        assert closest.indices.tolist() == sorted(closest.indices.tolist())  # raster order
+        # In raster order; HoloV's are in the order of attention in each crop.
+        assert name == "holov" or closest.indices.tolist() == sorted(closest.indices.tolist())
 
 
-@pytest.mark.parametrize("name", ["pool", "resize", "tome", "fastv"])
+@pytest.mark.parametrize("name", ["pool", "resize", "tome", "prumerge+", "fastv", "sparsevlm", "dart"])
 def test_where_nothing_is_kept_as_it_is_nothing_is_drawn(drawn, name):
     (model, processor), _ = drawn
     apply_reduction(model, processor, name, vision_tokens=16)
@@ -266,7 +275,13 @@ def test_random_is_seeded(plain):
 @pytest.mark.parametrize("name", METHODS)
 def test_tokens_of_every_llm_layer(name):
     # LLaVA-1.5-7B at a quarter: 32 layers, 576 patches, 144 tokens.
-    expected = [576] * 2 + [144] * 30 if name == "fastv" else [144] * 32
+    inside = {
+        "fastv": [576] * 2 + [144] * 30,
+        "dart": [576] * 2 + [144] * 30,
+        "pyramiddrop": [576] * 8 + [363] * 8 + [229] * 8 + [144] * 8,
+        "sparsevlm": [576] * 3 + [363] * 4 + [229] * 9 + [144] * 16,
+    }
+    expected = inside.get(name, [144] * 32)
     assert METHODS[name].vision_tokens_per_layer(32, 576, 144) == expected
 
 
@@ -321,17 +336,24 @@ def test_tome_can_at_most_halve_in_a_block(plain):
     assert type(plain[0]) is LlavaForConditionalGeneration
 
 
-@pytest.mark.parametrize("name", ["visionzip", "tome"])
+@pytest.mark.parametrize("name", ["visionzip", "tome", "prumerge+", "holov", "vispruner"])
 def test_methods_that_need_a_class_token_say_so(name):
     with pytest.raises(FusionError, match=r"class token.*'siglip_vision_model'"):
         check_reduction(llava_7b("siglip", "full"), name, 144)
 
 
-def test_fastv_refuses_another_kind_of_llm():
+@pytest.mark.parametrize("name", ["fastv", "dart", "pyramiddrop", "sparsevlm"])
+def test_what_prunes_in_the_llm_refuses_another_kind(name):
     config = llava_7b()
     config.text_config.model_type = "mistral"
     with pytest.raises(FusionError, match="'mistral'"):
-        check_reduction(config, "fastv", 144)
+        check_reduction(config, name, 144)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("stf", "pool")])
+def test_tiles_are_refused(name):
+    with pytest.raises(FusionError, match="cuts images into tiles"):
+        check_reduction(LlavaNextConfig(), name, 144)
 
 
 def test_only_a_plain_llava_is_reduced(plain):

@@ -83,7 +83,7 @@ def test_visionzip(model, inputs, golden_reduction, row, count):
     apply_reduction(model, None, method, vision_tokens=count)
     try:
         with torch.no_grad():
-            state, attention, keys = method._measure(model.model, inputs["pixels"][row][None])
+            state, attention, keys = method.measure(model.model, inputs["pixels"][row][None])
             states = method.zip_tokens(state, attention, keys, count)[0]
     finally:
         remove_reduction(model)

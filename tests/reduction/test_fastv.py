@@ -13,7 +13,9 @@ from llava_stf.inference import user_turn
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.reduction import apply_reduction, remove_reduction
-from llava_stf.reduction.fastv import FastV, last_token_attention, tokens_left
+from llava_stf.reduction.attention import last_token_attention
+from llava_stf.reduction.fastv import FastV
+from llava_stf.reduction.layers import Tokens, best
 from llava_stf.world import draw
 
 BUDGET, NEW = 9, 5
@@ -209,7 +211,7 @@ def test_attention_of_the_last_token(side):
         outputs = llm(**inputs, output_attentions=True, output_hidden_states=True)
         rotary = llm.rotary_emb(outputs.hidden_states[0], position_ids=torch.arange(9)[None])
         for index, layer in enumerate(llm.layers):
-            found = last_token_attention(layer, outputs.hidden_states[index], rotary, mask)
+            found = last_token_attention(layer, outputs.hidden_states[index], rotary, mask.bool())
             for row in range(2):
                 last = int(mask[row].nonzero()[-1])
                 expected = outputs.attentions[index][row].mean(0)[last]
@@ -219,6 +221,9 @@ def test_attention_of_the_last_token(side):
 def test_tokens_left_by_hand():
     attention = torch.tensor([[0.0, 0.1, 0.9, 0.3, 0.5, 0.2, 0.7], [0.0, 0.0, 0.0, 0.0, 0.2, 0.6, 0.2]])
     places = torch.tensor([[0, 1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 1, 1, 0]]).bool()
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]])
-    left = tokens_left(attention, places, mask, patches=2, count=1)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1]]).bool()
+    tokens = Tokens(torch.zeros(2, 7, 1), None, (mask, mask), mask, places, 2)
+    rows, columns = tokens.places()
+    left = tokens.left(best(attention[rows[:, None], columns], 1))
     assert left.int().tolist() == [[1, 0, 1, 1, 1, 0, 1], [0, 0, 0, 1, 0, 1, 1]]
+    assert tokens.behind().int().tolist() == [[0, 0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0, 1]]

@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from llava_stf.reduction.class_token import class_attention
 from llava_stf.reduction.divprune import most_diverse
 from llava_stf.reduction.random_patches import random_patches
 from llava_stf.reduction.resize import resize_grid
 from llava_stf.reduction.tensors import merge_tokens
 from llava_stf.reduction.tome import bipartite_matching, merging_block, patches_after
-from llava_stf.reduction.visionzip import VisionZip, class_attention, contextual_count
+from llava_stf.reduction.visionzip import VisionZip, contextual_count
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Requests that wait are answered together, each as if it were alone; who leaves or fails takes nobody along."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -13,6 +14,7 @@ from llava_stf import apply_stf
 from llava_stf.errors import PromptError
 from llava_stf.inference import LlavaStf, user_turn
 from llava_stf.loading.testing import tiny_llava_next
+from llava_stf.loading.testing_videos import tiny_llava_onevision, tiny_video_llava
 from llava_stf.serving.app import create_app
 from llava_stf.serving.engine import Engine, GenerationRequest
 from llava_stf.serving.errors import ModelFailureError
@@ -217,9 +219,14 @@ def test_images_are_given_as_files_or_images_and_errors_name_them(llava: LlavaSt
         engine.close()
 
 
-@pytest.mark.parametrize("window", [None, 2])
-def test_images_in_tiles_are_answered_in_one_batch_each_with_its_own_tokens(window: int | None) -> None:
-    model, processor = tiny_llava_next()
+@pytest.mark.parametrize(
+    ("made", "window"),
+    [(tiny_llava_next, None), (tiny_llava_next, 2), (tiny_llava_onevision, 2), (tiny_video_llava, 2)],
+)
+def test_images_in_tiles_are_answered_in_one_batch_each_with_its_own_tokens(
+    made: Callable[[], tuple[Any, Any]], window: int | None
+) -> None:
+    model, processor = made()
     if window is not None:
         apply_stf(model, processor, window=window)
     llava = LlavaStf(model, processor)

@@ -6,7 +6,7 @@ import numpy as np
 import openai
 import pytest
 
-from llava_stf.inference import LlavaStf
+from llava_stf.inference import LlavaStf, user_turn
 from llava_stf.loading import load_model
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.serving.app import create_app
@@ -209,3 +209,80 @@ def _pil(image: np.ndarray):
     from llava_stf.images import load_image
 
     return load_image(image)
+
+
+def test_an_image_has_the_detail_that_is_asked_for_and_usage_says_what_it_got(plain_folder: str) -> None:
+    llava = load_model(plain_folder, vision_tokens=[4, 16, 1], device="cpu")
+    images = [np.full((*size, 3), 90, np.uint8) for size in ((10, 14), (300, 40), (28, 28))]
+
+    def message(*details: str | None) -> dict[str, object]:
+        asked = turn("What?", *images)
+        for part, detail in zip(asked["content"], details, strict=False):
+            part["image_url"]["detail"] = detail
+        return asked
+
+    def got(server: Server, *details: str | None, **fields: object) -> object:
+        reply = server.chat(messages=[message(*details)], max_tokens=1, **fields).json()
+        if "error" in reply:
+            return reply["error"]["message"]
+        found = reply["usage"]["prompt_tokens_details"]
+        assert found["image_tokens"] == sum(found["vision_tokens"])
+        return found["vision_tokens"]
+
+    with serving(create_app(llava, ServeOptions(max_vision_tokens=40))) as server:
+        assert got(server, "low", "high", None) == [1, 16, 4]
+        assert got(server, "auto", "auto", "auto") == [1, 16, 4]
+        assert got(server, "auto", "auto", "auto", max_vision_tokens=9) == [1, 4, 4]
+        assert got(server, vision_tokens="auto") == [1, 16, 4]
+        assert got(server, "auto", "auto", vision_tokens=4) == [4, 4, 4]
+        assert "leave out one of them" in got(server, "low", vision_tokens=4)
+        assert "may have 40" in got(server, "high", "high", "high")
+        assert "detail" in got(server, "huge")
+
+
+def test_what_was_read_before_is_not_read_again_and_usage_says_so(server: Server, images: list[np.ndarray]) -> None:
+    messages = [turn("Is there a green circle?", images[3])]
+    asked = {"max_tokens": 8}
+    seen = []
+    for question in ("How many shapes are there?", "And what is at the top?"):
+        reply = server.chat(messages=messages, **asked).json()
+        seen.append(reply["usage"])
+        messages.append({"role": "assistant", "content": reply["choices"][0]["message"]["content"]})
+        messages.append({"role": "user", "content": question})
+    again = server.chat(messages=messages[:1], **asked).json()["usage"]
+    first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in seen)
+    assert first < second <= seen[1]["prompt_tokens"] - 1
+    assert second >= seen[0]["prompt_tokens"] - 2
+    assert again["prompt_tokens_details"]["cached_tokens"] == again["prompt_tokens"] - 1
+    assert server.metric("llava_stf_cached_tokens_total") >= second
+
+
+def test_edited_histories_of_many_clients_are_answered_as_alone_within_the_memory(
+    stf_folder: str, images: list[np.ndarray]
+) -> None:
+    llava = load_model(stf_folder, device="cpu")
+    app = create_app(llava, ServeOptions(max_batch=4, max_cache_bytes=600_000))
+    prefixes = app.state.engine._prefixes
+    with serving(app) as server, ThreadPoolExecutor(6) as pool:
+
+        def converse(client: int) -> list[tuple[list[object], str]]:
+            messages, heard = [turn(f"Client {client}?", images[client % 3])], []
+            for edit in range(3):
+                reply = server.chat(messages=messages, max_tokens=4).json()
+                heard.append((list(messages), reply["choices"][0]["message"]["content"]))
+                said = heard[-1][1] if (client + edit) % 2 else "Something else."
+                messages += [{"role": "assistant", "content": said}, turn(f"And {edit}?")]
+            return heard
+
+        heard = [each for client in pool.map(converse, range(6)) for each in client]
+        assert 0 < prefixes.nbytes <= prefixes.limit
+        assert llava.image_cache.nbytes <= 150_000
+    for messages, answer in heard:
+        history = [
+            {"role": message["role"], "content": message["content"]}
+            if isinstance(message["content"], str)
+            else user_turn(message["content"][-1]["text"], len(message["content"]) - 1)
+            for message in messages
+        ]
+        client = int(messages[0]["content"][-1]["text"].split()[1][0])
+        assert answer == llava._answers(llava.encode([history], [[_pil(images[client % 3])]]), 4, {})[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llava_stf.errors import FusionError, LlavaStfError, nearest
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from llava_stf.reduction import Method
 
 FULL, STF = "full", "stf"
+EXPORTED = "exported"  # by whatever method the model was exported with, at its number of tokens
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class ModelOptions:
             CheckpointError: as `load_model`.
             FusionError: as `load_model`.
         """
+        from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
         from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
@@ -62,6 +63,15 @@ class ModelOptions:
 
         path = self._local_path()
         config = self._config(path)
+        instructions = self.pretrained not in BUNDLED if self.instructions is None else self.instructions
+        if isinstance(config, ExportedLlavaConfig):
+            if self.method not in (None, EXPORTED) or self.method_options:
+                raise LlavaStfError(f"{self.pretrained} is an export, to which no method can be applied any more.")
+            tokens = config.num_image_tokens([(0, 0)], self.vision_tokens)[0]
+            return replace(
+                self, pretrained=path, method=EXPORTED, vision_tokens=tokens, subfolder=None, revision=None,
+                instructions=instructions,
+            )  # fmt: skip
         patches = patch_grid(config) ** 2
         fused = isinstance(config, LlavaStfConfig)
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
@@ -83,7 +93,6 @@ class ModelOptions:
             tokens = self._fused_tokens(config, fused)
         else:
             tokens = patches if method == FULL else self._reduced_tokens(method, config, patches)
-        instructions = self.pretrained not in BUNDLED if self.instructions is None else self.instructions
         return replace(
             self,
             pretrained=path,
@@ -107,7 +116,7 @@ class ModelOptions:
         assert isinstance(self.vision_tokens, int)
         llava = load_model(
             self.pretrained,
-            vision_tokens=self.vision_tokens if self.method == STF else "all",
+            vision_tokens=self.vision_tokens if self.method in (STF, EXPORTED) else "all",
             device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,
@@ -117,7 +126,7 @@ class ModelOptions:
             kernels=self.kernels if self.method == STF else "auto",
             compile=self.compile,
         )
-        if self.method not in (FULL, STF):
+        if self.method not in (FULL, STF, EXPORTED):
             from llava_stf.reduction import apply_reduction
 
             method = configured(self.method, self.method_options)
@@ -130,7 +139,7 @@ class ModelOptions:
 
         assert self.method is not None, "resolve the options first"
         assert isinstance(self.vision_tokens, int)
-        if self.method == FULL:
+        if self.method in (FULL, EXPORTED):
             return self.vision_tokens
         config, method = self._config(self._local_path()), configured(self.method, self.method_options)
         return method.mean_tokens(config.text_config.num_hidden_layers, patch_grid(config) ** 2, self.vision_tokens)
@@ -145,12 +154,9 @@ class ModelOptions:
         return str(locate(self.pretrained, subfolder=self.subfolder, revision=revision).resolve())
 
     def _config(self, path: str) -> LlavaConfig:
-        from llava_stf.loading import read_config
-        from llava_stf.loading.lora import is_lora_folder, read_lora_folder
+        from llava_stf.loading import read_config_to_ask
 
-        if is_lora_folder(Path(path)):
-            return read_lora_folder(Path(path)).config
-        return read_config(path, vision_tower=self.vision_tower)
+        return read_config_to_ask(path, vision_tower=self.vision_tower)
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
         from llava_stf.models.fusion.budget import patch_grid, resolve_window

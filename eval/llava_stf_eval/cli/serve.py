@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import waiting
+from llava_stf.cli.common import importing
 
 
 def _counts(text: str) -> str:
@@ -57,7 +57,7 @@ def serve(
     """
     import shlex
 
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
         from llava_stf_eval.measurement.result import open_result

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from llava_stf.cli.common import Device, Quantization, waiting
+from llava_stf.cli.common import Device, Quantization, importing
 
 
 def _names(text: str) -> list[str]:
@@ -31,11 +31,18 @@ def speed(
     vision_tokens: Annotated[
         str | None, typer.Option(metavar="N,N", callback=_counts, help="Budgets; default: a quarter of the patches.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the methods that have it: full_layers=3; repeatable."),
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Images asked at once.")] = "1",
     text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without image.")] = "64",
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision.")] = "bfloat16",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(help="Precision; 'auto' is bfloat16, or float32 on a CPU that is slow at it."),
+    ] = "auto",
     quantization: Quantization = None,
     device: Device = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
@@ -49,9 +56,10 @@ def speed(
 
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.io.publish import write_json
         from llava_stf.io.signals import keeping
+        from llava_stf.reduction.options import parse_options
         from llava_stf_eval.measurement.result import open_result
         from llava_stf_eval.speed.output import RESULT, print_tables, save_figure
         from llava_stf_eval.speed.run import Plan, measure
@@ -63,6 +71,7 @@ def speed(
         model=model,
         methods=_names(methods),
         vision_tokens=_integers(vision_tokens) if vision_tokens else None,
+        options=parse_options(option or []),
         batch_sizes=_integers(batch_sizes),
         text_tokens=_integers(text_tokens),
         new_tokens=_integers(new_tokens),

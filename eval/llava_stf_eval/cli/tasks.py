@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, token_count, waiting
+from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, importing, token_count
 
 if TYPE_CHECKING:
     from llava_stf_eval.benchmarks.run import TaskOptions
@@ -36,6 +36,10 @@ def tasks(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many documents of each benchmark.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 1,
+    check_batch: Annotated[
+        bool,
+        typer.Option("--check-batch", help="Ask again one by one, in OUTPUT/one-by-one; count answers that differ."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Only download the data sets into --data, after saying how large they are.")
@@ -63,7 +67,7 @@ def tasks(
             raise typer.BadParameter("--fetch needs --data, the folder to download into")
         fetch_data(asked, data)
         return
-    with waiting("Importing torch and transformers"):
+    with importing():
         from llava_stf.reduction.options import parse_options
         from llava_stf_eval.benchmarks.models import ModelOptions
         from llava_stf_eval.benchmarks.run import TaskOptions
@@ -81,7 +85,23 @@ def tasks(
         subfolder=subfolder,
         instructions=instructions,
     )
-    raise typer.Exit(_run(TaskOptions(options, asked, protocol, output, data, limit, batch_size, resume)))
+    run = TaskOptions(options, asked, protocol, output, data, limit, batch_size, resume)
+    if check_batch and batch_size == 1:
+        raise typer.BadParameter("--check-batch compares with answers one by one: give a --batch-size above 1")
+    raise typer.Exit(_check_batch(run) if check_batch else _run(run))
+
+
+def _check_batch(options: "TaskOptions") -> int:
+    """Runs at the batch size and one by one, and says which answers the batch changed; returns the exit code."""
+    from dataclasses import replace
+
+    from llava_stf_eval.report import load_run
+    from llava_stf_eval.report.batches import batch_changes, print_changes
+
+    alone = replace(options, batch_size=1, output=options.output / "one-by-one")
+    code = max(_run(options), _run(alone))
+    print_changes(batch_changes(load_run(alone.output), load_run(options.output)))
+    return code
 
 
 def _run(options: "TaskOptions") -> int:

@@ -6,6 +6,7 @@ A result has `complete`, which is false until its last row is there; `plan` and 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,15 @@ def open_result(path: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] 
     return None
 
 
-def begin_or_resume(fresh: dict[str, Any], before: dict[str, Any] | None) -> dict[str, Any]:
+def begin_or_resume(
+    fresh: dict[str, Any], before: dict[str, Any] | None, *, row_fields: Collection[str]
+) -> dict[str, Any]:
     """The result to add rows to: `fresh`, or the one from before if it is of the same plan on the same machine.
+
+    Args:
+        fresh: without rows.
+        before: what `open_result` found.
+        row_fields: what every row says today; a row of an older version may lack some.
 
     Raises:
         LlavaStfError: they differ, so rows of both would not compare; it names in what.
@@ -58,6 +66,12 @@ def begin_or_resume(fresh: dict[str, Any], before: dict[str, Any] | None) -> dic
             raise LlavaStfError(
                 f"The measurement to go on with has another {name} ({there}, and now {here}): go on as it was begun, "
                 "or take another folder or --overwrite."
+            )
+    for name in row_fields:
+        if not all(name in row for row in before["rows"]):
+            raise LlavaStfError(
+                f"The measurement to go on with is an older version's, whose rows do not say {name}: take another "
+                "folder or --overwrite."
             )
     return before
 

@@ -23,10 +23,10 @@ class Stratum:
     weight: float
 
 
-def bootstrap(
+def resampled(
     strata: Sequence[Stratum], statistic: Statistic, *, seed: int, resamples: int = RESAMPLES
-) -> tuple[float, float, float, float]:
-    """Score of A, score of B, and the interval of B minus A.
+) -> tuple[Floats, Floats]:
+    """Scores of A and B, [2], and those of the units drawn anew, [resamples, 2].
 
     Equal units are counted instead of drawn one by one: drawing n units with replacement from k kinds is one draw of a
     multinomial distribution, which makes a benchmark of 200,000 questions as cheap as a small one.
@@ -46,9 +46,22 @@ def bootstrap(
         scores += stratum.weight * statistic(stratum.units.sum(axis=0), count)
         times = generator.multinomial(count, counts / count, size=resamples)
         drawn += stratum.weight * statistic(np.einsum("rk,kac->rac", times.astype(float), kinds), count)
+    return scores, drawn
+
+
+def bootstrap(
+    strata: Sequence[Stratum], statistic: Statistic, *, seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float, float, float]:
+    """Score of A, score of B, and the interval of B minus A; the arguments are those of `resampled`."""
+    scores, drawn = resampled(strata, statistic, seed=seed, resamples=resamples)
+    return float(scores[0]), float(scores[1]), *interval(drawn[:, 1] - drawn[:, 0])
+
+
+def interval(drawn: Floats) -> tuple[float, float]:
+    """The middle `CONFIDENCE` of the draws."""
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(drawn[:, 1] - drawn[:, 0], [tail, 100 - tail])
-    return float(scores[0]), float(scores[1]), float(low), float(high)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def mean(sums: Floats, count: int) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ SHOWN = 2  # flipped answers of each direction and benchmark in the terminal
 HEADERS = ("questions", "A", "B", "B - A", f"{100 * CONFIDENCE:.0f} % interval", "gained", "lost")
 
 
-def check_output(path: Path) -> None:
-    """Check, before anything is read, that `write_comparison` can write the file.
+def check_output(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Check, before anything is read, that the file can be written: by `write_comparison`, or as one of `suffixes`.
 
     Raises:
         LlavaStfError: it cannot.
     """
-    if path.suffix not in SUFFIXES:
-        raise LlavaStfError(f"Expected --output to end in {' or '.join(SUFFIXES)}, found {path.name}.")
+    if path.suffix not in suffixes:
+        raise LlavaStfError(f"Expected --output to end in {' or '.join(suffixes)}, found {path.name}.")
     if not path.absolute().parent.is_dir():
         raise LlavaStfError(f"There is no folder {path.absolute().parent} to write {path.name} to; create it.")
 

@@ -19,11 +19,11 @@ MODEL_7B, MODEL_13B, MODEL_7B_LORA = "llava-1.5-7b", "llava-1.5-13b", "llava-1.5
 class Published:
     """One published row.
 
-    `mean_tokens` is the budget of a published table: tokens of an image in the mean over the LLM's layers.
-    `vision_tokens` is what is kept of the image, the number that methods here take: less than the mean for FastV, whose
-    first layers see everything, and `None` where a method keeps another number in every few layers. `options` are
-    those in which the row differs from the method's defaults. `scores` maps a benchmark to the lowest and highest
-    figure of the sources, mostly equal: per cent, for `mme` the perception sum; `mme_total` is perception and
+    `mean_tokens` is the budget: tokens of an image in the mean over the LLM's layers. `table_tokens` is the number that
+    a table gives where it counts otherwise. `vision_tokens` is what is kept of the image, the number that methods here
+    take: less than the mean for methods that drop tokens inside the LLM, and `None` where a source does not say which.
+    `options` are those in which the row differs from the method's defaults. `scores` maps a benchmark to the lowest and
+    highest figure of the sources, mostly equal: per cent, for `mme` the perception sum; `mme_total` is perception and
     cognition, which no benchmark of ours reports. `trained` says whether the method trains the model for its count.
     """
 
@@ -36,6 +36,7 @@ class Published:
     scores: dict[str, tuple[float, float]]
     sources: tuple[str, ...]
     options: dict[str, Any]
+    table_tokens: int | None = None
     note: str | None = None
 
     @property
@@ -66,6 +67,7 @@ def published_rows() -> tuple[Published, ...]:
         Published(
             **{name: row[name] for name in ("model", "method", "title", "vision_tokens", "trained")},
             mean_tokens=row.get("mean_tokens", row["vision_tokens"]),
+            table_tokens=row.get("table_tokens"),
             note=row.get("note"),
             scores={name: _range(value) for name, value in row["scores"].items()},
             sources=tuple(content["sources"][source] for source in row["sources"]),
@@ -88,14 +90,16 @@ def find_published(
     Args:
         method: its name.
         vision_tokens: the budget as tokens kept of an image; FastV's row of 192 keeps 166.
-        mean_tokens: or as the mean over the LLM's layers, the number in published tables; one of the two.
+        mean_tokens: or as the mean over the LLM's layers, or the number that published tables give for it; one of the
+            two.
         options: in which the method differs from its defaults, such as `{"full_layers": 3}` of FastV.
         model: of whose rows.
     """
     if (vision_tokens is None) == (mean_tokens is None):
         raise ValueError("Expected either vision_tokens or mean_tokens.")
     for row in published_rows():
-        same = row.vision_tokens == vision_tokens if mean_tokens is None else row.mean_tokens == mean_tokens
+        means = (row.mean_tokens, row.table_tokens)
+        same = row.vision_tokens == vision_tokens if mean_tokens is None else mean_tokens in means
         if same and (row.model, row.method, row.options) == (model, method, dict(options or {})):
             return row
     return None

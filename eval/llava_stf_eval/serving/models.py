@@ -47,7 +47,7 @@ def prepare(text: str, folder: Path) -> Served:
     if Path(name).is_dir() and (count := _fused_tokens(Path(name))) and tokens in (None, count):
         _link(Path(name), folder)
     else:
-        model, processor = llava = load_model(name, vision_tokens=tokens, device="cpu")
+        model, processor = llava = load_model(name, vision_tokens=tokens, device="cpu", dtype="stored")
         if processor is None:
             raise CheckpointError(f"{name} came without a tokenizer and cannot be served; add its files.")
         count = llava.vision_tokens

@@ -29,6 +29,7 @@ from llava_stf_eval.speed.machine import load_average
 
 # Of what the first model reached under a fixed load: a rate that it can keep up with, but with requests that meet.
 SHARE_OF_CAPACITY = 0.7
+ROW_FIELDS = ("model", "vision_tokens", "load", "server", "fits")  # of every row, beside the summary of its load
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def measure(
         "plan": {**asdict(plan), "images": str(plan.images) if plan.images else None},
         "rows": [],
     }
-    result = begin_or_resume(fresh, before)
+    result = begin_or_resume(fresh, before, row_fields=ROW_FIELDS)
     rows, loads = result["rows"], len(plan.clients) + 1
     on_row(result)
     with closing(_targets(plan, folder, progress, first=len(rows) // loads)) as targets:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,12 +27,3 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 def load_average() -> list[float]:
     """Processes that ran or waited to, on average over the last 1, 5 and 15 minutes."""
     return [round(load, 2) for load in os.getloadavg()]
-
-
-def available_memory() -> int | None:
-    """Bytes that a new process can have without swapping; `None` where the system does not tell (other than Linux)."""
-    information = Path("/proc/meminfo")
-    if not information.is_file():
-        return None
-    lines = information.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -121,7 +121,8 @@ def _by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['method']} {row['vision_tokens']}"
+    options = [f"{name}={value}" for name, value in row.get("method_options", {}).items()]  # older ones have none
+    return ", ".join([f"{row['method']} {row['vision_tokens']}", *options])
 
 
 def _layers(row: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
 IMAGE = (480, 640)  # height and width of the random image that is preprocessed
+ROW_FIELDS = ("case", "method", "vision_tokens", "mean_tokens", "error")  # of every row, a failed one too
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
         model: a plain LLaVA that `load_model` finds.
         methods: `"full"`, `"stf"`, or of `llava_stf.reduction`.
         vision_tokens: budgets; `None` is a quarter of the patches.
+        options: of the methods that have them, such as `{"full_layers": "3"}`.
         text_tokens: of a prompt, beside its one image.
         new_tokens: of an answer, which never ends earlier.
         attention: implementations, as transformers names them.
@@ -50,11 +52,12 @@ class Plan:
     model: str | None = None
     methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     text_tokens: list[int] = field(default_factory=lambda: [64])
     new_tokens: list[int] = field(default_factory=lambda: [32])
     attention: list[str] = field(default_factory=lambda: ["sdpa"])
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["8bit", "4bit"] | None = None
     device: str | None = None
     repeats: int = 5
@@ -87,7 +90,7 @@ def measure(
     _check(plan)
     device = _device(plan)
     config = shape_config(plan.shape) if plan.shape else _read_config(str(plan.model))
-    settings = settings_of(config, plan.methods, plan.vision_tokens)
+    settings = settings_of(config, plan.methods, plan.vision_tokens, plan.options)
     for case in plan.cases():
         _check_length(case, max(setting.places for setting in settings), config)
     _check_attention(plan.attention, device)
@@ -99,13 +102,14 @@ def measure(
         "model": {
             "name": plan.shape or plan.model,
             "weights": "random" if plan.shape else "trained",
+            "dtype": str(model.dtype).removeprefix("torch."),
             "weights_bytes": sum(parameter.nbytes for parameter in model.parameters()),
             "llm_parameters": llm_parameters(config),
         },
         "plan": asdict(plan),
         "rows": [],
     }
-    result = begin_or_resume(fresh, before)
+    result = begin_or_resume(fresh, before, row_fields=ROW_FIELDS)
     on_row(result)
     measured = [row["case"] for row in result["rows"]]
     for case in plan.cases():
@@ -179,7 +183,8 @@ def _model(plan: Plan, device: torch.device) -> tuple[LlavaForConditionalGenerat
         if processor is not None:
             return model, processor.image_processor
     else:
-        model = build_model(plan.shape, device=device, dtype=getattr(torch, plan.dtype), quantization=plan.quantization)
+        dtype = None if plan.dtype == "auto" else getattr(torch, plan.dtype)
+        model = build_model(plan.shape, device=device, dtype=dtype, quantization=plan.quantization)
     side = model.config.vision_config.image_size
     crop = {"height": side, "width": side}
     return model, LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": side}, crop_size=crop)
@@ -249,6 +254,7 @@ def _empty_row(case: Case, variant: Variant, error: str | None) -> dict[str, Any
     return {
         "case": asdict(case),
         "method": setting.method,
+        "method_options": dict(setting.options),
         "vision_tokens": setting.vision_tokens,
         "mean_tokens": setting.mean_tokens,
         "error": error,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.errors import LlavaStfError
-from llava_stf_eval.speed.machine import available_memory
+from llava_stf.io.memory import available_memory
+from llava_stf.loading.precision import dtype_on_cpu
 
 _CLIP_L = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -27,6 +28,10 @@ SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     "medium": (
         {**_CLIP_L, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 4},
         {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 12, "num_attention_heads": 16},
+    ),
+    "1b": (
+        _CLIP_L,
+        {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16},
     ),
     "7b": (
         _CLIP_L,
@@ -64,10 +69,12 @@ def build_model(
     shape: str,
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     quantization: Literal["8bit", "4bit"] | None = None,
 ) -> LlavaForConditionalGeneration:
     """A plain LLaVA of that shape with random weights, made on `device`; `quantization` is of the LLM alone.
+
+    Without `dtype` it is what `load_model` takes of a checkpoint in bfloat16.
 
     Raises:
         LlavaStfError: the weights do not fit in memory.
@@ -77,6 +84,10 @@ def build_model(
 
     with init_empty_weights():
         model = LlavaForConditionalGeneration(shape_config(shape)).eval().requires_grad_(False)
+    if dtype is None:
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        on_cpu = device.type == "cpu" and quantization is None
+        dtype = dtype_on_cpu(torch.bfloat16, elements) if on_cpu else torch.bfloat16
     quantized = _llm_layers(model) if quantization else {}
     _check_memory(shape, model, quantized, device, dtype, quantization)
     block = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(device, dtype)

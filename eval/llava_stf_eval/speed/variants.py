@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from llava_stf.analysis.counting import Count, count
 from llava_stf.errors import FusionError, nearest
 from llava_stf.models.fusion.budget import patch_grid
-from llava_stf.reduction import METHODS, apply_reduction, check_reduction
+from llava_stf.reduction import METHODS, Method, apply_reduction, check_reduction, with_options
+from llava_stf.reduction.options import changed_options, option_types
 
 FULL = "full"
 
@@ -22,13 +24,14 @@ class Setting:
     """A method at a budget of vision tokens for each image.
 
     `vision_tokens` are kept of an image, `places` is how many image ids its prompts hold, `per_layer` how many tokens
-    of an image each LLM layer sees.
+    of an image each LLM layer sees, `options` the method's that are not its defaults.
     """
 
     method: str
     vision_tokens: int
     places: int
     per_layer: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...] = ()
 
     @property
     def mean_tokens(self) -> float:
@@ -38,7 +41,7 @@ class Setting:
     @property
     def name(self) -> str:
         """How a table calls the setting."""
-        return f"{self.method} {self.vision_tokens}"
+        return ", ".join([f"{self.method} {self.vision_tokens}", *(f"{name}={value}" for name, value in self.options)])
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,21 @@ class Variant:
         )  # fmt: skip
 
 
-def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | None) -> list[Setting]:
+def settings_of(
+    config: LlavaConfig, methods: list[str], budgets: list[int] | None, options: Mapping[str, Any] | None = None
+) -> list[Setting]:
     """Every method at every budget, `"full"` at all patches alone; a budget left out is a quarter of the patches.
 
+    Args:
+        config: of a plain LLaVA.
+        methods: `"full"`, or of `llava_stf.reduction`.
+        budgets: tokens that are kept.
+        options: each of every method that has one of that name.
+
     Raises:
-        FusionError: an unknown method or a budget that a method cannot give.
+        FusionError: an unknown method, a budget that a method cannot give, an option that none of them has.
     """
+    options = options or {}
     patches, layers = patch_grid(config) ** 2, config.text_config.num_hidden_layers
     known = [FULL, *METHODS]
     settings = []
@@ -69,12 +81,17 @@ def settings_of(config: LlavaConfig, methods: list[str], budgets: list[int] | No
         if method not in known:
             raise FusionError(f"Unknown method '{method}': {nearest(method, known)}")
         for budget in [patches] if method == FULL else budgets or [patches // 4]:
-            places, per_layer = budget, [budget] * layers
-            if method != FULL:
-                check_reduction(config, method, budget)
-                places = METHODS[method].prompt_tokens(patches, budget)
-                per_layer = METHODS[method].vision_tokens_per_layer(layers, patches, budget)
-            settings.append(Setting(method, budget, places, tuple(per_layer)))
+            if method == FULL:
+                settings.append(Setting(method, budget, budget, (budget,) * layers))
+                continue
+            found = _configured(method, options)
+            check_reduction(config, found, budget)
+            per_layer = found.vision_tokens_per_layer(layers, patches, budget)
+            own = tuple(changed_options(found).items())
+            settings.append(Setting(method, budget, found.prompt_tokens(patches, budget), tuple(per_layer), own))
+    for name in options:
+        if not any(name in option_types(METHODS[method]) for method in methods if method != FULL):
+            raise FusionError(f"None of the methods {', '.join(methods)} has an option '{name}'.")
     return list(dict.fromkeys(settings))
 
 
@@ -88,9 +105,15 @@ def build_variants(model: LlavaForConditionalGeneration, settings: list[Setting]
     for setting in settings:
         own = share_weights(model)
         if setting.method != FULL:
-            apply_reduction(own, None, setting.method, vision_tokens=setting.vision_tokens, seed=seed)
+            method = with_options(METHODS[setting.method], dict(setting.options))
+            apply_reduction(own, None, method, vision_tokens=setting.vision_tokens, seed=seed)
         variants.append(Variant(setting, own))
     return variants
+
+
+def _configured(method: str, options: Mapping[str, Any]) -> Method:
+    types = option_types(METHODS[method])
+    return with_options(METHODS[method], {name: value for name, value in options.items() if name in types})
 
 
 def share_weights(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.options import parse_options, read_values
+from llava_stf.io.options import check_ranges, parse_options, read_values
 
 # A run that goes on from a checkpoint may change these: they do not decide what comes out.
 FREE = frozenset(
@@ -17,6 +17,19 @@ FREE = frozenset(
         *("resume", "overwrite", "max_bad_images"),
     )
 )
+
+
+_RANGES = {
+    "at least 1": (
+        *("image_size", "patch_size", "epochs", "per_device_batch_size", "gradient_accumulation", "logging_steps"),
+        *("save_steps", "save_total_limit", "depth", "source_size", "cpu_threads", "stop_after"),
+    ),
+    "at least 0": (
+        *("base_learning_rate", "final_learning_rate", "weight_decay", "final_weight_decay", "num_workers"),
+    ),
+    "at least 0 and below 2**32": ("seed",),
+    "in [0, 1)": ("max_bad_images",),
+}
 
 
 def _option(default: Any, text: str) -> Any:
@@ -89,12 +102,7 @@ class PretrainConfig:
         for name in ("method", "data", "output"):
             if not getattr(self, name):
                 raise LlavaStfError(f"--{name} is required: give it as a flag or in the config file")
-        positive = ("image_size", "patch_size", "epochs", "per_device_batch_size", "gradient_accumulation")
-        optional = ("depth", "source_size", "cpu_threads", "stop_after")
-        for name in (*positive, "logging_steps", "save_steps", "save_total_limit", *optional):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LlavaStfError(f"{name} must be at least 1, found {value}")
+        check_ranges(self, _RANGES)
         if self.image_size % self.patch_size:
             raise LlavaStfError(
                 f"patch_size must divide image_size, found {self.patch_size} and {self.image_size}: "
@@ -106,10 +114,6 @@ class PretrainConfig:
             raise LlavaStfError(
                 f"warmup_epochs must be at least 0 and below epochs, found {self.warmup_epochs} of {self.epochs}"
             )
-        if self.num_workers < 0:
-            raise LlavaStfError(f"num_workers must be at least 0, found {self.num_workers}")
-        if not 0 <= self.max_bad_images < 1:
-            raise LlavaStfError(f"max_bad_images must be in [0, 1), found {self.max_bad_images}")
         if self.resume and self.overwrite:
             raise LlavaStfError("resume goes on with the run in output, overwrite replaces it: leave out one of them")
 

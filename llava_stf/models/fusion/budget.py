@@ -1,6 +1,7 @@
 """Which window, how many tokens: every question about a model's token budget is answered here.
 
-A budget is a number of vision tokens per image, `"all"`, or `None` for what the model has by itself. A window of k x k
+A budget is a number of vision tokens per image, `"all"`, or `None` for what the model has by itself; a request may also
+name one of the model's budgets in a word, see `choose_budgets`. A window of k x k
 patches gives (grid / k)**2 tokens, so that a budget names a window and the other way round. Where images are cut into
 tiles (see `llava_stf.models.fusion.tiles`) a budget is of one tile, and an image has as many as its size says.
 """
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.tiles import has_tiles, tile_tokens
+from llava_stf.models.fusion.tiles import cells_of, has_tiles, most_tiles, tile_tokens
+from llava_stf.models.fusion.videos import require_videos, tokens_of_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VisionTokens = int | Literal["all"] | None
+Detail = Literal["low", "high", "auto"]
+DETAILS = ("low", "high", "auto")
+ANSWER_ROOM = 128  # positions that "auto" leaves for an answer, of short contexts a quarter
 ImageSizes = Sequence[tuple[int, int]]
 
 
@@ -46,8 +51,7 @@ def patch_grid(config: LlavaConfig) -> int:
 
 def tokens_of_pixels(height: int, width: int, patch_size: int, window: int) -> int:
     """Tokens of an image of so many pixels whose patches are fused in windows; all in pixels but `window`."""
-    side = patch_size * window
-    return (height // side) * (width // side)
+    return cells_of(height // patch_size, window) * cells_of(width // patch_size, window)
 
 
 def tokens_in_window(config: LlavaConfig, image_sizes: ImageSizes, window: int) -> list[int]:
@@ -55,19 +59,32 @@ def tokens_in_window(config: LlavaConfig, image_sizes: ImageSizes, window: int) 
     side = config.vision_config.image_size
     if has_tiles(config):
         grid, pinpoints = patch_grid(config), config.image_grid_pinpoints
-        return [tile_tokens(size, pinpoints, side, grid, window) for size in image_sizes]
+        most = most_tiles(getattr(config, "vision_aspect_ratio", None))
+        return [tile_tokens(size, pinpoints, side, grid, window, most) for size in image_sizes]
     return [tokens_of_pixels(side, side, config.vision_config.patch_size, window)] * len(image_sizes)
 
 
-def window_of_tokens(grid: int, vision_tokens: int | Literal["all"]) -> int:
-    """Side of the windows that leave `vision_tokens` of `grid` x `grid` patches.
+def window_sides(config: LlavaConfig) -> list[int]:
+    """Sides of the windows that images of a model with this config can be fused in.
+
+    Those that divide the patch grid. Where images come in tiles also 2 of an odd grid, in which the last window of a
+    row or column is of one patch less: 27x27 patches are 14x14 windows.
+    """
+    grid = patch_grid(config)
+    odd = has_tiles(config) and grid % 2 == 1 and grid > 1
+    return sorted([k for k in range(1, grid + 1) if grid % k == 0] + [2] * odd)
+
+
+def window_of_tokens(config: LlavaConfig, vision_tokens: int | Literal["all"]) -> int:
+    """Side of the windows that leave `vision_tokens` of the patches of a square image, or tile.
 
     Raises:
         FusionError: no window leaves that count.
     """
-    windows = {(grid // k) ** 2: k for k in range(1, grid + 1) if grid % k == 0}
+    grid = patch_grid(config)
+    windows = {cells_of(grid, k) ** 2: k for k in window_sides(config)}
     wanted = grid**2 if vision_tokens == "all" else vision_tokens
-    if wanted not in windows:
+    if type(wanted) is not int or wanted not in windows:
         raise FusionError(
             f"No window of the {grid}x{grid} patches gives {vision_tokens} vision tokens; possible are "
             f"{', '.join(map(str, windows))}, or 'all'."
@@ -92,7 +109,7 @@ def resolve_window(config: LlavaConfig, vision_tokens: VisionTokens = None) -> i
     fused = isinstance(config, FusedConfig)
     if vision_tokens is None:
         return config.fusion_window if fused else 2
-    window = window_of_tokens(patch_grid(config), vision_tokens)
+    window = window_of_tokens(config, vision_tokens)
     if fused and window not in (config.fusion_windows or []):
         counts = " or ".join(map(str, token_budgets(config)))
         raise FusionError(
@@ -138,13 +155,38 @@ def num_image_tokens(config: LlavaConfig, image_sizes: ImageSizes, vision_tokens
     """
     if isinstance(config, CountsTokens):
         return config.num_image_tokens(image_sizes, vision_tokens)
+    _require_plain(config, vision_tokens)
+    return tokens_in_window(config, image_sizes, 1)
+
+
+def num_video_tokens(config: LlavaConfig, frames: Sequence[int], vision_tokens: VisionTokens = None) -> list[int]:
+    """LLM tokens of each video of a prompt, on a model as it is: plain or fused.
+
+    Args:
+        config: of the model.
+        frames: how many each video has.
+        vision_tokens: the budget of an image, or tile, that is asked for; frames have the same windows.
+
+    Raises:
+        FusionError: the model takes no videos, or cannot give that number.
+    """
+    require_videos(config)
+    if isinstance(config, FusedConfig):
+        window = resolve_window(config, vision_tokens)
+    else:
+        _require_plain(config, vision_tokens)
+        window = 1
+    return tokens_of_frames(config, frames, patch_grid(config), window)
+
+
+def _require_plain(config: LlavaConfig, vision_tokens: VisionTokens) -> None:
+    """Check that a budget is that of a plain model. Raises `FusionError` if not."""
     grid = patch_grid(config)
-    if vision_tokens is not None and window_of_tokens(grid, vision_tokens) != 1:
+    if vision_tokens is not None and window_of_tokens(config, vision_tokens) != 1:
         raise FusionError(
             f"This model is a plain LLaVA with {grid**2} vision tokens and cannot give {vision_tokens}; load it with "
             f"vision_tokens={vision_tokens}."
         )
-    return tokens_in_window(config, image_sizes, 1)
 
 
 def tokens_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
@@ -166,26 +208,81 @@ def budget_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) ->
     return tokens_per_image(config, vision_tokens)
 
 
-def budget_of_prompt(config: LlavaConfig, image_token_mask: Tensor, image_sizes: ImageSizes) -> int:
-    """The budget that a prompt asks a fused model for, told from how many image tokens it has placeholders for.
+def choose_budgets(
+    config: LlavaConfig,
+    asked: Sequence[VisionTokens | Detail],
+    image_sizes: ImageSizes,
+    *,
+    room: int,
+) -> list[int]:
+    """The budget of each image of a prompt; those asked for in words are of the budgets that the model has.
+
+    `"low"` is the smallest, `"high"` the largest. `"auto"` is the smallest at which a token covers no more of the
+    image's own pixels than a patch has, or the largest: a small image, which is enlarged for the tower, shows nothing
+    more at more tokens. If the images do not fit into `room` then, those on `"auto"` are brought down, from the largest
+    budget on and the last image first, as far as it takes or goes. A model of one budget has that one for all words.
+
+    Args:
+        config: of the model.
+        asked: for each image a word, or a budget as elsewhere.
+        image_sizes: height and width of each in pixels, before it is resized.
+        room: tokens that all images have together.
+
+    Raises:
+        FusionError: the model cannot give a number that is asked for.
+    """
+    counts = sorted(token_budgets(config))
+    words = {"low": counts[0], "high": counts[-1]}
+    chosen = [
+        _budget_of_size(config, counts, size)
+        if one == "auto"
+        else words[one]
+        if one in DETAILS
+        else budget_per_image(config, one)  # type: ignore[arg-type]  # no word
+        for one, size in zip(asked, image_sizes, strict=True)
+    ]
+    while True:
+        used = (num_image_tokens(config, [size], one)[0] for size, one in zip(image_sizes, chosen, strict=True))
+        larger = [(chosen[at], at) for at, one in enumerate(asked) if one == "auto" and chosen[at] > counts[0]]
+        if sum(used) <= room or not larger:
+            return chosen
+        budget, at = max(larger)
+        chosen[at] = counts[counts.index(budget) - 1]
+
+
+def _budget_of_size(config: LlavaConfig, counts: list[int], image_size: tuple[int, int]) -> int:
+    cells = -(-max(image_size) // config.vision_config.patch_size)
+    return next((count for count in counts if count >= cells**2), counts[-1])
+
+
+def budget_of_prompt(config: LlavaConfig, places: Tensor, image_sizes: ImageSizes, frames: Sequence[int] = ()) -> int:
+    """The budget that a prompt asks a fused model for, told from how many places it has for images and videos.
 
     Args:
         config: of the fused model.
-        image_token_mask: bool [B, T]; counted, which waits for a GPU, only where the model has several budgets.
+        places: bool [B, T]; counted, which waits for a GPU, only where the model has several budgets.
         image_sizes: as in `num_image_tokens`.
+        frames: as in `num_video_tokens`.
 
     Returns:
-        Tokens per image: the model's default where it has no other, or where the placeholders fit none.
+        Tokens per image: the model's default where it has no other, or where the places fit none.
     """
     counts = token_budgets(config)
     if len(counts) > 1:
-        found = int(image_token_mask.sum())
+        found = int(places.sum())
         for count in counts:
-            if sum(num_image_tokens(config, image_sizes, count)) == found:
+            if tokens_of_prompt(config, image_sizes, frames, count) == found:
                 return count
     return _window_tokens(config, resolve_window(config))
 
 
+def tokens_of_prompt(
+    config: LlavaConfig, image_sizes: ImageSizes, frames: Sequence[int] = (), vision_tokens: VisionTokens = None
+) -> int:
+    """LLM tokens of all images and videos of a prompt, see `num_image_tokens` and `num_video_tokens`."""
+    tokens = sum(num_image_tokens(config, image_sizes, vision_tokens))
+    return tokens + sum(num_video_tokens(config, frames, vision_tokens)) if frames else tokens
+
+
 def _window_tokens(config: LlavaConfig, window: int) -> int:
-    side = config.vision_config.image_size
-    return tokens_of_pixels(side, side, config.vision_config.patch_size, window)
+    return cells_of(patch_grid(config), window) ** 2

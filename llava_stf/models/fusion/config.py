@@ -13,7 +13,9 @@ from llava_stf.models.fusion.budget import (
     resolve_window,
     token_budgets,
     tokens_in_window,
+    window_sides,
 )
+from llava_stf.models.fusion.tiles import cells_of
 from llava_stf.models.vision.layers import default_fusion_layers, state_index
 
 
@@ -93,11 +95,12 @@ class FusionConfig:
         self.use_window(self.fusion_window)
 
     def _check_window(self, window: int) -> None:
-        if window < 1 or self.grid % window:
+        if window not in window_sides(self):
             vision = self.vision_config
             raise FusionError(
                 f"fusion_window {window} does not divide the grid of {self.grid}x{self.grid} patches "
-                f"({vision.image_size} px in patches of {vision.patch_size} px); take a divisor of {self.grid}."
+                f"({vision.image_size} px in patches of {vision.patch_size} px); take one of "
+                f"{', '.join(map(str, window_sides(self)))}."
             )
 
     def use_window(self, window: int) -> None:
@@ -109,7 +112,7 @@ class FusionConfig:
         if window not in (self.fusion_windows or []):
             raise FusionError(f"fusion_window {window} is none of the model's fusion_windows {self.fusion_windows}.")
         self.fusion_window = window
-        self.image_seq_length = (self.grid // window) ** 2
+        self.image_seq_length = cells_of(self.grid, window) ** 2
 
     def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
         """LLM tokens of each image of a prompt, see `llava_stf.models.fusion.budget`."""
@@ -129,3 +132,15 @@ class FusionConfig:
     def fusion_states(self) -> list[int]:
         """The fusion layers as a list, in channel order."""
         return [self.fusion_layers] if isinstance(self.fusion_layers, int) else list(self.fusion_layers or [])
+
+
+@dataclass
+class VideoFusionConfig(FusionConfig):
+    """As `FusionConfig`, of a class that pools the frames of videos.
+
+    Args:
+        fusion_pool_frames: whether frames keep the pooling that their class has for them, by two along each side,
+            beside the windows that are fused; without it, windows stand in its place.
+    """
+
+    fusion_pool_frames: bool = True

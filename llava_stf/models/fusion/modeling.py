@@ -6,7 +6,7 @@ Both classes stand before those of transformers among the bases of a model.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,19 +17,24 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
 from llava_stf.models.carries_code import CarriesCode
-from llava_stf.models.fusion.budget import ImageSizes, budget_of_prompt, num_image_tokens
+from llava_stf.models.fusion.budget import ImageSizes, budget_of_prompt, num_image_tokens, num_video_tokens
+from llava_stf.models.fusion.tiles import takes_videos
+from llava_stf.models.fusion.videos import require_videos
 from llava_stf.models.llava_stf.vocabulary import tokenizer_beside, with_suppressed
 from llava_stf_kernels import check_count, place_tokens
 
 # What forward passes and outputs call the key-value cache; the other name is translated for callers until 5.40.
 CACHE = "cache" if "cache" in inspect.signature(LlavaForConditionalGeneration.forward).parameters else "past_key_values"
-# Since 5.24 outputs hold what `get_image_features` gave, and before that the image tokens alone.
+# Since 5.24 outputs hold what `get_image_features` gave, and before that the tokens alone.
 _HOLDS_IMAGE_OUTPUTS = "image_outputs" in LlavaModelOutputWithPast.__dataclass_fields__
 _Base: Any = LlavaForConditionalGeneration if TYPE_CHECKING else object
 
 
 class FusedImages:
-    """Of the inner model: places the tokens of `get_image_features` in the prompt."""
+    """Of the inner model: places the tokens of images, and of videos where a class takes them, in the prompt."""
+
+    # What the processor gives beside pixel values that tells how an image is shown.
+    image_choices: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
     if TYPE_CHECKING:
         config: Any
@@ -38,6 +43,15 @@ class FusedImages:
 
     def get_image_features(self, pixel_values: Tensor, **choices: Any) -> Any:
         """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image."""
+        raise NotImplementedError
+
+    def get_video_features(self, pixel_values_videos: Tensor, **choices: Any) -> Any:
+        """Fused tokens of videos [videos, frames, 3, height, width], in `pooler_output`: one [M, H] tensor per video.
+
+        Raises:
+            FusionError: the model takes images alone.
+        """
+        require_videos(self.config)
         raise NotImplementedError
 
     def check_choices(self, layers: int | list[int] | None, strategy: str | None) -> None:
@@ -53,17 +67,29 @@ class FusedImages:
         if strategy not in (None, "default"):
             raise FusionError(f"This model drops the class token; it has no select strategy '{strategy}'.")
 
-    def sizes_of_images(self, pixel_values: Tensor, image_sizes: Any = None) -> ImageSizes:
+    def sizes_of_images(self, pixel_values: Tensor, **choices: Any) -> ImageSizes:
         """Height and width of each image as `num_image_tokens` takes them.
 
         Args:
             pixel_values: of the images.
-            image_sizes: what the processor gave under that name.
+            **choices: what the processor gave under the names of `image_choices`.
 
         Raises:
             PromptError: it gave none, or another number than there are images.
         """
         return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
+
+    def budget_of(self, places: Tensor, pixel_values: Tensor | None, videos: Tensor | None, choices: Any) -> int:
+        """The budget that a prompt has places for, see `budget_of_prompt`.
+
+        Args:
+            places: bool [B, T], of images and videos.
+            pixel_values: of the images, or `None`.
+            videos: [videos, frames, ...] or `None`.
+            choices: see `image_choices`.
+        """
+        sizes = [] if pixel_values is None else self.sizes_of_images(pixel_values, **choices)
+        return budget_of_prompt(self.config, places, sizes, frames_of(videos))
 
     @can_return_tuple
     def forward(
@@ -73,7 +99,7 @@ class FusedImages:
         inputs_embeds: Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
-        image_sizes: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """As that of the class in transformers, without waiting for a GPU when the image tokens enter the prompt.
@@ -84,39 +110,68 @@ class FusedImages:
         Raises:
             ValueError: the number of image tokens in `input_ids` [B, T] is not that of the image tokens; on a GPU that
                 is a failed device assertion, while `generate` raises before it starts.
+            FusionError: the model takes no videos.
         """
-        choices: dict[str, Any] = {
+        layers: dict[str, Any] = {
             "vision_feature_layer": vision_feature_layer,
             "vision_feature_select_strategy": vision_feature_select_strategy,
-            "image_sizes": image_sizes,
         }
+        choices = {name: kwargs.pop(name, None) for name in self.image_choices}
+        pixels = {"image": pixel_values, "video": pixel_values_videos}
         kwargs["return_dict"] = True
-        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        ambiguous = inputs_embeds is not None or (pixel_values is not None and features is not None)
-        if input_ids is None or ambiguous or (pixel_values is None and features is None):
-            return super().forward(  # type: ignore[misc]
-                input_ids=input_ids, pixel_values=pixel_values, inputs_embeds=inputs_embeds, **choices, **kwargs
-            )
+        features = dict(kwargs.get("mm_encoder_outputs") or {})
+        given = [kind for kind in pixels if pixels[kind] is not None]
+        twice = any(features.get(kind) is not None for kind in given)
+        nothing = not given and all(features.get(kind) is None for kind in pixels)
+        if input_ids is None or inputs_embeds is not None or twice or nothing:
+            named = {"pixel_values": pixel_values, "pixel_values_videos": pixel_values_videos, **choices, **layers}
+            named = {name: value for name, value in named.items() if value is not None}  # some versions know not all
+            return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **named, **kwargs)  # type: ignore[misc]
         kwargs.pop("mm_encoder_outputs", None)
         embeddings = self.get_input_embeddings()(input_ids)
-        image_token_mask = input_ids == self.config.image_token_id
-        if features is None:
-            assert pixel_values is not None  # without either, this is not reached
-            sizes = self.sizes_of_images(pixel_values, image_sizes)
-            vision_tokens = budget_of_prompt(self.config, image_token_mask, sizes)
-            features = self.get_image_features(pixel_values, vision_tokens=vision_tokens, **choices)
-        tokens = torch.cat(list(features.pooler_output)).to(embeddings.device, embeddings.dtype)
-        embeddings = place_tokens(embeddings, tokens, image_token_mask, backend=self.multi_modal_projector.kernels)
+        places = places_of(self.config, input_ids)
+        if given:
+            layers["vision_tokens"] = self.budget_of(
+                torch.stack(list(places.values())).any(0), pixel_values, pixel_values_videos, choices
+            )
+        if pixel_values is not None:
+            features["image"] = self.get_image_features(pixel_values, **choices, **layers)
+        if pixel_values_videos is not None:
+            features["video"] = self.get_video_features(pixel_values_videos, **layers)
+        tokens = {}
+        for kind, outputs in features.items():
+            if outputs is not None:
+                joined = torch.cat(list(outputs.pooler_output)).to(embeddings.device, embeddings.dtype)
+                backend = self.multi_modal_projector.kernels
+                embeddings = place_tokens(embeddings, joined, places[kind], backend=backend)
+                tokens[kind] = joined
         outputs = super().forward(inputs_embeds=embeddings, **kwargs)  # type: ignore[misc]
-        if _HOLDS_IMAGE_OUTPUTS:
-            outputs.image_outputs = features
-        else:
-            outputs.image_hidden_states = tokens
+        for kind, joined in tokens.items():
+            if _HOLDS_IMAGE_OUTPUTS:
+                setattr(outputs, f"{kind}_outputs", features[kind])
+            else:
+                setattr(outputs, f"{kind}_hidden_states", joined)
         return outputs
+
+
+def places_of(config: Any, input_ids: Tensor) -> dict[str, Tensor]:
+    """Where images, and videos if the model takes them, have their places in a prompt: bool [B, T] by kind."""
+    places = {"image": input_ids == config.image_token_id}
+    if takes_videos(config):
+        places["video"] = input_ids == config.video_token_id
+    return places
+
+
+def frames_of(videos: Tensor | None) -> list[int]:
+    """How many frames each of the videos [videos, frames, ...] has."""
+    return [] if videos is None else [videos.shape[1]] * len(videos)
 
 
 class FusedGeneration(CarriesCode, _Base):
     """Of the model with the head: `generate`, and what it needs."""
+
+    # What the class in transformers calls the pixels of images.
+    pixels_name: ClassVar[str] = "pixel_values"
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`, never emitting an id that is no text (see `suppressed_ids`).
@@ -124,13 +179,21 @@ class FusedGeneration(CarriesCode, _Base):
         Raises:
             ValueError: the prompt has another number of placeholders than the images have tokens.
         """
-        ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get("pixel_values")
-        if ids is not None and pixel_values is not None:
+        ids, pixel_values = kwargs.get("input_ids", args[0] if args else None), kwargs.get(self.pixels_name)
+        videos = kwargs.get("pixel_values_videos")
+        if videos is not None:
+            require_videos(self.config)
+        if ids is not None and (pixel_values is not None or videos is not None):
             # Counted on the host, before any work is queued that the count would have to wait for.
-            image_token_mask = (ids == self.config.image_token_id).cpu()
-            sizes = self.model.sizes_of_images(pixel_values, kwargs.get("image_sizes"))
-            kwargs["vision_tokens"] = budget_of_prompt(self.config, image_token_mask, sizes)
-            check_count(image_token_mask, sum(num_image_tokens(self.config, sizes, kwargs["vision_tokens"])))
+            places, inner = places_of(self.config, ids.cpu()), self.model
+            choices = {name: kwargs.get(name) for name in inner.image_choices}
+            both = torch.stack(list(places.values())).any(0)
+            count = kwargs["vision_tokens"] = inner.budget_of(both, pixel_values, videos, choices)
+            if pixel_values is not None:
+                sizes = inner.sizes_of_images(pixel_values, **choices)
+                check_count(places["image"], sum(num_image_tokens(self.config, sizes, count)))
+            if videos is not None:
+                check_count(places["video"], sum(num_video_tokens(self.config, frames_of(videos), count)))
         kwargs["suppress_tokens"] = with_suppressed(kwargs, self.generation_config, self.config, tokenizer_beside(self))
         return super().generate(*args, **kwargs)
 

@@ -4,10 +4,14 @@ An image stands before the tower once as a whole, the base tile, and once cut in
 it at the resolution that fits it best. Windows of patches are fused in every tile on its own. The tiles' tokens are
 then laid side by side, what only pads the image is cropped away, and a newline token follows every row that is left.
 The model's features and the processor's placeholders both come from the functions here.
+
+LLaVA-OneVision differs in two things: tiles whose tokens are more than those of nine tiles, say, are shrunk to as many,
+and an image that stands in its prompt with others is not cut into tiles; its size is then `WHOLE`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +20,10 @@ from transformers.image_processing_utils import select_best_resolution
 from llava_stf.errors import FusionError
 
 Pinpoints = Sequence[Sequence[int]]
+
+# In place of the size of an image that is shown as a whole alone, whatever its size.
+WHOLE = (0, 0)
+_SHRUNK_FROM = 1.1  # tokens along a side, in units of what may be there
 
 
 def tile_rows_and_columns(image_size: tuple[int, int], pinpoints: Pinpoints, tile_side: int) -> tuple[int, int]:
@@ -26,6 +34,8 @@ def tile_rows_and_columns(image_size: tuple[int, int], pinpoints: Pinpoints, til
 
 def number_of_tiles(image_size: tuple[int, int], pinpoints: Pinpoints, tile_side: int) -> int:
     """Tiles of an image, the base tile included."""
+    if image_size == WHOLE:
+        return 1
     rows, columns = tile_rows_and_columns(image_size, pinpoints, tile_side)
     return 1 + rows * columns
 
@@ -53,20 +63,50 @@ def _middle(length: int, used: int, least: int) -> slice:
     return slice(padding, padding + least)
 
 
-def tile_tokens(image_size: tuple[int, int], pinpoints: Pinpoints, tile_side: int, grid: int, window: int) -> int:
+def shrunk_shape(rows: int, columns: int, cells: int, most_tiles: int | None) -> tuple[int, int]:
+    """Rows and columns of tokens that joined tiles are brought to, as in transformers but that one is always left.
+
+    Args:
+        rows: of the image's part of the joined tiles.
+        columns: as `rows`.
+        cells: tokens along the side of a tile.
+        most_tiles: as many tiles' tokens are left of an image that has more; `None` leaves all.
+    """
+    ratio = 0.0 if most_tiles is None else math.sqrt(rows * columns / (most_tiles * cells**2))
+    if ratio <= _SHRUNK_FROM:
+        return rows, columns
+    return max(1, int(rows // ratio)), max(1, int(columns // ratio))
+
+
+def cells_of(grid: int, window: int) -> int:
+    """Windows along a side of `grid` patches; the last is one of fewer patches where the side is no multiple."""
+    return -(-grid // window)
+
+
+def tile_tokens(
+    image_size: tuple[int, int],
+    pinpoints: Pinpoints,
+    tile_side: int,
+    grid: int,
+    window: int,
+    most_tiles: int | None = None,
+) -> int:
     """LLM tokens of an image in tiles.
 
     Args:
-        image_size: height and width in pixels, as the image processor is given them.
+        image_size: height and width in pixels, as the image processor is given them, or `WHOLE`.
         pinpoints: the resolutions, height and width, that images are brought to.
         tile_side: of a tile, in pixels.
         grid: of a tile, in patches.
         window: side of the windows that are fused, in patches.
+        most_tiles: see `shrunk_shape`.
     """
-    cells = grid // window
+    cells = cells_of(grid, window)
+    if image_size == WHOLE:
+        return cells**2 + 1
     tile_rows, tile_columns = tile_rows_and_columns(image_size, pinpoints, tile_side)
     rows, columns = image_area(tile_rows * cells, tile_columns * cells, image_size, least=least_rows(window))
-    height, width = rows.stop - rows.start, columns.stop - columns.start
+    height, width = shrunk_shape(rows.stop - rows.start, columns.stop - columns.start, cells, most_tiles)
     return cells**2 + height * (width + 1)
 
 
@@ -80,14 +120,37 @@ def has_tiles(config: object) -> bool:
     return hasattr(config, "image_grid_pinpoints")
 
 
-def refuse_tiles(config: Any, what: str) -> None:
-    """Check that images of a model with this config are not cut into tiles, where `what` is asked for.
+def most_tiles(vision_aspect_ratio: str | None) -> int | None:
+    """The `most_tiles` of `shrunk_shape` by the field of a config or processor that says it, `None` without the field.
 
     Raises:
-        FusionError: they are.
+        FusionError: it is another value than `anyres_max_N`.
     """
-    if has_tiles(config):
+    if vision_aspect_ratio is None:
+        return None
+    number = vision_aspect_ratio.removeprefix("anyres_max_")
+    if number == vision_aspect_ratio or not number.isdecimal() or int(number) < 1:
+        raise FusionError(f"vision_aspect_ratio must be anyres_max_N, anyres_max_9 say, found '{vision_aspect_ratio}'.")
+    return int(number)
+
+
+def refuse_tiles(config: Any, what: str) -> None:
+    """Check that a model with this config takes one square image, where `what` is asked for.
+
+    Raises:
+        FusionError: its images are cut into tiles, or it takes videos.
+    """
+    takes = "cuts images into tiles" if has_tiles(config) else "takes videos" if takes_videos(config) else None
+    if takes is not None:
         name = getattr(config, "model_type", type(config).__name__)
-        raise FusionError(
-            f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {name} cuts images into tiles."
-        )
+        raise FusionError(f"{what} is for models that take one square image, as LLaVA-1.5 does, and a {name} {takes}.")
+
+
+def shows_several_whole(config: object) -> bool:
+    """Whether images that stand in one prompt with others are not cut into tiles."""
+    return hasattr(config, "vision_aspect_ratio")
+
+
+def takes_videos(config: object) -> bool:
+    """Whether models with this config take videos."""
+    return hasattr(config, "video_token_index")

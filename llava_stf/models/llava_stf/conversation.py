@@ -8,7 +8,7 @@ puts a word-start piece in front of every text it gets, and the language model h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
@@ -71,7 +71,8 @@ def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]
     """
     if not processor.chat_template:
         raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
-    controls = _control_tokens(processor.tokenizer, str(processor.chat_template))
+    marker = getattr(processor, "video_token", None)
+    controls = _control_tokens(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
         return processor.apply_chat_template(quoted, add_generation_prompt=True)
@@ -85,10 +86,17 @@ def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
     if isinstance(content, str):
         return _quote(content, controls)
     if not isinstance(content, Sequence):
-        return content
-    return [
-        {**item, "text": _quote(item["text"], controls)} if item.get("type") == "text" else item for item in content
-    ]
+        raise PromptError(f"The content of a message is a text or a list of parts, found {type(content).__name__}.")
+    return [_quote_part(part, controls) for part in content]
+
+
+def _quote_part(part: Any, controls: re.Pattern[str]) -> Any:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if kind is None or (kind == "text" and not isinstance(part.get("text"), str)):
+        raise PromptError(
+            f"A part of a message is {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, found {part!r:.200}."
+        )
+    return {**part, "text": _quote(part["text"], controls)} if kind == "text" else part
 
 
 def _quote(text: str, controls: re.Pattern[str]) -> str:
@@ -97,22 +105,36 @@ def _quote(text: str, controls: re.Pattern[str]) -> str:
     return controls.sub(rf"{_OPEN}\g<0>{_CLOSE}", _QUOTES.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> re.Pattern[str]:
-    """What ends, begins or parts a prompt: the named special tokens, and those that the template writes."""
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase, template: str, markers: Collection[str | None] = (IMAGE_TOKEN,)
+) -> re.Pattern[str]:
+    """What ends, begins or parts a prompt: the named special tokens, and those that the template writes but markers."""
     named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
     written = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     found = {token for token in named if token} | {token for token in written if token in template}
-    longest_first = sorted(found - {IMAGE_TOKEN}, key=len, reverse=True)
+    longest_first = sorted(found.difference(markers), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def tokenize_chunks(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, image_token_id: int, image_token: str = IMAGE_TOKEN
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    image_token_id: int,
+    image_token: str = IMAGE_TOKEN,
+    others: Mapping[str, int] | None = None,
 ) -> list[int]:
-    """Token ids of a prompt: BOS, then each chunk between image markers tokenised on its own, one id per marker.
+    """Token ids of a prompt: BOS, then each chunk between markers tokenised on its own, one id per marker.
 
     Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row. A BOS
     that the text itself begins with, as some chat templates write it, is not doubled.
+
+    Args:
+        tokenizer: of the model.
+        text: the prompt.
+        image_token_id: of a marker.
+        image_token: the marker.
+        others: ids of further markers, `<video>` for one.
 
     Raises:
         PromptError: a lone surrogate.
@@ -121,8 +143,9 @@ def tokenize_chunks(
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(f"The prompt is no valid Unicode text: {error.reason}.") from error
-    chunks = text.removeprefix(tokenizer.bos_token or "").split(image_token)
-    return _join(_tokenize(tokenizer, chunks), image_token_id, tokenizer.bos_token_id)
+    places = {image_token: image_token_id, **(others or {})}
+    split = re.split(f"({'|'.join(map(re.escape, places))})", text.removeprefix(tokenizer.bos_token or ""))
+    return _join(_tokenize(tokenizer, split[::2]), [places[marker] for marker in split[1::2]], tokenizer.bos_token_id)
 
 
 def encode_conversation(
@@ -212,9 +235,9 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
     )
     # A non-legacy LLaMA tokenizer starts a round that follows `</s>` with one piece less than a round on its own.
     saved = len(tag) + 1 - len(tag_behind_end)
-    encoded, start = [], 0
+    encoded, start, bos = [], 0, tokenizer.bos_token_id
     for split in split_texts:
-        encoded.append(_join(chunks[start : start + len(split)], image_token_id, tokenizer.bos_token_id))
+        encoded.append(_join(chunks[start : start + len(split)], [image_token_id] * (len(split) - 1), bos))
         start += len(split)
     ids, round_ids, instruction_ids = encoded[0], encoded[1 : len(rounds) + 1], encoded[len(rounds) + 1 :]
 
@@ -259,10 +282,11 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: Any) -
     return tokenizer(texts, **settings, **options)["input_ids"]
 
 
-def _join(chunks: Sequence[list[int]], image_token_id: int, bos_token_id: int | None) -> list[int]:
+def _join(chunks: Sequence[list[int]], places: Sequence[int], bos_token_id: int | None) -> list[int]:
+    """BOS, then the chunks with the ids of the places between them."""
     ids = [] if bos_token_id is None else [bos_token_id]
     for i, chunk in enumerate(chunks):
         if i:
-            ids.append(image_token_id)
+            ids.append(places[i - 1])
         ids.extend(chunk)
     return ids

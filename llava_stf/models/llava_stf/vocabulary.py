@@ -22,7 +22,7 @@ _PROCESSOR = "_processor_beside"
 
 
 def suppressed_ids(config: LlavaConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> list[int]:
-    """Ids that are no text: the image placeholder, the pad id, and the rows that the tokenizer has no token for.
+    """Ids that are no text: image and video placeholders, the pad id, and the rows that the tokenizer has no token for.
 
     Args:
         config: of the model.
@@ -32,7 +32,8 @@ def suppressed_ids(config: LlavaConfig, tokenizer: PreTrainedTokenizerBase | Non
         The ids in rising order. A pad id that also ends an answer is not among them.
     """
     rows: int = config.text_config.vocab_size
-    ids = {config.image_token_id, _pad_id(config, tokenizer)} - _end_ids(config, tokenizer)
+    places = {config.image_token_id, getattr(config, "video_token_id", None)}
+    ids = {*places, _pad_id(config, tokenizer)} - _end_ids(config, tokenizer)
     if tokenizer is not None:
         ids |= _rows_without_token(tokenizer, len(tokenizer), rows)
     return sorted(id_ for id_ in ids if id_ is not None and 0 <= id_ < rows)

@@ -16,6 +16,12 @@ from llava_stf.models.vision.layers import state_index
 SELECTIVE_CAPTURE = "select_hidden_states" in vars(output_capturing)
 
 
+def towers_of(model: nn.Module) -> list[PreTrainedModel]:
+    """The vision towers of a LLaVA without head: one, or Video-LLaVA's for images and for frames."""
+    names = ("vision_tower", "image_tower", "video_tower")
+    return [getattr(model, name) for name in names if hasattr(model, name)]
+
+
 def tower_blocks(tower: PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of a vision tower, in order: its one `ModuleList` as long as the config says.
 

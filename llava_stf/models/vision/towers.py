@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from llava_stf.errors import CheckpointError
+from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json
 from llava_stf.models.vision.states import select_hidden_states
 from llava_stf.models.vision.vits import check_patches
@@ -53,7 +53,7 @@ def load_tower(
     try:
         special_tokens(tower)
     except (CheckpointError, RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} cannot be a vision tower: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{folder} cannot be a vision tower: {one_line(error)}") from error
     # The whole square that LLaVA pads an image to is shown; cutting its border off would lose what lies there.
     whole = {"size": {"shortest_edge": wanted}, "crop_size": {"height": wanted, "width": wanted}}
     return tower, {**preprocessor, **whole, "do_resize": True, "do_center_crop": True}
@@ -66,7 +66,7 @@ def _load(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
         vision = getattr(config, "vision_config", config)
         tower, report = AutoModel.from_pretrained(folder, config=vision, output_loading_info=True, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from error
     # Checkpoints of ViTs often have no pooling layer, which the class adds; LLaVA reads the states below it.
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:

@@ -105,15 +105,17 @@ def test_published_rows_are_distinct_and_have_sources_and_sane_figures():
 def test_published_rows_of_the_methods_here():
     assert find_published("stf", 144).text("mmbench") == "66.2"
     assert find_published("full", 576, model="llava-1.5-13b").text("mme") == "1531.3"
-    assert published_counts("divprune") == [64, 128, 192]
+    assert published_counts("divprune") == [32, 64, 128, 192]
     assert find_published("divprune", 128).text("scienceqa") == "68.7-69.0"
     assert find_published("divprune", 64).text("scienceqa") == "68.1-68.2"
     assert [find_published("tome", tokens).text("gqa") for tokens in (192, 128, 64)] == ["54.3", "52.4", "48.6"]
     assert find_published("visionzip", 64).text("mme") == "1365.6"
 
 
-@pytest.mark.parametrize(("mean", "kept", "gqa"), [(192, 166, "52.7"), (128, 98, "49.6"), (64, 30, "46.1"),
-                                                   (171, 144, "56.6")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("mean", "kept", "gqa"),
+    [(192, 166, "52.6-57.1"), (128, 98, "49.6-55.3"), (64, 30, "46.1-48.0"), (171, 144, "56.6")],
+)
 def test_published_budgets_are_means_over_layers(mean, kept, gqa):
     row = find_published("fastv", mean_tokens=mean)
     assert (row.vision_tokens, row.text("gqa")) == (kept, gqa)
@@ -127,9 +129,21 @@ def test_published_rows_of_other_options_and_of_pruning_in_steps():
     assert find_published("fastv", 288) is None
     assert find_published("fastv", 288, options={"full_layers": 3}).text("mme") == "1511.7"
     assert find_published("sparsevlm", 192) is None
-    assert find_published("sparsevlm", mean_tokens=192).text("gqa") == "57.6"
+    assert find_published("sparsevlm-1.0", mean_tokens=192).text("gqa") == "57.6"
+    assert find_published("pyramiddrop", mean_tokens=64).text("mmbench") == "33.3-58.8"
     with pytest.raises(ValueError, match="either"):
         find_published("fastv")
+
+
+@pytest.mark.parametrize(
+    ("method", "table", "kept"),
+    [("sparsevlm", 192, 113), ("sparsevlm", 128, 39), ("sparsevlm", 64, 18), ("dart", 192, 196), ("dart", 64, 68)],
+)
+def test_rows_that_their_tables_count_otherwise(method, table, kept):
+    row = find_published(method, mean_tokens=table)
+    assert row is find_published(method, kept)
+    assert row is find_published(method, mean_tokens=row.mean_tokens)
+    assert METHODS[method].mean_tokens(32, 576, kept) == pytest.approx(row.mean_tokens, abs=0.5)
 
 
 @pytest.mark.parametrize(("score", "difference"), [(60.0, -8.7), (68.8, 0.0), (70.0, 1.0)])
@@ -253,7 +267,7 @@ def test_bundled_models_get_published_figures_at_their_share_of_tokens_but_no_di
         ("vicuna-13b-mine", "full", 576, "63.3", "LLaVA-1.5-13B"),
         ("llava-7b-lora", "full", 576, "63.0", "LoRA"),
         ("llava-7b", "fastv", 144, "56.6", "171 tokens in the mean over layers, 144 kept"),
-        ("llava-7b", "fastv", 128, "–", "published of fastv are 64, 128, 171, 192, 315 in the mean over layers"),
+        ("llava-7b", "fastv", 128, "–", "published of fastv are 32, 64, 128, 171, 192, 315 in the mean over layers"),
         ("llava-7b", "random", 144, "–", "none are published"),
     ],
 )

@@ -337,6 +337,14 @@ def test_a_measurement_that_was_broken_off_says_so_and_is_finished_by_resume(tmp
         run(*small)
     with pytest.raises(LlavaStfError, match=r"another repeats of the plan \(1, and now 2\)"):
         run(*small, "--repeats", "2", "--resume")
+    older = deepcopy(before)
+    for row in older["rows"]:
+        del row["mean_tokens"]
+    (folder / "speed.json").write_text(json.dumps(older))
+    with pytest.raises(LlavaStfError, match="older version's, whose rows do not say mean_tokens: take another folder"):
+        run(*small, "--resume")
+    assert json.loads((folder / "speed.json").read_text()) == older
+    (folder / "speed.json").write_text(json.dumps(before))
     run(*small, "--resume", "--json")
     after = json.loads(capsys.readouterr().out)
     assert after == json.loads((folder / "speed.json").read_text())
@@ -356,3 +364,16 @@ def test_command_measures_a_checkpoint(tmp_path) -> None:
     run("--model", "tiny-full", "--vision-tokens", "16,4", *small)
     rows = json.loads((folder / "speed.json").read_text())["rows"]
     assert [(row["method"], row["vision_tokens"]) for row in rows] == [("full", 64), ("stf", 16), ("stf", 4)]
+
+
+def test_options_go_to_the_methods_that_have_them():
+    config = shape_config("tiny")
+    settings = settings_of(config, ["full", "fastv", "dart", "stf"], [16], {"full_layers": "1"})
+    assert [setting.name for setting in settings] == [
+        "full 64", "fastv 16, full_layers=1", "dart 16, full_layers=1", "stf 16",
+    ]  # fmt: skip
+    assert settings[1].per_layer == (64, *[16] * (config.text_config.num_hidden_layers - 1))
+    variants = build_variants(build_model("tiny", device=CPU, dtype=torch.float32), settings[:2])
+    assert variants[1].model.model.reduction.method.full_layers == 1
+    with pytest.raises(FusionError, match="None of the methods full, stf has an option 'full_layers'"):
+        settings_of(config, ["full", "stf"], [16], {"full_layers": "1"})

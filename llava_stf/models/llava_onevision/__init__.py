@@ -1,0 +1,1 @@
+"""LLaVA-OneVision on fused tokens, as a model of transformers: configuration, modeling, processing."""

@@ -1,0 +1,1 @@
+"""Video-LLaVA on fused tokens, as a model of transformers: configuration, modeling, processing."""

@@ -1,0 +1,82 @@
+"""What exporting changes in answers: the bundled models on drawn held-out images, PyTorch beside every precision.
+
+    python scripts/measure_export_answers.py --images 152 --output docs/speed/export-answers.json
+
+Each row has the share of right answers and how many are, id for id, those of PyTorch in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL.Image import Image
+
+from llava_stf import LlavaStf, load_model
+from llava_stf.export.write import export_model
+from llava_stf.inference import user_turn
+from llava_stf.io.publish import write_json
+from llava_stf.world.questions import is_right
+from llava_stf_eval.drawn import MAX_NEW_TOKENS, held_out
+from llava_stf_eval.speed.machine import describe_machine
+
+EXPORTS = [
+    *(("openvino", weights, "f32") for weights in ("fp32", "fp16", "int8", "int4")),
+    ("openvino", "fp32", "u8"),
+    *(("onnx", weights, "f32") for weights in ("fp32", "int8")),
+]
+BATCH = 64
+
+
+def answer_ids(llava: LlavaStf, pairs: Sequence[tuple[Image, Any]]) -> list[list[int]]:
+    """Greedy ids of each answer, up to the first end token."""
+    rows: list[list[int]] = []
+    end = llava.model.generation_config.eos_token_id
+    for start in range(0, len(pairs), BATCH):
+        batch = pairs[start : start + BATCH]
+        turns = [[user_turn(question.text, 1)] for _, question in batch]
+        inputs = llava.encode(turns, [[image] for image, _ in batch])
+        ids = llava.generate(inputs, max_new_tokens=MAX_NEW_TOKENS)[:, inputs["input_ids"].shape[1] :].tolist()
+        rows += [row[: row.index(end)] if end in row else row for row in ids]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", action="append", help="bundled or a folder; repeatable; default: tiny")
+    parser.add_argument("--images", type=int, default=152, help="152 images have a thousand questions")
+    parser.add_argument("--only", action="append", help="format-weights-cache; repeatable; default: all")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    pairs = held_out(options.images, seed=0)
+    rows: list[dict[str, Any]] = []
+    for name in options.model or ["tiny"]:
+        llava = load_model(name, device="cpu", dtype="float32")
+        wanted = answer_ids(llava, pairs)
+        with TemporaryDirectory() as folder:
+            for export in [None, *EXPORTS]:
+                label = "pytorch-float32" if export is None else "-".join(export)
+                if export is None:
+                    asked, ids = llava, wanted
+                elif options.only and label not in options.only:
+                    continue
+                else:
+                    kind, weights, cache = export
+                    out = Path(folder) / label
+                    asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
+                    ids = answer_ids(asked, pairs)
+                texts = [text.strip() for text in asked.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+                right = sum(is_right(text, question.answer) for text, (_, question) in zip(texts, pairs, strict=True))
+                equal = sum(one == other for one, other in zip(ids, wanted, strict=True))
+                rows.append({"model": name, "run_by": label, "questions": len(pairs), "right": right, "equal": equal})
+                print(json.dumps(rows[-1]), flush=True)
+    if options.output:
+        write_json(options.output, {"machine": describe_machine(llava.model.device), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Exports beside PyTorch on a CPU: first token, further tokens and memory, with random weights of a shape.
+
+    python scripts/measure_export_speed.py --shape 1b --output docs/speed/export-cpu.json
+    python scripts/measure_export_speed.py --layers 4 --blocks 4        # a part of it, where time or memory is short
+
+Every row is a process of its own, so that its memory is its own; they answer in turns, on one core each, and what is
+counted are the seconds that the process computes, which another program on the machine does not add to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LlavaForConditionalGeneration
+
+from llava_stf import apply_stf
+from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
+from llava_stf.io.publish import write_json
+from llava_stf_eval.speed.machine import describe_machine
+from llava_stf_eval.speed.shapes import shape_config
+
+ROWS = [(by, tokens) for tokens in (576, 144) for by in ("pytorch bfloat16", "pytorch float32", "openvino fp32",
+                                                         "openvino int8", "openvino int4")]  # fmt: skip
+TEXT = 64
+
+
+def build(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> Any:
+    """The model of a shape with random weights, on all 576 tokens or fused to 144."""
+    config = shape_config(options.shape)
+    config.text_config.num_hidden_layers = options.layers or config.text_config.num_hidden_layers
+    config.vision_config.num_hidden_layers = options.blocks or config.vision_config.num_hidden_layers
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval().requires_grad_(False).to(dtype)
+    return apply_stf(model) if tokens == 144 else model
+
+
+def export(options: argparse.Namespace, folder: Path) -> None:
+    """Traced once for each number of tokens, and read back for each precision."""
+    import openvino as ov
+
+    from llava_stf.export.openvino_files import DECODER, EMBEDDINGS, VISION, save_part, write_openvino
+
+    for tokens in (576, 144):
+        exact = folder / f"fp32-{tokens}"
+        exact.mkdir()
+        write_openvino(build(options, tokens, torch.float32), exact, "fp32", "f32")
+        for weights in ("int8", "int4"):
+            small = folder / f"{weights}-{tokens}"
+            small.mkdir()
+            for part in (VISION, EMBEDDINGS, DECODER):
+                if part == VISION or tokens == 576:
+                    save_part(ov.Core().read_model(exact / part), small / part, weights, "f32")
+                else:  # the same for every number of tokens
+                    for file in (folder / f"{weights}-576").glob(f"{Path(part).stem}.*"):
+                        (small / file.name).hardlink_to(file)
+
+
+def load(options: argparse.Namespace, by: str, tokens: int, folder: Path) -> Any:
+    engine, precision = by.split()
+    if engine == "pytorch":
+        return build(options, tokens, getattr(torch, precision))
+    from llava_stf.export.openvino_engine import OpenVinoEngine
+
+    config = ExportedLlavaConfig.from_dict(shape_config(options.shape).to_dict(), vision_tokens=tokens)
+    return ExportedLlava(config, OpenVinoEngine(folder / f"{precision}-{tokens}"), GenerationConfig(pad_token_id=0))
+
+
+def answer(model: Any, tokens: int, new_tokens: int) -> tuple[float, float]:
+    """Seconds of computing to the first token, and for one further token."""
+    marks: list[float] = []
+
+    def mark(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        marks.append(time.process_time())
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    ids = torch.randint(3, 1000, (1, TEXT + tokens))
+    ids[:, 8 : 8 + tokens] = model.config.image_token_id
+    pixels = torch.randn(1, 3, 336, 336).to(model.dtype)
+    start = time.process_time()
+    model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, do_sample=False, eos_token_id=None,
+        max_new_tokens=new_tokens, stopping_criteria=[mark],
+    )  # fmt: skip
+    return marks[0] - start, (marks[-1] - marks[0]) / (len(marks) - 1)
+
+
+def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, folder: Path) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    model = load(options, by, tokens, folder)
+    wire.send(None)
+    while wire.recv():
+        times = answer(model, tokens, options.new_tokens)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        wire.send((*times, next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", default="1b")
+    parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
+    parser.add_argument("--blocks", type=int, help="of the tower; default: all of the shape")
+    parser.add_argument("--new-tokens", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted")
+    parser.add_argument("--output", type=Path, default=Path("runs/export-cpu.json"))
+    options = parser.parse_args()
+    context = multiprocessing.get_context("fork")
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        maker = context.Process(target=export, args=(options, folder))
+        maker.start()
+        maker.join()
+        wires = {}
+        for by, tokens in ROWS:
+            here, there = context.Pipe()
+            context.Process(target=worker, args=(there, options, by, tokens, folder), daemon=True).start()
+            there.close()
+            here.recv()
+            wires[by, tokens] = here
+        found: dict[Any, list[Any]] = {row: [] for row in ROWS}
+        for number in range(options.rounds + 1):
+            for row, wire in wires.items():
+                wire.send(True)
+                times = wire.recv()
+                print(number, *row, *times, flush=True)
+                if number:
+                    found[row].append(times)
+    rows = []
+    for (by, tokens), runs in found.items():
+        first, further, memory = (statistics.median(column) for column in zip(*runs, strict=True))
+        row = {"first_token": first, "further_token": further, "resident_bytes": memory}
+        rows.append({"run_by": by, "vision_tokens": tokens, **row})
+    plan = {name: str(value) for name, value in vars(options).items() if name != "output"}
+    write_json(options.output, {"machine": describe_machine(torch.device("cpu")), "plan": plan, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Many runs in one table, and one run at two batch sizes."""
+
+import json
+import re
+
+import pytest
+import typer
+
+from llava_stf.errors import DataError, LlavaStfError
+from llava_stf_eval.cli.compare import compare
+from llava_stf_eval.report import load_run
+from llava_stf_eval.report.batches import batch_changes, print_changes
+from llava_stf_eval.report.compare import compare_runs
+from llava_stf_eval.report.leaderboard import leaderboard
+
+
+def sample(name, right, answer=None):
+    return {
+        "id": str(name), "question": "Q?", "prompt": "USER: Q?", "answer": answer or ("yes" if right else "no"),
+        "reference": "yes", "score": float(right), "image_id": str(name), "image": None, "category": "adversarial",
+    }  # fmt: skip
+
+
+def write(folder, benchmarks, **other):
+    (folder / "samples").mkdir(parents=True)
+    results = {}
+    for name, samples in benchmarks.items():
+        (folder / "samples" / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples))
+        results[name] = {
+            "status": "scored", "score": 100 * sum(one["score"] for one in samples) / len(samples), "metric": "%",
+            "metrics": {}, "questions": len(samples), "seconds": 1.0, "samples_per_second": 2.0, "input_tokens": 9.0,
+            "output_tokens": 2.0, "submission": None, "error": None,
+        }  # fmt: skip
+    record = {
+        "model": "m", "method": "full", "vision_tokens": 576, "protocol": "llava", "seed": 0, "limit": None,
+        "batch_size": 1, "checkpoint": {}, "machine": {}, "versions": {}, "date": "2026-11-29", "benchmarks": results,
+        **other,
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(record))
+    return load_run(folder)
+
+
+def questions(right, count=40):
+    return [sample(place, place < right) for place in range(count)]
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        write(tmp_path / "full", {"gqa": questions(30), "vqav2": questions(20)}),
+        write(tmp_path / "good", {"gqa": questions(34), "vqav2": questions(20)}, method="fastv", vision_tokens=144,
+              mean_tokens=171.0, method_options={"full_layers": 3}),
+        write(tmp_path / "bad", {"gqa": questions(10), "vqav2": questions(12), "vizwiz": questions(3)}, method="pool",
+              vision_tokens=144),
+    ]  # fmt: skip
+
+
+def speed_file(folder, rows):
+    folder.mkdir()
+    written = [
+        {"case": {"batch_size": 1}, "method": method, "method_options": options, "vision_tokens": kept,
+         "mean_tokens": mean, "error": None, "stages": {"first_token": {"median": seconds, "spread": 0.1}}}
+        for method, options, kept, mean, seconds in rows
+    ]  # fmt: skip
+    content = {"rows": written, "plan": {}, "machine": {}, "model": {"name": "7b", "weights": "random"}}
+    (folder / "speed.json").write_text(json.dumps(content))
+
+
+def test_runs_are_ranked_by_the_mean_over_common_benchmarks(runs):
+    board = leaderboard(runs)
+    assert board.benchmarks == ["vqav2", "gqa"]
+    assert [place.run.method for place in board.places] == ["fastv", "full", "pool"]
+    good, full, bad = board.places
+    assert (good.accuracy, full.accuracy, bad.accuracy) == pytest.approx((67.5, 62.5, 27.5))
+    assert good.scores == pytest.approx({"gqa": 85.0, "vqav2": 50.0})
+    for place in board.places:
+        # Two means of 40 questions each: 95 % of the draws lie within about 1.96 standard errors.
+        errors = [(share / 100 * (1 - share / 100) / 40) for share in place.scores.values()]
+        width = 100 * 2 * 1.96 * sum(errors) ** 0.5 / 2
+        assert place.high - place.low == pytest.approx(width, rel=0.15)
+        assert place.low < place.accuracy < place.high
+    assert full.difference == (0.0, 0.0, 0.0)
+    assert bad.difference[0] == pytest.approx(-35.0)
+    assert bad.difference[2] < 0 < good.difference[2]
+
+
+def test_differences_are_paired_as_between_two_runs(runs, tmp_path):
+    two = [write(tmp_path / "one", {"gqa": questions(30)}), write(tmp_path / "two", {"gqa": questions(34)})]
+    found, expected = leaderboard(two).places[0].difference, compare_runs(*two).differences[0]
+    assert found == pytest.approx((expected.difference, expected.low, expected.high))
+
+
+def test_times_are_those_of_the_method_and_its_options_at_that_share(runs, tmp_path):
+    rows = [("full", {}, 64, 64, 2.0), ("fastv", {}, 16, 28, 1.5), ("fastv", {"full_layers": 3}, 16, 34, 1.7)]
+    speed_file(tmp_path / "speed", rows)
+    board = leaderboard(runs, speed=tmp_path / "speed" / "speed.json")
+    assert [place.first_token for place in board.places] == [(1.7, 0.1), (2.0, 0.1), None]
+
+
+def test_on_the_command_line(runs, tmp_path, capsys):
+    app = typer.Typer()
+    app.command()(compare)
+    folders = [str(run.folder) for run in runs]
+    speed_file(tmp_path / "speed", [("full", {}, 576, 576, 2.0), ("pool", {}, 144, 144, 1.25)])
+    plot = tmp_path / "board.png"
+    app([*folders, "--speed", str(tmp_path / "speed"), "--output", str(plot)], standalone_mode=False)
+    printed = capsys.readouterr().out
+    assert re.search(r"1,250\.0", printed)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    app([*folders, "--json"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert [place["method"] for place in found["places"]] == ["fastv, full_layers=3", "full", "pool"]
+    with pytest.raises(LlavaStfError, match=r"end in \.png, found board\.html"):
+        app([*folders, "--output", str(tmp_path / "board.html")], standalone_mode=False)
+    with pytest.raises(typer.BadParameter, match="two runs or more"):
+        app(folders[:1], standalone_mode=False)
+
+
+def test_runs_of_other_questions_or_protocols_are_refused(runs, tmp_path):
+    short = write(tmp_path / "short", {"gqa": questions(3, count=10)})
+    with pytest.raises(DataError, match="30 that only one of"):
+        leaderboard([runs[0], short])
+    other = write(tmp_path / "other", {"gqa": questions(3)}, protocol="lmms-eval")
+    with pytest.raises(DataError, match="one protocol"):
+        leaderboard([runs[0], other])
+    with pytest.raises(DataError, match="that all runs scored"):
+        leaderboard([runs[0], write(tmp_path / "none", {"vizwiz": questions(3)})])
+
+
+def test_answers_that_a_batch_changed(tmp_path, capsys):
+    alone = [sample(0, True), sample(1, False), sample(2, True), sample(3, False, "maybe"), sample(4, True)]
+    batch = [sample(0, True), sample(1, True), sample(2, False), sample(3, False, "perhaps"), sample(4, True)]
+    runs = write(tmp_path / "alone", {"gqa": alone}), write(tmp_path / "batch", {"gqa": batch}, batch_size=5)
+    (change,) = batch_changes(*runs)
+    assert (change.questions, change.differing, change.gained, change.lost) == (5, 3, 1, 1)
+    assert [one.id for one, _ in change.examples] == ["1", "2", "3"]
+    print_changes([change])
+    printed = capsys.readouterr().out
+    assert "alone 'no', in the batch 'yes'" in printed
