@@ -72,14 +72,14 @@ def _sentences(images: int, seed: int) -> Iterator[str]:
     yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 
-def language_config(tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    """The bundled model's language model: a LLaMA of 6 layers of width 160."""
+def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 4, width: int = 192) -> LlamaConfig:
+    """The bundled model's language model: a LLaMA of 4 layers of width 192, with heads of 32."""
     return LlamaConfig(
         vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
-        hidden_size=160,
-        intermediate_size=432,
-        num_hidden_layers=6,
-        num_attention_heads=5,
+        hidden_size=width,
+        intermediate_size=-(-width * 8 // 48) * 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
         bos_token_id=tokenizer.bos_token_id,

@@ -44,10 +44,11 @@ COURSE = (
     Lesson("options first", options_first, 1500),
     Lesson("options last, repeated", partial(options_last, repeated=True), 1500),
     Lesson("options last", options_last, 2000),
+    Lesson("options last, translated", partial(options_last, translated=True, turns=3), 1500, goal=0.9),
     Lesson("open, one object", partial(told, families=OPEN, max_objects=1), 2500, goal=0.9),
-    Lesson("lettered, one object", partial(told, families=LETTERED, max_objects=1, count=6), 2500, goal=0.9),
-    Lesson("told, two objects", partial(told, max_objects=2), 2500, goal=0.9),
-    Lesson("told", told, 6000, goal=1.01, alone=True, fades=True),
+    Lesson("lettered, one object", partial(told, families=LETTERED, max_objects=1, count=3), 4000, goal=0.9),
+    Lesson("told, two objects", partial(told, max_objects=2, count=4), 2500, goal=0.9),
+    Lesson("told", partial(told, count=4), 4000, goal=1.01, alone=True, fades=True),
 )
 
 

@@ -16,6 +16,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def pretrain_language(
     output: Path,
     *,
     course: Sequence[Lesson] = COURSE,
-    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = language_config,
+    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = partial(language_config, layers=6, width=160),
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -60,7 +61,7 @@ def pretrain_language(
     Args:
         output: folder of the run.
         course: lessons in their order.
-        config: gives the architecture for a tokenizer.
+        config: gives the architecture for a tokenizer. From fact to option to letter takes layers: six.
         seed: of weights and exercises.
         save_steps: steps between two checkpoints.
         stop_after: stop with a checkpoint after so many steps of this call.
@@ -100,13 +101,11 @@ def pretrain_language(
         loss, right = train_step(model, optimizer, batch)
         if not math.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {progress.step + 1}; {describe_newest(output)}")
-        share = progress.share_right(progress.lesson)
         progress.advance(lesson, batch["lessons"].tolist(), right.tolist())
         if progress.step % LOGGING_STEPS == 0:
             speed = (progress.step - first) / (time.monotonic() - since)
-            logger.info(
-                "step %d  %s  loss %.3f  right %.3f  %.2f steps/s", progress.step, lesson.name, loss, share, speed
-            )
+            shares = " ".join(f"{progress.share_right(number):.2f}" for number in range(len(progress.recent)))
+            logger.info("step %d  loss %.3f  right per lesson %s  %.2f steps/s", progress.step, loss, shares, speed)
         if progress.step % save_steps == 0:
             _save(output, model, optimizer, progress)
     if progress.step % save_steps and progress.step > first:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_stf.models.llava_stf.conversation import END, render_v1
-from llava_stf.world.choices import LETTERS
+from llava_stf.world.choices import CHINESE, LETTERS
 from llava_stf.world.families import ALL, ask, caption
 from llava_stf.world.questions import Question
 from llava_stf.world.scene import COLOURS, SHAPES, Scene, sample_scene
@@ -64,12 +64,26 @@ def options_first(rng: np.random.Generator) -> Exercise:
     return Exercise.of(parts)
 
 
-def options_last(rng: np.random.Generator, *, repeated: bool = False) -> Exercise:
-    """The question before its options, as benchmarks ask; `repeated` also asks behind them in short ("red?")."""
-    options = _options(rng)
-    number = int(rng.integers(len(options)))
-    text = f"Which is {options[number]}?\n{_listed(options)}" + f"\n{options[number]}?" * repeated
-    return Exercise.of([(f"USER: {text} ASSISTANT:", False), (f" {LETTERS[number]}{END}", True)])
+def options_last(
+    rng: np.random.Generator, *, repeated: bool = False, translated: bool = False, turns: int = 1
+) -> Exercise:
+    """Turns of a chat with the question before its options, as benchmarks ask.
+
+    `repeated` also asks behind them in short ("red?"); `translated` asks in English for one of Chinese options, or the
+    other way round.
+    """
+    parts: list[tuple[str, bool]] = []
+    for _ in range(turns):
+        options = _options(rng)
+        number = int(rng.integers(len(options)))
+        asked = options[number]
+        if translated and rng.random() < 0.5:
+            asked = CHINESE[asked]
+        elif translated:
+            options = [CHINESE[option] for option in options]
+        text = f"Which is {asked}?\n{_listed(options)}" + f"\n{asked}?" * repeated
+        parts += [(f"USER: {text} ASSISTANT:", False), (f" {LETTERS[number]}{END}", True)]
+    return Exercise.of(parts)
 
 
 def told(rng: np.random.Generator, *, families: Sequence[str] = ALL, max_objects: int = 4, count: int = 8) -> Exercise:
