@@ -5,6 +5,7 @@ import pytest
 
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.world import caption, generator, questions_of, sample_scene
+from llava_stf.world.choices import CHINESE
 from llava_stf.world.exercises import (
     LETTERED,
     QUESTIONS_PER_LIST,
@@ -15,6 +16,9 @@ from llava_stf.world.exercises import (
     options_last,
     told,
 )
+
+
+ENGLISH = {chinese: english for english, chinese in CHINESE.items()}
 
 
 def answers(exercise):
@@ -59,14 +63,17 @@ def test_a_turn_asks_for_the_letter_of_an_option():
 
 
 @pytest.mark.parametrize("repeated", [False, True])
-def test_options_last_asks_for_one_of_them(repeated):
+@pytest.mark.parametrize("translated", [False, True])
+def test_options_last_asks_for_one_of_them(repeated, translated):
     for seed in range(20):
-        exercise = options_last(np.random.default_rng(seed), repeated=repeated)
-        asked = exercise.text.removeprefix("USER: Which is ").partition("?\n")[0]
-        (answer,) = answers(exercise)
-        before = exercise.text.removesuffix(f" ASSISTANT:{answer}")
-        assert before.endswith(f"\n{asked}?") == repeated
-        assert options_of(before)[answer[1]] == asked
+        exercise = options_last(np.random.default_rng(seed), repeated=repeated, translated=translated, turns=3)
+        turns = exercise.text.split("USER: Which is ")[1:]
+        for turn, answer in zip(turns, answers(exercise), strict=True):
+            asked = turn.partition("?\n")[0]
+            before = turn.removesuffix(f" ASSISTANT:{answer}")
+            assert before.endswith(f"\n{asked}?") == repeated
+            option = options_of(before)[answer[1]]
+            assert option == asked if not translated else asked in (CHINESE.get(option), ENGLISH.get(option))
 
 
 def test_lettered_families_are_answered_by_letters():
