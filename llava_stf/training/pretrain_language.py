@@ -42,13 +42,15 @@ logger = logging.getLogger(__name__)
 STATE = "state.pt"
 LOGGING_STEPS = 50
 SCENES = 300
+# From fact to option to letter takes layers.
+_LANGUAGE_MODEL = partial(language_config, layers=6, width=160)
 
 
 def pretrain_language(
     output: Path,
     *,
     course: Sequence[Lesson] = COURSE,
-    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = partial(language_config, layers=6, width=160),
+    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = _LANGUAGE_MODEL,
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -61,7 +63,7 @@ def pretrain_language(
     Args:
         output: folder of the run.
         course: lessons in their order.
-        config: gives the architecture for a tokenizer. From fact to option to letter takes layers: six.
+        config: gives the architecture for a tokenizer.
         seed: of weights and exercises.
         save_steps: steps between two checkpoints.
         stop_after: stop with a checkpoint after so many steps of this call.

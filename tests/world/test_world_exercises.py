@@ -17,7 +17,6 @@ from llava_stf.world.exercises import (
     told,
 )
 
-
 ENGLISH = {chinese: english for english, chinese in CHINESE.items()}
 
 
