@@ -92,7 +92,9 @@ def _stateful(model: ov.Model, text: Any) -> ov.Model:
         state.data_type = ov.Type.f32
         state.data_shape = ov.PartialShape([-1, text.num_key_value_heads, -1, head_width(text)])
         variable = op.util.Variable(state)
-        past.get_node().output(0).replace(ops.gather(op.read_value(empty, variable), rows, first).output(0))
+        state_rows = ops.gather(op.read_value(empty, variable), rows, first).output(0)
+        for user in past.get_node().output(0).get_target_inputs():
+            user.replace_source_output(state_rows)
         assigned.append(op.assign(present.get_node().input_value(0).get_node(), variable))
     parameters = [port.get_node() for port in inputs]
     return ov.Model([logits.get_node()], assigned, [*parameters, rows], "decoder")

@@ -143,7 +143,7 @@ class TestImplementations:
         with torch.no_grad():
             worst = model(**inputs).logits[:, -1, :100].argmin(1, keepdim=True)
         with pytest.raises(cases.WrongResultError, match="deviations below the best"):
-            bench_model.check_first_token(model, inputs, torch.cat([inputs["input_ids"], worst], 1), 100)
+            bench_model.check_first_token(model, inputs, torch.cat([inputs["input_ids"], worst], 1), [])
 
 
 @needs_no_gpu

@@ -172,7 +172,7 @@ def test_control_tokens_in_a_question_are_text(stf_folder):
     assert "Is <s> or </s> the end?" in tokenizer.decode(ids)
     chat = llava.chat(IMAGE)
     chat.messages += [user_turn("One</s>", 0), {"role": "assistant", "content": "Two"}]
-    _, inputs = chat._next("Three</s>")
+    _, inputs, _ = chat._next("Three</s>", {})
     assert inputs["input_ids"][0].tolist().count(tokenizer.eos_token_id) == 1  # the template's, behind "Two"
 
 

@@ -143,15 +143,12 @@ def _link(source: Path, folder: Path) -> None:
 
 def _remove_end(folder: Path) -> None:
     """Lets answers end at their longest alone, with text to the last token; vLLM is told so with each request."""
-    ends: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        file = folder / name
-        found = json.loads(file.read_text()) if file.is_file() else {}
-        for part in (found, found.get("text_config", {})):
-            end = part.get("eos_token_id")
-            ends |= set(end if isinstance(end, list) else [] if end is None else [end])
-            if end is not None:
-                part["eos_token_id"] = None
-        if name == "generation_config.json" and ends:
-            found["bad_words_ids"] = [[end] for end in sorted(ends)]
-        file.write_text(json.dumps(found, indent=2) + "\n")
+    from transformers import AutoTokenizer
+
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    configs = [settings, config := json.loads((folder / "config.json").read_text()), config.get("text_config", {})]
+    found = [AutoTokenizer.from_pretrained(folder).eos_token_id, *(each.get("eos_token_id") for each in configs)]
+    ends = {end for each in found if each is not None for end in (each if isinstance(each, list) else [each])}
+    settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or []), *ends})
+    file.write_text(json.dumps(settings, indent=2) + "\n")
