@@ -184,7 +184,9 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
         made = processor(images=image, text=processor.image_token, return_tensors="pt")
     except Exception as error:  # as in read_tokenizer
         raise CheckpointError(f"{folder}: the processor files make no model input: {one_line(error)}") from error
-    pixels, expected = made["pixel_values"], num_image_tokens(config, [(height, width)])[0]
+    # Versions of transformers differ in what Video-LLaVA's are called.
+    pixels = made["pixel_values"] if "pixel_values" in made else made["pixel_values_images"]
+    expected = num_image_tokens(config, [(height, width)])[0]
     if pixels.shape[-3:] != (3, side, side) or not pixels.isfinite().all():
         what = "no numbers" if pixels.shape[-3:] == (3, side, side) else " x ".join(map(str, pixels.shape[-2:]))
         raise CheckpointError(
