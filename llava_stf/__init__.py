@@ -16,6 +16,7 @@ from llava_stf.io.requirements import check_requirements
 if TYPE_CHECKING:
     from llava_stf.conversion import convert_checkpoint
     from llava_stf.errors import LlavaStfError
+    from llava_stf.images.frames import Video
     from llava_stf.inference import LlavaStf
     from llava_stf.loading import load_model
     from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     )
     from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
     from llava_stf.reduction.apply import apply_pooling, apply_stf, remove_stf
-    from llava_stf.videos import Video
 
 __version__ = "0.1.0"
 
@@ -73,7 +73,7 @@ _HOMES = {
     "LlavaStfProjector": "models.fusion.projector",
     "MultiBlockTokenFusion": "models.fusion.projector",
     "SpatialTokenFusion": "models.fusion.projector",
-    "Video": "videos",
+    "Video": "images.frames",
     "VideoLlavaStfConfig": "models.video_llava.configuration_video_llava_stf",
     "VideoLlavaStfForConditionalGeneration": "models.video_llava.modeling_video_llava_stf",
     "VideoLlavaStfModel": "models.video_llava.modeling_video_llava_stf",

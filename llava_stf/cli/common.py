@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from llava_stf.images.frames import Video
     from llava_stf.inference import LlavaStf
-    from llava_stf.videos import Video
 
 _WORDS = ("low", "high", "auto")  # for one of the counts that a model has
 NOTICE = (
@@ -147,7 +147,7 @@ def read_visual(source: str, frames: int | None = None) -> "Image | Video":
     Raises:
         LlavaStfError: it cannot be read.
     """
-    from llava_stf.videos import DEFAULT_FRAMES, Video, is_video
+    from llava_stf.images.frames import DEFAULT_FRAMES, Video, is_video
 
     if frames is None and not is_video(source):
         return read_image(source)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 from transformers import BatchFeature, StoppingCriteriaList
 
+from llava_stf.images.frames import Video
+from llava_stf.inference.interface import Pipeline
 from llava_stf.inference.prefix import Heard, PrefixCache, Reading
 from llava_stf.inference.turns import Message, Visual, load_visual, turn_about
 from llava_stf.models.fusion.budget import Detail, VisionTokens
-from llava_stf.videos import Video
-
-if TYPE_CHECKING:
-    from llava_stf.inference.pipeline import LlavaStf
 
 
 class Chat:
@@ -27,12 +25,12 @@ class Chat:
     `llava_stf.inference.prefix`), or keywords of `generate` with which it cannot, have it read anew at every turn.
 
     `messages` is the history in Hugging Face's form, `images` the images and videos in the order of their markers in
-    it. A turn
-    enters both when it is answered; a question that fails leaves no trace and its images wait for the next one.
+    it. A turn enters both when it is answered; a question that fails leaves no trace and its images wait for the next
+    one.
     """
 
     def __init__(
-        self, llava: LlavaStf, vision_tokens: VisionTokens | Detail = None, max_vision_tokens: int | None = None
+        self, llava: Pipeline, vision_tokens: VisionTokens | Detail = None, max_vision_tokens: int | None = None
     ) -> None:
         self.messages: list[Message] = []
         self.images: list[Image.Image | Video] = []

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BatchFeature
 
+from llava_stf.inference.interface import Pipeline
 from llava_stf.models.fusion.budget import FusedConfig, VisionTokens, budget_per_image
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
-
-if TYPE_CHECKING:
-    from llava_stf.inference.pipeline import LlavaStf
 
 IMAGE_BYTES = 128 * 2**20  # 113 images of a 7B model at 144 tokens in 16 bits
 OF_AN_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes")  # what processors call what they make of images
@@ -77,7 +75,7 @@ class ImageCache:
         limit: bytes of tokens that are kept.
     """
 
-    def __init__(self, llava: LlavaStf, limit: int = IMAGE_BYTES) -> None:
+    def __init__(self, llava: Pipeline, limit: int = IMAGE_BYTES) -> None:
         self.limit = limit
         self._llava = llava
         self._lock = threading.Lock()

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
+from llava_stf.images.frames import Video
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.chat import Chat
 from llava_stf.inference.image_cache import ImageCache, digest_of
@@ -49,7 +50,6 @@ from llava_stf.models.fusion.budget import (
 from llava_stf.models.fusion.videos import require_videos
 from llava_stf.models.llava_stf.conversation import render_chat
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
-from llava_stf.videos import Video
 
 if TYPE_CHECKING:
     from llava_stf.inference.compiled import CompiledGeneration

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +21,11 @@ from torch import Tensor
 from transformers import BatchFeature, DynamicCache, GenerationConfig, StoppingCriteria
 
 from llava_stf.inference.image_cache import SeenImage, stamp_of
+from llava_stf.inference.interface import Pipeline
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.fusion.processing import FusedProcessing
 from llava_stf.models.fusion.tiles import shows_several_whole, takes_videos
 from llava_stf_kernels import place_tokens
-
-if TYPE_CHECKING:
-    from llava_stf.inference.pipeline import LlavaStf
 
 # Keywords of `generate` that need a cache, a loop or a preparation of their own.
 _OTHER_WAYS = (
@@ -71,7 +69,7 @@ def other_ways(options: Mapping[str, Any], defaults: GenerationConfig) -> list[s
     return [name for name in _OTHER_WAYS if options.get(name, getattr(defaults, name, None)) not in (None, 1)]
 
 
-def reuses(llava: LlavaStf) -> bool:
+def reuses(llava: Pipeline) -> bool:
     """Whether image tokens and what was read serve other prompts, too.
 
     Not where a method chooses tokens by the question (FastV), where generation is compiled and its cache static, where
@@ -183,7 +181,7 @@ class Reading:
         cached: tokens of each prompt that were known.
     """
 
-    def __init__(self, llava: LlavaStf, prompts: Sequence[Prompt], known: PrefixCache | None = None) -> None:
+    def __init__(self, llava: Pipeline, prompts: Sequence[Prompt], known: PrefixCache | None = None) -> None:
         self._llava = llava
         self._image_id = llava.model.config.image_token_id
         self._prompts = prompts

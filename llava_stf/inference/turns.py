@@ -9,7 +9,7 @@ from PIL import Image
 
 from llava_stf.errors import PromptError
 from llava_stf.images import ImageSource, load_image
-from llava_stf.videos import Video, is_video
+from llava_stf.images.frames import Video, is_video
 
 Visual = ImageSource | Video
 Images = Visual | Sequence[Visual]

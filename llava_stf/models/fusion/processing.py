@@ -12,13 +12,13 @@ from transformers import BatchFeature, CLIPImageProcessorPil, LlavaProcessor, Pr
 from transformers.image_utils import make_flat_list_of_images
 
 from llava_stf.errors import PromptError
+from llava_stf.images.frames import Video
 from llava_stf.images.load import to_rgb
 from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes
 from llava_stf.models.fusion.videos import VIDEO_CLASSES
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
-from llava_stf.videos.frames import Video
 
 _Base: Any = LlavaProcessor if TYPE_CHECKING else object
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from llava_stf.errors import ImageError, VideoError
+from llava_stf.images.decode import even_indices, read_file
 from llava_stf.images.load import ImageSource, load_image
 
 VideoSource = str | os.PathLike[str] | np.ndarray | Sequence[ImageSource]
@@ -49,8 +50,6 @@ class Video:
         if frames < 1:
             raise VideoError(f"A video is shown in at least 1 frame, found frames={frames}.")
         if isinstance(source, str | os.PathLike):
-            from llava_stf.videos.decode import read_file
-
             chosen, total = read_file(Path(os.fsdecode(source)), frames)
         elif isinstance(source, np.ndarray) and source.ndim != 4:
             raise VideoError(f"A video array has shape [frames, H, W, 3], found {list(source.shape)}.")
@@ -68,18 +67,6 @@ class Video:
         except ImageError as error:
             raise VideoError(f"A frame cannot be read: {error}") from error
         object.__setattr__(self, "total", total)
-
-
-def even_indices(total: int, wanted: int) -> list[int]:
-    """Indices of `wanted` of `total` frames, evenly from the first to the last; all of them where there are no more.
-
-    One frame is the middle one.
-    """
-    if wanted >= total:
-        return list(range(total))
-    if wanted == 1:
-        return [total // 2]
-    return [round(place * (total - 1) / (wanted - 1)) for place in range(wanted)]
 
 
 def is_video(source: Any) -> bool:

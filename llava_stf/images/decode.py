@@ -10,9 +10,20 @@ from typing import Any
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from llava_stf.errors import MissingDependencyError, VideoError
-from llava_stf.videos.frames import even_indices
 
 _ANIMATIONS = ("GIF", "PNG", "WEBP")
+
+
+def even_indices(total: int, wanted: int) -> list[int]:
+    """Indices of `wanted` of `total` frames, evenly from the first to the last; all of them where there are no more.
+
+    One frame is the middle one.
+    """
+    if wanted >= total:
+        return list(range(total))
+    if wanted == 1:
+        return [total // 2]
+    return [round(place * (total - 1) / (wanted - 1)) for place in range(wanted)]
 
 
 def read_file(path: Path, wanted: int) -> tuple[list[Image.Image], int]:

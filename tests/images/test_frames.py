@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from llava_stf.errors import MissingDependencyError, VideoError
-from llava_stf.videos import Video, is_video
-from llava_stf.videos.frames import even_indices
+from llava_stf.images.decode import even_indices
+from llava_stf.images.frames import Video, is_video
 
 
 def grey(total, side=16):
