@@ -11,7 +11,8 @@ from transformers import BatchFeature, StoppingCriteriaList
 
 from llava_stf.images.frames import Video
 from llava_stf.inference.interface import Pipeline
-from llava_stf.inference.prefix import Heard, PrefixCache, Reading
+from llava_stf.inference.prefix import PrefixCache
+from llava_stf.inference.reading import Heard, Reading
 from llava_stf.inference.turns import Message, Visual, load_visual, turn_about
 from llava_stf.models.fusion.budget import Detail, VisionTokens
 
@@ -22,7 +23,7 @@ class Chat:
     What the model has read of it is read once: a turn costs its own tokens, and those behind the first change where
     `messages` or `images` were changed by hand. Keys and values of the last turn are kept for that, as long as the chat
     is. Answers are those of the whole conversation asked anew. A model that cannot go on (see `reuses` of
-    `llava_stf.inference.prefix`), or keywords of `generate` with which it cannot, have it read anew at every turn.
+    `llava_stf.inference.reading`), or keywords of `generate` with which it cannot, have it read anew at every turn.
 
     `messages` is the history in Hugging Face's form, `images` the images and videos in the order of their markers in
     it. A turn enters both when it is answered; a question that fails leaves no trace and its images wait for the next

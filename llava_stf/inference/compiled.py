@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from llava_stf.inference.prefix import other_ways
+from llava_stf.inference.reading import other_ways
 from llava_stf.models.fusion.budget import budget_of_prompt
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.modeling import CACHE

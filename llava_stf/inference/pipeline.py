@@ -11,10 +11,8 @@ make a prompt fit.
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +20,18 @@ import torch
 from PIL import Image
 from transformers import (
     BatchFeature,
-    GenerationConfig,
     LlavaForConditionalGeneration,
-    LogitsProcessor,
     LogitsProcessorList,
-    StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.images.frames import Video
-from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.inference.answer_text import Decoder
 from llava_stf.inference.chat import Chat
+from llava_stf.inference.generation import RefuseNan, check_one_answer, stream_pieces
 from llava_stf.inference.image_cache import ImageCache, digest_of
-from llava_stf.inference.prefix import Prompt, Reading, other_ways, reuses
+from llava_stf.inference.prefix import Prompt
+from llava_stf.inference.reading import Reading, other_ways, reuses
 from llava_stf.inference.turns import Conversation, Images, as_list, load_visual, turn_about
 from llava_stf.models.fusion.budget import (
     ANSWER_ROOM,
@@ -393,7 +389,7 @@ class LlavaStf:
             options.setdefault("tokenizer", tokenizer)
         if len(inputs["input_ids"]) > 1:
             options["prompt_lookup_num_tokens"] = None  # faster for one row, not done for several
-        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), _RefuseNan()])
+        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
         options["suppress_tokens"] = with_suppressed(
             options, self.model.generation_config, self.model.config, tokenizer
         )
@@ -402,7 +398,7 @@ class LlavaStf:
         return self.model.generate(**inputs, **options)
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
-        _check_answers(generate_kwargs, self.model.generation_config)
+        check_one_answer(generate_kwargs, self.model.generation_config)
         options = {**generate_kwargs, "return_dict_in_generate": False}
         new = self.generate(inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
         rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
@@ -413,84 +409,11 @@ class LlavaStf:
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
-        answer, streamer = AnswerText(self._decoder), _NewTokens()
-        closed = threading.Event()
-        failures: list[BaseException] = []
-
-        def is_closed(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-            return torch.full((ids.shape[0],), closed.is_set(), device=ids.device)
-
-        criteria = StoppingCriteriaList([*generate_kwargs.get("stopping_criteria", []), is_closed])
-        _check_answers(generate_kwargs, self.model.generation_config)
-        options = {**generate_kwargs, "streamer": streamer, "stopping_criteria": criteria}
-
-        def run() -> None:
-            try:
-                self.generate(inputs, max_new_tokens=max_new_tokens, **options)
-            except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads
-                failures.append(error)
-            finally:
-                streamer.end()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        try:
-            for token in streamer:
-                yield from filter(None, [answer.add(token)[0]])
-        finally:
-            closed.set()
-            thread.join()
-        if failures:
-            raise failures[0]
-        yield from filter(None, [answer.finish()])
+        check_one_answer(generate_kwargs, self.model.generation_config)
+        return stream_pieces(
+            partial(self.generate, inputs, max_new_tokens=max_new_tokens), generate_kwargs, self._decoder
+        )
 
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self._require_processor().tokenizer)
-
-
-class _RefuseNan(LogitsProcessor):
-    """Raises `CheckpointError` if the logits behind a prompt are no numbers, of which any id could be made."""
-
-    def __init__(self) -> None:
-        self._seen = False
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self._seen and scores.isnan().any():
-            raise CheckpointError(
-                "The model computes no numbers (NaN): its weights or its config.json are damaged, or float16 is too "
-                "small for it; load it with dtype='bfloat16' or 'float32'."
-            )
-        self._seen = True
-        return scores
-
-
-class _NewTokens(BaseStreamer):
-    """The new ids of one row, for the thread that iterates: `generate` first puts the prompt, then id by id."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._prompt_is_next = True
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take what `generate` gives; raises nothing."""
-        if not self._prompt_is_next:
-            self._queue.put(int(value))
-        self._prompt_is_next = False
-
-    def end(self) -> None:
-        """No id follows."""
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._queue.get, None)
-
-
-def _check_answers(options: dict[str, Any], defaults: GenerationConfig) -> None:
-    """Raise `PromptError` for several answers to a question, of which a text has no place for the others."""
-    settings = options.get("generation_config") or defaults
-    count = options.get("num_return_sequences", settings.num_return_sequences)
-    if count not in (None, 1):
-        raise PromptError(
-            f"A question gets one answer, and num_return_sequences is {count}; call LlavaStf.generate for several."
-        )

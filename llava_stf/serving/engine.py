@@ -30,7 +30,8 @@ from llava_stf.images import ImageHeader, load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.inference.image_cache import OF_AN_IMAGE, SeenImage, digest_of, join_images
-from llava_stf.inference.prefix import Heard, PrefixCache, Prompt, Reading
+from llava_stf.inference.prefix import PrefixCache, Prompt
+from llava_stf.inference.reading import Heard, Reading
 from llava_stf.models.fusion.budget import DETAILS, VisionTokens, budget_per_image, choose_budgets, token_budgets
 from llava_stf.models.fusion.tiles import shows_several_whole
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN

@@ -10,7 +10,8 @@ from PIL import Image, ImageOps
 
 from llava_stf import apply_stf, load_model
 from llava_stf.inference import LlavaStf, user_turn
-from llava_stf.inference.prefix import PrefixCache, Prompt, Reading, places_of, reuses, shared
+from llava_stf.inference.prefix import PrefixCache, Prompt, places_of, shared
+from llava_stf.inference.reading import Reading, reuses
 from llava_stf.loading.testing import tiny_llava_next, write_tiny_llava
 from llava_stf.reduction import apply_reduction
 from llava_stf.reduction.fastv import FastV
