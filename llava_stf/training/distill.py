@@ -76,7 +76,7 @@ class DistillTrainer(FinetuneTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Runs the teacher on all patches first, for `_distance`."""
         config = self.teacher.student.config
-        wide = with_budget(inputs, self.step_budget(), config.grid**2, config.image_token_id)
+        wide = with_budget(inputs, self.step_budget, config.grid**2, config.image_token_id)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
         with self.accelerator.autocast(), without_adapters:
             self._teacher_outputs = self.teacher(wide)
@@ -89,7 +89,7 @@ class DistillTrainer(FinetuneTrainer):
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight
         if weight and teacher_tokens is not None:
-            window = resolve_window(self.teacher.student.config, self.step_budget())
+            window = resolve_window(self.teacher.student.config, self.step_budget)
             pooled = pool_tokens(teacher_tokens, window).flatten(0, 1)  # [I * M, H]
             distance = distance + weight * len(found) * F.mse_loss(image_tokens_of(outputs).float(), pooled.float())
         return distance / num_items_in_batch
