@@ -88,7 +88,7 @@ def go_on(llava: LlavaStf, image: Image.Image, questions: Sequence[str]) -> list
         inputs["input_ids"] = ids[:, read.shape[1] :]
         logits = model(**inputs, use_cache=True, **{CACHE: cache}).logits
         new = _greedy(llava, logits[:, -1], copy.deepcopy(cache), ids.shape[1])
-        answers.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+        answers.append(llava.decoder(new).strip())
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[-1]}]})
         read = ids
     return answers

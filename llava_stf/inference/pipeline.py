@@ -403,17 +403,24 @@ class LlavaStf:
         new = self.generate(inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
         rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
-        texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self.decoder(row).strip() for row in rows]
 
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
         check_one_answer(generate_kwargs, self.model.generation_config)
         return stream_pieces(
-            partial(self.generate, inputs, max_new_tokens=max_new_tokens), generate_kwargs, self._decoder
+            partial(self.generate, inputs, max_new_tokens=max_new_tokens), generate_kwargs, self.decoder
         )
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder(self._require_processor().tokenizer)
+    def decoder(self) -> Decoder:
+        """Makes text of the ids of an answer."""
+        processor = self._require_processor()
+        return Decoder(processor.tokenizer, str(processor.chat_template), self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, by the model's generation settings."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

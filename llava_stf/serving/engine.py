@@ -28,7 +28,7 @@ from transformers import BatchFeature, StoppingCriteriaList
 from llava_stf.errors import CheckpointError, ImageError, PromptError
 from llava_stf.images import ImageHeader, load_image, read_header
 from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
-from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.inference.answer_text import AnswerText
 from llava_stf.inference.image_cache import OF_AN_IMAGE, SeenImage, digest_of, join_images
 from llava_stf.inference.prefix import PrefixCache, Prompt
 from llava_stf.inference.reading import Heard, Reading
@@ -76,10 +76,9 @@ class Engine:
         self.metrics = Metrics() if metrics is None else metrics
         self.memory = Memory() if memory is None else memory
         self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
-        self._decode = Decoder(llava.processor.tokenizer)
+        self._decode = llava.decoder
         self._pad = llava.processor.tokenizer.pad_token_id
-        ends = llava.model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._ends = llava.end_ids
         self._reuses = llava.reuses()
         self._prefixes: PrefixCache | None = None
         if self._reuses and options.max_cache_bytes:
