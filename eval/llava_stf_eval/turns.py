@@ -73,7 +73,7 @@ def go_on(llava: LlavaStf, image: Image.Image, questions: Sequence[str]) -> list
     Raises:
         LlavaStfError: the chat template writes what was read already anew once a turn is added.
     """
-    model, processor = llava
+    model, _ = llava
     messages: list[Message] = []
     answers: list[str] = []
     cache, read = DynamicCache(config=model.config.text_config), torch.zeros(1, 0, dtype=torch.long)

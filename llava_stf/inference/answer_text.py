@@ -36,7 +36,7 @@ class Decoder:
         self.longest = max(map(len, vocabulary))
         special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         control = control_tokens(tokenizer, template)
-        self.control_ids = frozenset(id_ for id_, token in special.items() if token in control or id_ in ends)
+        self.control_ids = frozenset(ends) | {id_ for id_, token in special.items() if token in control}
 
     def __call__(self, ids: Sequence[int]) -> str:
         """The text of token ids, without control tokens."""

@@ -1,4 +1,4 @@
-"""How vLLM turns messages and prompts into token ids: as `LlavaStfProcessor` does, each text chunk around an image alone."""
+"""How vLLM makes token ids of messages and prompts: as `LlavaStfProcessor` does, each chunk around an image alone."""
 
 from __future__ import annotations
 
