@@ -114,12 +114,13 @@ class FinetuneTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """See the class: the step's vision tokens, counts and losses."""
         ids = inputs.pop("sample_ids", [])
-        image_token_id = self.accelerator.unwrap_model(model).config.image_token_id
+        whole = self.accelerator.unwrap_model(model)
+        whole = whole.get_base_model() if self.finetune_config.lora_rank is not None else whole
         self._counts[0] += len(inputs["input_ids"])
         losses = []
         for budget in self._step_budgets():
             self.step_budget = budget
-            brought = dict(with_budget(inputs, self.prepared_budget, self.step_budget, image_token_id))
+            brought = dict(with_budget(whole, inputs, self.prepared_budget, budget))
             self._counts[1] += brought["attention_mask"].sum()
             losses.append(super().training_step(model, brought, *args, **kwargs))
         loss = torch.stack(losses).sum()
