@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 from transformers import (
     AutoModelForImageTextToText,
     LlavaConfig,
@@ -18,7 +17,13 @@ from transformers import (
 
 from llava_stf.conversion.cache import converted
 from llava_stf.conversion.locate import locate
-from llava_stf.conversion.processors import GENERATION, check_processor, read_generation, read_processor
+from llava_stf.conversion.processors import (
+    GENERATION,
+    check_processor,
+    read_generation,
+    read_processor,
+    tokenizers_template,
+)
 from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import build_config, check_tensors, public_tensors
 from llava_stf.errors import (
@@ -342,7 +347,7 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             f"says {config.image_token_id}."
         )
     family = family_of_config(config)
-    processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
+    processor.chat_template = processor.chat_template or tokenizers_template(processor) or family.chat_template
     if takes_videos(config):
         fields = {"patch_size": config.vision_config.patch_size, **frame_fields(config)}
         vars(processor).update(fields)
@@ -360,14 +365,3 @@ def _read_processor(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
         processor.fusion_window = config.fusion_window
     check_processor(folder, processor, config)
     return processor
-
-
-def _tokenizers_template(processor: LlavaProcessor) -> str | None:
-    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
-    template = processor.tokenizer.chat_template
-    content = [{"type": "image"}, {"type": "text", "text": "?"}]
-    try:
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
-    except (TemplateError, ValueError, TypeError):
-        return None
-    return template if prompt.count(processor.image_token) == 1 else None
