@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 END = "</s>"
+NO_CONTROLS = re.compile("(?!)")
 ANSWER_TAG = " ASSISTANT: "
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -51,7 +52,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]) -> str:
+def render_chat(
+    processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+) -> str:
     """The prompt of these messages by the processor's chat template, up to where the assistant answers.
 
     What a message says is text: a control token in it (`</s>`, or any special token that the template writes itself) is
@@ -60,21 +63,27 @@ def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]
     Args:
         processor: with a tokenizer and a chat template.
         messages: in Hugging Face's form.
+        add_generation_prompt: whether an answer comes next; without it the prompt ends with the last message.
 
     Raises:
         PromptError: there is no template, it refuses the messages, or one is no valid Unicode text.
     """
     if not processor.chat_template:
         raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
-    marker = getattr(processor, "video_token", None)
-    controls = control_pattern(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
+    controls = controls_of(processor)
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
-        return processor.apply_chat_template(quoted, add_generation_prompt=True)
+        return processor.apply_chat_template(quoted, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
     except UnicodeEncodeError as error:
         raise PromptError(f"A message is no valid Unicode text: {error.reason}.") from error
+
+
+def controls_of(processor: ProcessorMixin) -> re.Pattern[str]:
+    """The control tokens of prompts by a processor's chat template, its markers of images and videos being none."""
+    marker = getattr(processor, "video_token", None)
+    return control_pattern(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
 
 
 def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
@@ -144,7 +153,7 @@ def encode_conversation(
         DataError: the turns do not alternate human, gpt; one is no valid Unicode text; or a plain sample is not one
             image and one caption.
     """
-    turns = _checked_turns(conversation, control_pattern(tokenizer, END, {IMAGE_TOKEN}))
+    turns = checked_turns(conversation, control_pattern(tokenizer, END, {IMAGE_TOKEN}))
     if template == "plain":
         return _encode_plain(tokenizer, turns, image_token_id)
     return _encode_v1(tokenizer, render_v1(turns), image_token_id)
@@ -167,10 +176,15 @@ def render_v1(turns: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def _checked_turns(conversation: Sequence[Mapping[str, str]], controls: re.Pattern[str]) -> list[tuple[str, str]]:
+def checked_turns(
+    conversation: Sequence[Mapping[str, str]], controls: re.Pattern[str] = NO_CONTROLS
+) -> list[tuple[str, str]]:
     """(speaker, text) pairs that begin with a human turn (an opening gpt turn is dropped) and alternate.
 
-    Control tokens in the texts are quoted.
+    The control tokens in the texts are quoted, and image markers stand first.
+
+    Raises:
+        DataError: they do not alternate, or one is no valid Unicode text.
     """
     try:
         turns = [(turn["from"], quote(images_first(turn["value"]), controls)) for turn in conversation]
