@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
@@ -99,18 +100,38 @@ def build_processor(
     tokenizer: PreTrainedTokenizerBase,
     template: str | None = None,
 ) -> LlavaProcessor:
-    """The processor of a model with this config; `template` is the chat template, by default the authors' v1."""
+    """The processor of a model with this config.
+
+    Args:
+        config: of the model.
+        image_processor: of the tower.
+        tokenizer: with placeholders.
+        template: chat template; by default the tokenizer's, if it has places for images, else the authors' v1.
+    """
     common: dict[str, Any] = {
         "image_processor": image_processor,
         "tokenizer": tokenizer,
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 1,
-        "chat_template": template or CHAT_TEMPLATE,
+        "chat_template": template,
     }
     if isinstance(config, LlavaStfConfig):
-        return LlavaStfProcessor(**common, fusion_window=config.fusion_window)
-    return LlavaProcessor(**common)
+        common["fusion_window"] = config.fusion_window
+    processor = (LlavaStfProcessor if isinstance(config, LlavaStfConfig) else LlavaProcessor)(**common)
+    processor.chat_template = template or tokenizers_template(processor) or CHAT_TEMPLATE
+    return processor
+
+
+def tokenizers_template(processor: LlavaProcessor) -> str | None:
+    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
+    template = processor.tokenizer.chat_template
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
+    except (TemplateError, ValueError, TypeError):
+        return None
+    return template if prompt.count(processor.image_token) == 1 else None
 
 
 def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:
