@@ -17,12 +17,11 @@ from llava_stf.models.llava_stf.conversation import (
     CHAT_TEMPLATE,
     IGNORE_INDEX,
     IMAGE_TOKEN,
-    OPEN,
     checked_turns,
     controls_of,
-    quote,
     render_chat,
 )
+from llava_stf.models.llava_stf.quoting import OPEN, quote
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

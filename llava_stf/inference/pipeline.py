@@ -24,11 +24,11 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from llava_stf.errors import CheckpointError, PromptError
+from llava_stf.errors import CheckpointError, MissingDependencyError, PromptError, one_line
 from llava_stf.images.frames import Video
 from llava_stf.inference.answer_text import Decoder
 from llava_stf.inference.chat import Chat
-from llava_stf.inference.generation import RefuseNan, check_one_answer, stream_pieces
+from llava_stf.inference.generation import RefuseNan, check_one_answer, one_piece, searches, stream_pieces
 from llava_stf.inference.image_cache import ImageCache, digest_of
 from llava_stf.inference.prefix import Prompt
 from llava_stf.inference.reading import Reading, other_ways, reuses
@@ -376,7 +376,8 @@ class LlavaStf:
 
         T is at most `max_new_tokens` and what the shortest row has positions for. With `return_dict_in_generate`, here
         or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
-        `PromptError` below 1, `CheckpointError` where the model computes no numbers.
+        `PromptError` below 1, `CheckpointError` where the model computes no numbers, `MissingDependencyError` where a
+        setting needs a package.
         """
         if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be a whole number of at least 1, found {max_new_tokens!r}.")
@@ -395,7 +396,10 @@ class LlavaStf:
         )
         if self._compiled is not None and self._compiled.covers(options):
             return self._compiled.generate(inputs, options)
-        return self.model.generate(**inputs, **options)
+        try:
+            return self.model.generate(**inputs, **options)
+        except ImportError as error:  # of a package that a setting needs, a quantized cache for one
+            raise MissingDependencyError(one_line(error)) from error
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
         check_one_answer(generate_kwargs, self.model.generation_config)
@@ -403,17 +407,25 @@ class LlavaStf:
         new = self.generate(inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
         rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
-        texts = self._require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self.decoder(row).strip() for row in rows]
 
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
         check_one_answer(generate_kwargs, self.model.generation_config)
-        return stream_pieces(
-            partial(self.generate, inputs, max_new_tokens=max_new_tokens), generate_kwargs, self._decoder
-        )
+        if searches(generate_kwargs, self.model.generation_config):
+            return one_piece(lambda: self._answers(inputs, max_new_tokens, generate_kwargs)[0])
+        generate = partial(self.generate, inputs, max_new_tokens=max_new_tokens)
+        return stream_pieces(generate, generate_kwargs, self.decoder)
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder(self._require_processor().tokenizer)
+    def decoder(self) -> Decoder:
+        """Makes text of the ids of an answer."""
+        processor = self._require_processor()
+        return Decoder(processor.tokenizer, str(processor.chat_template), self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, by the model's generation settings."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

@@ -8,12 +8,13 @@ puts a word-start piece in front of every text it gets, and the language model h
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
 from llava_stf.errors import DataError, PromptError
+from llava_stf.models.llava_stf.quoting import OPEN, control_pattern, quote, split_quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 END = "</s>"
+NO_CONTROLS = re.compile("(?!)")
 ANSWER_TAG = " ASSISTANT: "
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -48,13 +50,6 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
 )
-
-
-# Stand around a control token that a person wrote, from the rendering of a message to its tokenising: noncharacters of
-# Unicode, which no text holds.
-OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_QUOTES = re.compile(f"[{OPEN}{_CLOSE}]")
-NO_CONTROLS = re.compile("(?!)")
 
 
 def render_chat(
@@ -88,7 +83,7 @@ def render_chat(
 def controls_of(processor: ProcessorMixin) -> re.Pattern[str]:
     """The control tokens of prompts by a processor's chat template, its markers of images and videos being none."""
     marker = getattr(processor, "video_token", None)
-    return _control_tokens(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
+    return control_pattern(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
 
 
 def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
@@ -106,23 +101,6 @@ def _quote_part(part: Any, controls: re.Pattern[str]) -> Any:
             f"A part of a message is {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, found {part!r:.200}."
         )
     return {**part, "text": quote(part["text"], controls)} if kind == "text" else part
-
-
-def quote(text: str, controls: re.Pattern[str]) -> str:
-    """`text` with its control tokens quoted as `render_chat` does. Raises `UnicodeEncodeError` for a lone surrogate."""
-    text.encode("utf-8")
-    return controls.sub(rf"{OPEN}\g<0>{_CLOSE}", _QUOTES.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-def _control_tokens(
-    tokenizer: PreTrainedTokenizerBase, template: str, markers: Collection[str | None] = (IMAGE_TOKEN,)
-) -> re.Pattern[str]:
-    """What ends, begins or parts a prompt: the named special tokens, and those that the template writes but markers."""
-    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
-    written = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    found = {token for token in named if token} | {token for token in written if token in template}
-    longest_first = sorted(found.difference(markers), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def tokenize_chunks(
@@ -175,7 +153,7 @@ def encode_conversation(
         DataError: the turns do not alternate human, gpt; one is no valid Unicode text; or a plain sample is not one
             image and one caption.
     """
-    turns = checked_turns(conversation, _control_tokens(tokenizer, END))
+    turns = checked_turns(conversation, control_pattern(tokenizer, END, {IMAGE_TOKEN}))
     if template == "plain":
         return _encode_plain(tokenizer, turns, image_token_id)
     return _encode_v1(tokenizer, render_v1(turns), image_token_id)
@@ -270,7 +248,7 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The ids of each text on its own, without BOS, in one call; quoted control tokens are text."""
-    pieces = [_QUOTES.split(text) for text in texts]
+    pieces = [split_quoted(text) for text in texts]
     if all(len(split) == 1 for split in pieces):
         return _ids(tokenizer, texts)
     # A piece behind a control token is tokenised as one that stands there, and the token is then spelled out.
