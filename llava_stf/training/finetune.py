@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig) -> None:
     from llava_stf.data.preparation import Preparation
     from llava_stf.data.sources import image_folder, open_records, open_stream
     from llava_stf.loading.lora import load_weights
-    from llava_stf.reduction.apply import former_projector
+    from llava_stf.reduction.change import former_projector
     from llava_stf.training.data import training_data
     from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora, save_adapter
