@@ -106,6 +106,8 @@ def read_header(source: bytes | Image.Image, *, max_pixels: int | None = None) -
 def _from_path(path: str, max_pixels: int | None) -> Image.Image:
     shown = path if len(path) <= 200 else f"{path[:200]}..."
     name = shown.encode(errors="backslashreplace").decode()
+    if not path.strip():
+        raise ImageError("The path of an image is empty; give that of one image file.")
     try:
         with Path(path).open("rb") as file:
             return _from_file(file, name, max_pixels)

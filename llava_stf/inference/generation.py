@@ -64,8 +64,15 @@ def check_one_answer(options: dict[str, Any], defaults: GenerationConfig) -> Non
     count = options.get("num_return_sequences", settings.num_return_sequences)
     if count not in (None, 1):
         raise PromptError(
-            f"A question gets one answer, and num_return_sequences is {count}; call LlavaStf.generate for several."
+            f"A question gets one answer, and num_return_sequences is {count}, here or in generation_config.json; call "
+            "LlavaStf.generate for several."
         )
+
+
+def searches(options: dict[str, Any], defaults: GenerationConfig) -> bool:
+    """Whether answers are searched by beams, so that no token is known before all are."""
+    settings = options.get("generation_config") or defaults
+    return (options.get("num_beams", settings.num_beams) or 1) > 1
 
 
 def stream_pieces(
@@ -111,6 +118,11 @@ def stream_pieces(
     yield from filter(None, [answer.finish()])
 
 
+def one_piece(ask: Callable[[], str]) -> Generator[str, None, None]:
+    """An answer that is known as a whole only, as an iterator of pieces."""
+    yield from filter(None, [ask()])
+
+
 class RefuseNan(LogitsProcessor):
     """Raises `CheckpointError` if the logits behind a prompt are no numbers, of which any id could be made."""
 
@@ -136,9 +148,10 @@ class _NewTokens(BaseStreamer):
         self._prompt_is_next = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Take what `generate` gives; raises nothing."""
+        """Take what `generate` gives, several ids where it foretells some; raises nothing."""
         if not self._prompt_is_next:
-            self._queue.put(int(value))
+            for token in value.flatten().tolist():
+                self._queue.put(token)
         self._prompt_is_next = False
 
     def end(self) -> None:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from transformers import BatchFeature, LlavaForConditionalGeneration
 
-from llava_stf.errors import PromptError
+from llava_stf.errors import MissingDependencyError, PromptError, one_line
 from llava_stf.images.frames import Video
 from llava_stf.inference.answer_text import Decoder
 from llava_stf.inference.chat import Chat
 from llava_stf.inference.encoding import PromptEncoder
-from llava_stf.inference.generation import check_one_answer, generation_options, stream_pieces
+from llava_stf.inference.generation import check_one_answer, generation_options, one_piece, searches, stream_pieces
 from llava_stf.inference.reading import Reading, other_ways, reuses
 from llava_stf.inference.turns import Conversation, Images, as_list, load_visual, turn_about
 from llava_stf.models.fusion.budget import VisionTokens, tokens_per_image
@@ -206,7 +206,8 @@ class LlavaStf(PromptEncoder):
 
         T is at most `max_new_tokens` and what the shortest row has positions for. With `return_dict_in_generate`, here
         or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
-        `PromptError` below 1, `CheckpointError` where the model computes no numbers.
+        `PromptError` below 1, `CheckpointError` where the model computes no numbers, `MissingDependencyError` where a
+        setting needs a package.
         """
         room = self.positions - int(inputs["attention_mask"].sum(-1).min())
         tokenizer = None if self.processor is None else self.processor.tokenizer
@@ -214,7 +215,10 @@ class LlavaStf(PromptEncoder):
         options = generation_options(self.model, tokenizer, generate_kwargs, max_new_tokens, room=room, rows=rows)
         if self._compiled is not None and self._compiled.covers(options):
             return self._compiled.generate(inputs, options)
-        return self.model.generate(**inputs, **options)
+        try:
+            return self.model.generate(**inputs, **options)
+        except ImportError as error:  # of a package that a setting needs, a quantized cache for one
+            raise MissingDependencyError(one_line(error)) from error
 
     def _answers(self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]) -> list[str]:
         check_one_answer(generate_kwargs, self.model.generation_config)
@@ -222,17 +226,25 @@ class LlavaStf(PromptEncoder):
         new = self.generate(inputs, max_new_tokens=max_new_tokens, **options)[:, inputs["input_ids"].shape[1] :]
         rooms = (self.positions - inputs["attention_mask"].sum(-1)).tolist()
         rows = [row[:room] for row, room in zip(new.tolist(), rooms, strict=True)]
-        texts = self.require_processor().tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [self.decoder(row).strip() for row in rows]
 
     def _pieces(
         self, inputs: BatchFeature, max_new_tokens: int, generate_kwargs: dict[str, Any]
     ) -> Generator[str, None, None]:
         check_one_answer(generate_kwargs, self.model.generation_config)
-        return stream_pieces(
-            partial(self.generate, inputs, max_new_tokens=max_new_tokens), generate_kwargs, self._decoder
-        )
+        if searches(generate_kwargs, self.model.generation_config):
+            return one_piece(lambda: self._answers(inputs, max_new_tokens, generate_kwargs)[0])
+        generate = partial(self.generate, inputs, max_new_tokens=max_new_tokens)
+        return stream_pieces(generate, generate_kwargs, self.decoder)
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder(self.require_processor().tokenizer)
+    def decoder(self) -> Decoder:
+        """Makes text of the ids of an answer."""
+        processor = self.require_processor()
+        return Decoder(processor.tokenizer, str(processor.chat_template), self.end_ids)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an answer, by the model's generation settings."""
+        ends = self.model.generation_config.eos_token_id
+        return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])

@@ -39,19 +39,18 @@ class RequestEncoder:
         llava: the model that they are for.
         options: `max_images`, `max_image_pixels` and `max_vision_tokens` are read.
         memory: where images are decoded.
-        longest: characters of the longest token.
 
     Attributes:
         bounds: what a request may hold at most.
     """
 
-    def __init__(self, llava: LlavaStf, options: ServeOptions, memory: Memory, longest: int) -> None:
+    def __init__(self, llava: LlavaStf, options: ServeOptions, memory: Memory) -> None:
         self._llava = llava
         self._options = options
         self._memory = memory
         self._reuses = llava.reuses()
         self._pad = llava.require_processor().tokenizer.pad_token_id
-        self.bounds = Bounds(llava.positions, longest * llava.positions, options.max_images)
+        self.bounds = Bounds(llava.positions, llava.decoder.longest * llava.positions, options.max_images)
 
     def encode(self, request: GenerationRequest) -> Prompt:
         """The request's ids and images.

@@ -24,7 +24,8 @@ from transformers import StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError
 from llava_stf.inference import LlavaStf, user_turn
-from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.inference.answer_text import AnswerText
+from llava_stf.inference.generation import check_one_answer, searches
 from llava_stf.inference.prefix import PrefixCache
 from llava_stf.inference.reading import Heard, Reading
 from llava_stf.models.fusion.budget import token_budgets
@@ -57,6 +58,7 @@ class Engine:
 
     Raises:
         CheckpointError: the model has no tokenizer.
+        PromptError: its generation settings ask for several answers.
     """
 
     def __init__(
@@ -64,15 +66,15 @@ class Engine:
     ) -> None:
         if llava.processor is None:
             raise CheckpointError("This checkpoint came without a tokenizer, so it cannot be served.")
+        check_one_answer({}, llava.model.generation_config)
         self.llava = llava
         self.options = options
         self.metrics = Metrics() if metrics is None else metrics
         self.memory = Memory() if memory is None else memory
         self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
-        self._decode = Decoder(llava.processor.tokenizer)
-        self._encoder = RequestEncoder(llava, options, self.memory, self._decode.longest)
-        ends = llava.model.generation_config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        self._decode = llava.decoder
+        self._encoder = RequestEncoder(llava, options, self.memory)
+        self._ends = llava.end_ids
         self._reuses = llava.reuses()
         self._prefixes: PrefixCache | None = None
         if self._reuses and options.max_cache_bytes:
@@ -219,12 +221,12 @@ class Engine:
         for row in rows:
             self.metrics.prompt_tokens.inc(row.prompt_tokens)
             self.metrics.image_tokens.inc(row.image_tokens)
-        criteria = RowStoppingCriteria(rows, lambda row, token: row.add(token, self._ends, self.metrics))
+        criteria = RowStoppingCriteria(rows, self._take)
         request = rows[0].request
         sampling: dict[str, Any] = {"do_sample": False}
         if request.samples:
             sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        heard = Heard()
+        heard, at_once = Heard(), searches({}, self.llava.model.generation_config)
         try:
             with _seeded(request.seed if request.samples else None, self.llava.model.device):
                 reading = None
@@ -233,12 +235,21 @@ class Engine:
                     for row, cached in zip(rows, reading.cached, strict=True):
                         row.cached_tokens = cached
                         self.metrics.cached_tokens.inc(cached)
-                self.llava.generate(
-                    self._encoder.batch([row.prompt for row in rows]) if reading is None else reading.inputs,
+                inputs = self._encoder.batch([row.prompt for row in rows]) if reading is None else reading.inputs
+                whole = self.llava.generate(
+                    inputs,
                     max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([criteria, heard]),
+                    stopping_criteria=StoppingCriteriaList([heard] if at_once else [criteria, heard]),
+                    prompt_lookup_num_tokens=None,
+                    return_dict_in_generate=False,
                     **sampling,
                 )
+            if at_once:
+                for row, tokens in zip(rows, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+                    for token in tokens:
+                        self._take(row, token)
+            for row in rows:
+                row.end(self.metrics)
             if reading is not None and self._prefixes is not None and heard.ids is not None:
                 for prefix in reading.prefixes(heard.ids, [row.completion_tokens for row in rows]):
                     self._prefixes.put(prefix)
@@ -249,6 +260,9 @@ class Engine:
                 torch.cuda.empty_cache()
         for row in rows:
             row.fail("The model failed at this request or at one that it was answered with; the log says why.")
+
+    def _take(self, row: Row, token: int) -> None:
+        row.add(token, self._ends, self.metrics)
 
 
 def _image_bytes(rows: Sequence[Row]) -> int:

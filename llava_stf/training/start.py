@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from functools import partial
@@ -10,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError
 
 if TYPE_CHECKING:
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+    from llava_stf.data.templates import Template
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
@@ -53,10 +51,10 @@ def check_start(config: FinetuneConfig) -> None:
             )
         return
     from llava_stf.loading import read_config
-    from llava_stf.models.fusion.tiles import refuse_tiles
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    refuse_tiles(base, "Training")
+    if base.model_type in ("video_llava", "video_llava_stf"):
+        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} has two.")
     _check_tokens(config, base)
 
 
@@ -78,34 +76,22 @@ def _check_packages(config: FinetuneConfig) -> None:
             )
 
 
-def adopt_prompt(processor: LlavaProcessor) -> None:
-    """Give the processor the chat template that instruction tuning trains on, where its own gives another prompt.
+def adopt_prompt(processor: LlavaProcessor) -> Template:
+    """How conversations are written in training; what cannot be trained on is given the v1 template, see `template_of`.
 
     What is asked later is then what was trained, whatever prompt the base was asked by; the log says so.
     """
+    from llava_stf.data.templates import gives_v1, template_of
     from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 
-    def text(value: str) -> list[dict[str, str]]:
-        return [{"type": "text", "text": value}]
-
-    messages = [
-        {"role": "user", "content": [{"type": "image"}, *text("What is it?")]},
-        {"role": "assistant", "content": text("A bus.")},
-        {"role": "user", "content": text("And its colour?")},
-    ]
-
-    def prompt(template: str) -> str:
-        return processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
-
-    own = processor.chat_template
-    with contextlib.suppress(TemplateError):  # what cannot say this is another prompt, too
-        if isinstance(own, str) and prompt(own) == prompt(CHAT_TEMPLATE):
-            return
-    logger.info(
-        "training is on LLaVA's v1 prompt, and the base has %s: the trained model gets the v1 template",
-        "another chat template" if own else "no chat template",
-    )
-    processor.chat_template = CHAT_TEMPLATE
+    template = template_of(processor)
+    if template == "v1" and not gives_v1(processor):
+        logger.info(
+            "training is on LLaVA's v1 prompt, and the base has %s: the trained model gets the v1 template",
+            "a chat template that cannot be trained on" if processor.chat_template else "no chat template",
+        )
+        processor.chat_template = CHAT_TEMPLATE
+    return template
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:

@@ -112,8 +112,9 @@ class FinetuneTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """See the class: the step's vision tokens, counts and losses."""
         ids = inputs.pop("sample_ids", [])
-        image_token_id = self.accelerator.unwrap_model(model).config.image_token_id
-        inputs = with_budget(inputs, self.prepared_budget, self.step_budget(), image_token_id)
+        whole = self.accelerator.unwrap_model(model)
+        whole = whole.get_base_model() if self.finetune_config.lora_rank is not None else whole
+        inputs = with_budget(whole, inputs, self.prepared_budget, self.step_budget())
         self._counts[0] += len(inputs["input_ids"])
         self._counts[1] += inputs["attention_mask"].sum()
         loss = super().training_step(model, inputs, *args, **kwargs)

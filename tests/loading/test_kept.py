@@ -64,6 +64,22 @@ def test_tokens_of_the_user_are_generated_and_rows_without_one_are_not(extended,
     assert llava.ask(IMAGE, "Where?", max_new_tokens=1, suppress_tokens=[added, 70]) != ADDED[0]
 
 
+def test_a_token_that_was_added_as_special_stands_in_the_answer(stf_folder):
+    llava = load_model(stf_folder)
+    tokenizer = llava.processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SEG]"]})
+    tokenizer.add_tokens(["<loc>", "<|eot|>"], special_tokens=True)
+    llava.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    added = tokenizer.convert_tokens_to_ids(["[SEG]", "<loc>", "<|eot|>"])
+    llava.model.generation_config.eos_token_id = [tokenizer.eos_token_id, added[2]]
+    for id_, text in zip(added, ("[SEG]", "<loc>", ""), strict=True):
+        with torch.no_grad():
+            llava.model.lm_head.weight[added] = 0.0
+        favour(llava, id_)
+        assert llava.ask(IMAGE, "Where?", max_new_tokens=1) == text
+        assert "".join(llava.stream(IMAGE, "Where?", max_new_tokens=1)) == text
+
+
 def test_a_token_added_after_loading_is_generated(stf_folder):
     llava = load_model(stf_folder)
     llava.processor.tokenizer.add_tokens(["[LATER]"])

@@ -79,6 +79,15 @@ class FusedImages:
         """
         return [(pixel_values.shape[-2], pixel_values.shape[-1])] * len(pixel_values)
 
+    def images_of(self, features: Tensor, sizes: ImageSizes) -> list[Tensor]:
+        """The tokens of each image, [tokens, H], of what the projector gives of all squares: [squares, M, H].
+
+        Args:
+            features: of the images, or of their tiles, in whatever windows.
+            sizes: as `sizes_of_images` gives them.
+        """
+        return list(features)
+
     def budget_of(self, places: Tensor, pixel_values: Tensor | None, videos: Tensor | None, choices: Any) -> int:
         """The budget that a prompt has places for, see `budget_of_prompt`.
 
