@@ -8,42 +8,30 @@ the next batch. A row of a batch ends on its own, and the batch ends with its la
 from __future__ import annotations
 
 import asyncio
-import io
-import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any
-
-import torch
-from PIL import Image
-from transformers import StoppingCriteriaList
 
 from llava_stf.errors import CheckpointError
-from llava_stf.inference import LlavaStf, user_turn
+from llava_stf.inference import LlavaStf
 from llava_stf.inference.answer_text import AnswerText
-from llava_stf.inference.generation import check_one_answer, searches
-from llava_stf.inference.prefix import PrefixCache
-from llava_stf.inference.reading import Heard, Reading
-from llava_stf.models.fusion.budget import token_budgets
+from llava_stf.inference.generation import check_one_answer
+from llava_stf.serving.batch_runner import BatchRunner
 from llava_stf.serving.encoder import RequestEncoder
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.request_body import Bounds
-from llava_stf.serving.rows import GenerationRequest, Piece, Row, RowStoppingCriteria
+from llava_stf.serving.rows import GenerationRequest, Piece, Row
 
-logger = logging.getLogger(__name__)
 
 __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
-WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
 class Engine:
@@ -74,12 +62,7 @@ class Engine:
         self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
         self._decode = llava.decoder
         self._encoder = RequestEncoder(llava, options, self.memory)
-        self._ends = llava.end_ids
-        self._reuses = llava.reuses()
-        self._prefixes: PrefixCache | None = None
-        if self._reuses and options.max_cache_bytes:
-            llava.image_cache.limit = options.max_cache_bytes // 4
-            self._prefixes = PrefixCache(options.max_cache_bytes - llava.image_cache.limit)
+        self._runner = BatchRunner(llava, self._encoder, self.metrics, options.max_cache_bytes)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
         self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
         self._changed = threading.Condition()
@@ -93,19 +76,8 @@ class Engine:
         return self._encoder.bounds
 
     def warm_up(self) -> None:
-        """Answers about a blank image at each count, before it starts: no client pays for what is done once."""
-        blank = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(blank, "PNG")
-        counts = token_budgets(self.llava.model.config)
-        for count in counts if len(counts) > 1 else [None]:
-            request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
-            try:
-                for _ in range(WARM_UP_ROUNDS):
-                    self.llava.generate(
-                        self._encoder.batch([self._encoder.encode(request)]), max_new_tokens=WARM_UP_TOKENS
-                    )
-            except Exception:  # requests may do well all the same
-                logger.exception("The model failed at the warm-up with %s vision tokens.", count or counts[0])
+        """As `BatchRunner.warm_up`, before it starts."""
+        self._runner.warm_up()
 
     def start(self) -> None:
         """Starts the thread; once is enough."""
@@ -199,7 +171,7 @@ class Engine:
         while batch := self._next_batch():
             self.metrics.batch_size.observe(len(batch))
             self.metrics.running.set(len(batch))
-            self._answer(batch)
+            self._runner.answer(batch)
             self.metrics.running.set(0)
 
     def _next_batch(self) -> list[Row]:
@@ -208,75 +180,12 @@ class Engine:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch: list[Row] = []
             for row in list(self._waiting):
-                if len(batch) < self.options.max_batch and (not batch or self._fit(row, batch[0])):
+                if len(batch) < self.options.max_batch and (not batch or self._runner.fit(row, batch[0])):
                     batch.append(row)
                     self._waiting.remove(row)
             return batch
-
-    def _fit(self, row: Row, first: Row) -> bool:
-        """Whether both can be answered in one batch."""
-        return row.request.fits(first.request) and (self._reuses or len({*row.budgets, *first.budgets}) < 2)
-
-    def _answer(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self.metrics.prompt_tokens.inc(row.prompt_tokens)
-            self.metrics.image_tokens.inc(row.image_tokens)
-        criteria = RowStoppingCriteria(rows, self._take)
-        request = rows[0].request
-        sampling: dict[str, Any] = {"do_sample": False}
-        if request.samples:
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        heard, at_once = Heard(), searches({}, self.llava.model.generation_config)
-        try:
-            with _seeded(request.seed if request.samples else None, self.llava.model.device):
-                reading = None
-                if self._prefixes is not None:
-                    reading = Reading(self.llava, [row.prompt for row in rows], self._prefixes)
-                    for row, cached in zip(rows, reading.cached, strict=True):
-                        row.cached_tokens = cached
-                        self.metrics.cached_tokens.inc(cached)
-                inputs = self._encoder.batch([row.prompt for row in rows]) if reading is None else reading.inputs
-                whole = self.llava.generate(
-                    inputs,
-                    max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([heard] if at_once else [criteria, heard]),
-                    prompt_lookup_num_tokens=None,
-                    return_dict_in_generate=False,
-                    **sampling,
-                )
-            if at_once:
-                for row, tokens in zip(rows, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                    for token in tokens:
-                        self._take(row, token)
-            for row in rows:
-                row.end(self.metrics)
-            if reading is not None and self._prefixes is not None and heard.ids is not None:
-                for prefix in reading.prefixes(heard.ids, [row.completion_tokens for row in rows]):
-                    self._prefixes.put(prefix)
-        except Exception:  # whatever went wrong in this batch, the next one may do well
-            ids = ", ".join(row.request_id for row in rows if row.request_id)
-            logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        for row in rows:
-            row.fail("The model failed at this request or at one that it was answered with; the log says why.")
-
-    def _take(self, row: Row, token: int) -> None:
-        row.add(token, self._ends, self.metrics)
 
 
 def _image_bytes(rows: Sequence[Row]) -> int:
     """Of the images of these requests, each counted once."""
     return sum({image.key: image.nbytes for row in rows for image in row.prompt.images}.values())
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draws from this seed inside, and as before behind it."""
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
