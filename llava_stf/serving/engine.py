@@ -27,7 +27,6 @@ from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.request_body import Bounds
 from llava_stf.serving.rows import GenerationRequest, Piece, Row
 
-
 __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
