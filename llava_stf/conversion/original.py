@@ -34,7 +34,7 @@ from llava_stf.conversion.tower import Tower, find_tower
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import StoredTensor
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
 from llava_stf.models.llava_stf.keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
 
 ROW_MULTIPLE = 64
@@ -85,14 +85,18 @@ def read_original(
     tokenizer = _tokenizer(source, config, notes)
     model_config = _model_config(source, config, tower, tensors, fusion_layers, tokenizer)
     table = public_to_original(isinstance(model_config, LlavaStfConfig))
-    template = None
+    template = CHAT_TEMPLATE
     if tiles:
         image_processor = tiled_image_processor(model_config, tower.preprocessor)
-        template = None if tokenizer is None else template_for(model_config.text_config.model_type, tokenizer)
+        if tokenizer is not None:
+            template = template_for(model_config.text_config.model_type, tokenizer)
     else:
         image_processor = build_image_processor(
             tower.preprocessor, model_config.vision_config.image_size, pad=config.get("image_aspect_ratio") == "pad"
         )
+    processor = None
+    if tokenizer is not None:
+        processor = build_processor(model_config, image_processor, tokenizer, default=template)
     state = CheckpointState(
         source=source,
         tensors=tensors,
@@ -100,7 +104,7 @@ def read_original(
         stored_rows=config["vocab_size"],
         source_name=lambda name: rename(name, table) or name,
         generation=greedy_generation(read_generation(source.folder), model_config),
-        processor=None if tokenizer is None else build_processor(model_config, image_processor, tokenizer, template),
+        processor=processor,
         image_processor=image_processor,
         sentencepiece=_sentencepiece(source.folder) if tokenizer is not None else None,
         notes=notes,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
@@ -103,26 +104,50 @@ def build_processor(
     image_processor: BaseImageProcessor,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None = None,
+    default: str = CHAT_TEMPLATE,
 ) -> LlavaProcessor:
-    """The processor of a model with this config; `template` is the chat template, by default the authors' v1."""
+    """The processor of a model with this config.
+
+    Args:
+        config: of the model.
+        image_processor: of the tower.
+        tokenizer: with placeholders.
+        template: chat template; by default the tokenizer's, if it has places for images, else `default`.
+        default: the authors' v1, or what a model on another language model was trained on.
+    """
+    family = family_of_config(config)
     if takes_videos(config):
         # That of transformers cannot be built without torchvision, and this one's files are read as if they were its.
-        return family_of_config(config).processor(
-            image_processor, tokenizer, config.vision_config.patch_size, template or CHAT_TEMPLATE,
+        processor = family.processor(
+            image_processor, tokenizer, config.vision_config.patch_size, template,
             vision_aspect_ratio=config.vision_aspect_ratio, fusion_window=1,
         )  # fmt: skip
-    common: dict[str, Any] = {
-        "image_processor": image_processor,
-        "tokenizer": tokenizer,
-        "patch_size": config.vision_config.patch_size,
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": 1,
-        "chat_template": template or CHAT_TEMPLATE,
-    }
-    family = family_of_config(config)
-    if isinstance(config, FusionConfig):
-        return family.processor(**common, fusion_window=config.fusion_window)
-    return family.plain_processor(**common)
+    else:
+        common: dict[str, Any] = {
+            "image_processor": image_processor,
+            "tokenizer": tokenizer,
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "num_additional_image_tokens": 1,
+            "chat_template": template,
+        }
+        fused = isinstance(config, FusionConfig)
+        if fused:
+            common["fusion_window"] = config.fusion_window
+        processor = (family.processor if fused else family.plain_processor)(**common)
+    processor.chat_template = template or tokenizers_template(processor) or default
+    return processor
+
+
+def tokenizers_template(processor: LlavaProcessor) -> str | None:
+    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
+    template = processor.tokenizer.chat_template
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
+    except (TemplateError, ValueError, TypeError):
+        return None
+    return template if prompt.count(processor.image_token) == 1 else None
 
 
 def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:

@@ -20,6 +20,7 @@ from llava_stf.io.weights import save_shards
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, public_to_original, rename
 
 _FOLDER = "clip_tower"
@@ -217,6 +218,13 @@ def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
         state.notes.append(
             "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put that of "
             "the base model (Vicuna) beside the weights."
+        )
+    template = state.processor.chat_template
+    if isinstance(template, str) and template != CHAT_TEMPLATE:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        state.notes.append(
+            "The checkpoint has a chat template of its own, which is in chat_template.jinja: the authors' tools do not "
+            "read it, tell them which conversation to use."
         )
     pre_tokenizer = data["pre_tokenizer"] or {}
     write_json(

@@ -54,7 +54,7 @@ def finetune(config: FinetuneConfig) -> None:
     from llava_stf.loading.lora import load_weights
     from llava_stf.models.fusion.budget import budget_per_image
     from llava_stf.models.fusion.tiles import has_tiles
-    from llava_stf.reduction.apply import former_projector
+    from llava_stf.reduction.change import former_projector
     from llava_stf.training.data import training_data
     from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora, save_adapter

@@ -15,7 +15,7 @@ from transformers.image_utils import make_flat_list_of_images
 
 from llava_stf.errors import PromptError
 from llava_stf.images.frames import Video
-from llava_stf.images.load import to_rgb
+from llava_stf.images.rgb import to_rgb
 from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes
 from llava_stf.models.fusion.videos import VIDEO_CLASSES
