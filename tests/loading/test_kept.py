@@ -223,3 +223,24 @@ def test_positions_that_older_libraries_stored_are_passed_over(dtype, quantizati
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert load_model(folder, quantization=quantization).vision_tokens == 4
     assert convert_checkpoint(folder, tmp_path / "original", to="original", progress=False).is_dir()
+
+
+def test_a_field_of_the_users_config_is_kept(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["its_text"] = config["its_own"] = {"a": [1, 2]}
+    file.write_text(json.dumps(config))
+    load_model(folder).model.save_pretrained(tmp_path / "fused")
+    saved = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert (saved["its_own"], saved["text_config"]["its_text"]) == ({"a": [1, 2]}, {"a": [1, 2]})
+
+
+def test_a_chat_template_of_its_own_goes_through_the_original_format(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("USER:", "HUMAN:"))
+    original = convert_checkpoint(folder, tmp_path / "original", to="original", progress=False)
+    back = convert_checkpoint(original, tmp_path / "back", progress=False)
+    assert (back / "chat_template.jinja").read_text() == file.read_text()
+    assert load_model(back).processor.chat_template == file.read_text()

@@ -7,13 +7,15 @@ from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature, CLIPImageProcessorPil, LlavaProcessor, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 
 from llava_stf.errors import PromptError
 from llava_stf.images.frames import Video
-from llava_stf.images.load import to_rgb
+from llava_stf.images.rgb import to_rgb
 from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes
 from llava_stf.models.fusion.videos import VIDEO_CLASSES
@@ -256,10 +258,24 @@ class FusedVideoProcessing(FusedProcessing):
                 f"The videos of one batch need one number of frames, found {', '.join(map(str, frames))}; choose it "
                 "for all, or ask one by one."
             )
-        images = self.image_processor
-        prepare = CLIPImageProcessorPil(
-            size=images.size, crop_size=images.crop_size or images.size, do_center_crop=bool(images.do_center_crop),
-            resample=images.resample, rescale_factor=images.rescale_factor,
-            image_mean=images.image_mean, image_std=images.image_std,
-        )  # fmt: skip
-        return {"pixel_values_videos": [np.stack(prepare(clip.frames)["pixel_values"]) for clip in clips]}, frames
+        pixels = pixels_of_frames(self.image_processor, [clip.frames for clip in clips])
+        return {"pixel_values_videos": list(pixels)}, frames
+
+
+def pixels_of_frames(image_processor: Any, videos: Sequence[Sequence[Image.Image]]) -> Tensor:
+    """Frames prepared by Pillow as images are, whole and by an image processor's own settings.
+
+    Args:
+        image_processor: of the images of the same model.
+        videos: for each its frames, of all equally many.
+
+    Returns:
+        float32 [videos, frames, 3, height, width].
+    """
+    images = image_processor
+    prepare = CLIPImageProcessorPil(
+        size=images.size, crop_size=images.crop_size or images.size, do_center_crop=bool(images.do_center_crop),
+        resample=images.resample, rescale_factor=images.rescale_factor,
+        image_mean=images.image_mean, image_std=images.image_std,
+    )  # fmt: skip
+    return torch.stack([prepare(list(frames), return_tensors="pt")["pixel_values"] for frames in videos])
