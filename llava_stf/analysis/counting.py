@@ -56,11 +56,6 @@ class Count:
         """The mean over the layers, which is what papers on dropping tokens inside the LLM call their budget."""
         return sum(self.vision_tokens) / len(self.vision_tokens)
 
-    @property
-    def first_token_flops(self) -> int:
-        """From pixels to the last layer's output for the prompt."""
-        return self.tower_flops + self.projector_flops + self.prefill_flops
-
 
 def count(
     config: LlavaConfig,
