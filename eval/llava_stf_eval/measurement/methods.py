@@ -2,9 +2,9 @@
 
     python -m llava_stf_eval.measurement.methods --shape 1b --layers 8 --output docs/speed/methods-cpu.json
 
-One prompt of 64 text tokens and one image, random weights in bfloat16, all methods in turns on the same weights. What is
-counted are the seconds that the process computes, which another program on the machine does not add to. `llava-stf bench
-speed` measures the time that a user waits, and is right on a machine that does nothing else.
+One prompt of 64 text tokens and one image, random weights in bfloat16, all methods in turns on the same weights. What
+is counted are the seconds that the process computes, which another program on the machine does not add to.
+`llava-stf bench speed` measures the time that a user waits, and is right on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def main() -> None:
     for number in range(options.rounds + 1):
         for variant in variants if number % 2 else reversed(variants):
             seconds = first_token(variant, pixels)
-            print(
-                number, variant.setting.method, *(f"{name} {value:.3f}" for name, value in seconds.items()), flush=True
-            )
+            parts = (f"{name} {value:.3f}" for name, value in seconds.items())
+            print(number, variant.setting.method, *parts, flush=True)
             if number:
                 found[variant.setting.method].append(seconds)
     rows = [
