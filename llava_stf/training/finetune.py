@@ -22,7 +22,7 @@ from llava_stf.io.model_card import write_card
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
 from llava_stf.training.config import FinetuneConfig, parse
-from llava_stf.training.sharding import check_processes, check_sharding, sharding
+from llava_stf.training.sharding import check_processes, check_sharding, sharding, whole_weights
 from llava_stf.training.start import adopt_prompt, check_start, computes_in_bfloat16, load_start
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def finetune(config: FinetuneConfig) -> None:
         )
     images = image_folder(config.data, config.images)
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
-    model, processor = load_start(config, checkpoint, arguments.device)
+    with whole_weights():
+        model, processor = load_start(config, checkpoint, arguments.device)
     template: Template = "plain" if config.stage == "align" else "v1"
     if template == "v1":
         adopt_prompt(processor)

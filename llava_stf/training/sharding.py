@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,20 +63,35 @@ def check_sharding(config: FinetuneConfig) -> None:
 
 
 def check_processes(arguments: TrainingArguments) -> None:
-    """Check that the processes that were started train together.
+    """Check that the processes that were started train together, and share out the weights if they are to.
 
-    On CPUs `accelerate launch` starts several that each train alone when it is to shard.
+    Accelerate neither shards on CPUs nor says so: there it copies the model, or lets every process train alone.
 
     Raises:
         LlavaStfError: they do not.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started, kind = int(os.environ.get("WORLD_SIZE", "1")), sharding()
+    instead = "start them with scripts/accelerate/ddp.yaml or torchrun, which copy the model"
+    if kind is not None and arguments.use_cpu:
+        raise LlavaStfError(f"{kind} shares out weights over GPUs, and there is none: {instead}")
     if started != arguments.world_size:
-        reason = "sharding needs GPUs" if sharding() else "they do not see one another"
-        raise LlavaStfError(
-            f"{started} processes were started, and each would train alone, since {reason}: on CPUs start them with "
-            f"torchrun --nproc-per-node {started} and without FSDP or DeepSpeed"
-        )
+        raise LlavaStfError(f"{started} processes were started, and each would train alone: {instead}")
+
+
+@contextmanager
+def whole_weights() -> Iterator[None]:
+    """Let models be loaded and changed whole meanwhile, where transformers would cut them up for ZeRO-3 at once."""
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        from transformers.integrations import deepspeed
+
+        reference = deepspeed._hf_deepspeed_config_weak_ref
+        deepspeed.unset_hf_deepspeed_config()
+        try:
+            yield
+        finally:
+            deepspeed._hf_deepspeed_config_weak_ref = reference
+    else:
+        yield
 
 
 def prepare_plugin(plugin: FullyShardedDataParallelPlugin, model: nn.Module) -> None:
