@@ -73,7 +73,7 @@ def go_on(llava: LlavaStf, image: Image.Image, questions: Sequence[str]) -> list
     Raises:
         LlavaStfError: the chat template writes what was read already anew once a turn is added.
     """
-    model, processor = llava
+    model, _ = llava
     messages: list[Message] = []
     answers: list[str] = []
     cache, read = DynamicCache(config=model.config.text_config), torch.zeros(1, 0, dtype=torch.long)
@@ -88,7 +88,7 @@ def go_on(llava: LlavaStf, image: Image.Image, questions: Sequence[str]) -> list
         inputs["input_ids"] = ids[:, read.shape[1] :]
         logits = model(**inputs, use_cache=True, **{CACHE: cache}).logits
         new = _greedy(llava, logits[:, -1], copy.deepcopy(cache), ids.shape[1])
-        answers.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
+        answers.append(llava.decoder(new).strip())
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answers[-1]}]})
         read = ids
     return answers

@@ -19,9 +19,16 @@ from torch import nn
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.budget import patch_grid, resolve_window, tokens_per_image
+from llava_stf.models.fusion.budget import (
+    ImageSizes,
+    VisionTokens,
+    patch_grid,
+    resolve_window,
+    tokens_of_prompt,
+    tokens_per_image,
+)
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.fusion.tiles import refuse_tiles
+from llava_stf.models.fusion.tiles import WHOLE, cells_of, has_tiles, number_of_tiles, shows_several_whole, takes_videos
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.towers import one_block, special_tokens_of
@@ -49,11 +56,6 @@ class Count:
         """The mean over the layers, which is what papers on dropping tokens inside the LLM call their budget."""
         return sum(self.vision_tokens) / len(self.vision_tokens)
 
-    @property
-    def first_token_flops(self) -> int:
-        """From pixels to the last layer's output for the prompt."""
-        return self.tower_flops + self.projector_flops + self.prefill_flops
-
 
 def count(
     config: LlavaConfig,
@@ -61,16 +63,22 @@ def count(
     *,
     text_tokens: int = 64,
     images: int = 1,
+    image_sizes: ImageSizes | None = None,
+    frames: Sequence[int] = (),
     itemsize: int = 2,
     skip_unused_blocks: bool | None = None,
 ) -> Count:
     """The cost of one prompt on a model of this config.
 
     Args:
-        config: of a plain LLaVA or a LLaVA-STF, with a ViT and an LLM of LLaMA's build (gated MLP).
-        vision_tokens: of one image: in all layers, or one number for each LLM layer. `None`: the config's own.
+        config: of a plain or fused model of any class of the family, with a ViT and an LLM of LLaMA's build (gated
+            MLP).
+        vision_tokens: of one image: in all layers, or one number for each LLM layer. `None`: the config's own. Where
+            images are cut into tiles, and with videos, one of the model's budgets, which is of a tile.
         text_tokens: everything in the prompt that is no vision token.
-        images: in the prompt.
+        images: in the prompt, of the tower's own size, if `image_sizes` and `frames` are not given.
+        image_sizes: height and width of each image in the prompt, in pixels.
+        frames: of each video in the prompt.
         itemsize: bytes of an element of the KV cache.
         skip_unused_blocks: whether the tower's blocks above the deepest selected state are left out, as in a LLaVA-STF
             (the default there) and in a plain LLaVA that a method of `llava_stf.reduction` was applied to.
@@ -79,26 +87,39 @@ def count(
     576 tokens is 1 % of the whole.
 
     Raises:
-        FusionError: the list of vision tokens is not as long as the LLM is deep, a number is negative, or the model
-            takes images in tiles.
+        FusionError: the list of vision tokens is not as long as the LLM is deep, a number is negative, the model takes
+            images in tiles or videos and has no such budget, or it takes no videos.
     """
-    refuse_tiles(config, "Counting")
-    layers = config.text_config.num_hidden_layers
-    if vision_tokens is None:
-        vision_tokens = tokens_per_image(config)
-    per_layer = [vision_tokens] * layers if isinstance(vision_tokens, int) else list(vision_tokens)
-    if len(per_layer) != layers or min(per_layer) < 0:
-        raise FusionError(
-            f"Expected the vision tokens of each of the LLM's {layers} layers, none negative, found {per_layer}."
-        )
-    lengths = [images * tokens + text_tokens for tokens in per_layer]
+    layers, side = config.text_config.num_hidden_layers, config.vision_config.image_size
+    if image_sizes is None:
+        image_sizes = [] if frames else [(side, side)] * images
+    if len(image_sizes) > 1 and shows_several_whole(config):
+        image_sizes = [WHOLE] * len(image_sizes)
+    budget: Any = vision_tokens
+    if has_tiles(config) or takes_videos(config) or frames:
+        if not isinstance(budget, int | None):
+            raise FusionError(f"A {config.model_type} is counted at one of its budgets, found {budget!r}.")
+        per_layer = [tokens_of_prompt(config, image_sizes, frames, budget)] * layers
+    else:
+        if budget is None:
+            budget = tokens_per_image(config)
+        one = [budget] * layers if isinstance(budget, int) else list(budget)
+        if len(one) != layers or min(one) < 0:
+            raise FusionError(
+                f"Expected the vision tokens of each of the LLM's {layers} layers, none negative, found {one}."
+            )
+        budget, per_layer = one[0], [len(image_sizes) * tokens for tokens in one]
+    squares = len(image_sizes)
+    if has_tiles(config):
+        squares = sum(number_of_tiles(size, config.image_grid_pinpoints, side) for size in image_sizes)
+    lengths = [tokens + text_tokens for tokens in per_layer]
     text = config.text_config
     parameters, attended = _layer_parameters(text), text.num_attention_heads * _head_dim(text)
     return Count(
-        vision_tokens=tuple(images * tokens for tokens in per_layer),
+        vision_tokens=tuple(per_layer),
         llm_tokens=tuple(lengths),
-        tower_flops=images * tower_flops(config, skip_unused_blocks=skip_unused_blocks),
-        projector_flops=images * projector_flops(config, per_layer[0]),
+        tower_flops=(squares + sum(frames)) * tower_flops(config, skip_unused_blocks=skip_unused_blocks),
+        projector_flops=squares * projector_flops(config, budget) + sum(frames) * frame_projector_flops(config, budget),
         prefill_flops=sum(2 * length * parameters + 4 * length**2 * attended for length in lengths),
         decode_flops=sum(2 * parameters + 4 * (length + 1) * attended for length in lengths)
         + 2 * text.hidden_size * text.vocab_size,
@@ -107,7 +128,7 @@ def count(
 
 
 def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) -> int:
-    """One image through the vision tower: the patch embedding and the blocks that are run.
+    """One image, tile or frame through the vision tower: the patch embedding and the blocks that are run.
 
     The class token and other special tokens that the tower has count, too. `skip_unused_blocks` as in `count`: a
     LLaVA-STF skips them by default, a plain LLaVA runs all.
@@ -126,27 +147,62 @@ def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) 
     return blocks * (products + attention) + 2 * patches * 3 * vision.patch_size**2 * width
 
 
-def projector_flops(config: LlavaConfig, vision_tokens: int | None = None) -> int:
-    """One image through the projector: MBTF and STF, or the two layers of a plain LLaVA on every patch.
+def projector_flops(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
+    """One image, or tile, through the projector: MBTF and STF, TokenPacker's, MQT's, or a plain LLaVA's.
 
-    `vision_tokens` are what a fused model leaves, by default the config's own. In windows of another side than its
-    weights' it also runs each hidden unit on every patch of the unit's own part of the window.
+    `vision_tokens` are what a fused model leaves of it, by default the config's own. In windows of another side than
+    its weights' it also runs each hidden unit on every patch of the unit's own part of the window.
     """
-    width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, patch_grid(config) ** 2
+    window = resolve_window(config, vision_tokens) if isinstance(config, FusionConfig) else 1
+    return _projected(config, cells_of(patch_grid(config), window) ** 2, window)
+
+
+def frame_projector_flops(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
+    """One frame of a video through the projector, see `projector_flops`.
+
+    LLaVA-NeXT-Video pools frames before it, and in Video-LLaVA the class token passes it as a window of its own.
+    """
+    window = resolve_window(config, vision_tokens) if isinstance(config, FusionConfig) else 1
+    grid, windows_more = patch_grid(config), int(not has_tiles(config))
+    if hasattr(config, "spatial_pool_stride") and getattr(config, "fusion_pool_frames", True):
+        grid //= config.spatial_pool_stride
+    return _projected(config, cells_of(grid, window) ** 2 + windows_more, window)
+
+
+def _projected(config: LlavaConfig, windows: int, window: int) -> int:
+    """So many windows of that side through the projector."""
+    width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, windows * window**2
     if not isinstance(config, FusionConfig) or config.fusion == "pool":
         return 2 * patches * (width * llm + llm**2)
+    if config.fusion == "tokenpacker":
+        return _tokenpacker_flops(config, patches, windows)
+    if config.fusion == "mqt":
+        return _mqt_flops(config, patches, windows)
     block, spatial = config.fusion_block_hidden_size, config.fusion_hidden_size
     assert block is not None  # a config fills in its widths
     assert spatial is not None
     fuse_blocks = 2 * patches * block * (len(config.fusion_states) * width + width)
-    window, own = resolve_window(config, vision_tokens), config.fusion_weight_window
+    own = config.fusion_weight_window
     assert own is not None
     inputs = own**2 * width
     if window != own:
         touched = sum(-(-(place + 1) * window // own) - place * window // own for place in range(own))
         inputs += touched**2 * width // own**2
-    fuse_windows = 2 * (patch_grid(config) // window) ** 2 * spatial * (inputs + llm)
-    return fuse_blocks + fuse_windows
+    return fuse_blocks + 2 * windows * spatial * (inputs + llm)
+
+
+def _tokenpacker_flops(config: FusionConfig, patches: int, tokens: int) -> int:
+    """Keys and values of every patch through two layers and the attention's own, queries and outputs of the tokens."""
+    width, llm = config.vision_config.hidden_size, config.text_config.hidden_size
+    of_patches = 2 * (len(config.fusion_states) + 2) * width**2 + 2 * width  # each is attended to by one query
+    of_tokens = 3 * width**2 + width * llm + llm**2
+    return 2 * (patches * of_patches + tokens * of_tokens)
+
+
+def _mqt_flops(config: FusionConfig, patches: int, tokens: int) -> int:
+    """Keys and values of every patch, queries, attention, outputs and the map to the LLM of the tokens."""
+    width, llm = config.vision_config.hidden_size, config.text_config.hidden_size
+    return 2 * (2 * patches * width**2 + tokens * (2 * patches * width + 2 * width**2 + width * llm))
 
 
 def llm_parameters(config: LlavaConfig) -> int:

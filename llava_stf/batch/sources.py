@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llava_stf.data.label_questions import ImageQuestions
 from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, one_line
-from llava_stf.io.json import parse_json
+from llava_stf.io.json import parse_json, wide_encoding
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,6 +53,9 @@ class JsonLines:
         place = 0
         try:
             with path.open("rb") as file:
+                if wide := wide_encoding(file.read(4)):
+                    raise DataError(f"{path} is in {wide}; save it as UTF-8.")
+                file.seek(0)
                 for line in file:
                     if line.strip():
                         self._starts.append(place)

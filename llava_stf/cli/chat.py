@@ -41,7 +41,10 @@ def chat(
     max_new_tokens: MaxNewTokens = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per turn instead.")] = False,
 ) -> None:
-    """Talk about images, a question a line; also from a pipe. `/image PATH` adds an image, `/quit` ends."""
+    """Talk about images, a question a line; also from a pipe. `/image PATH` adds an image, `/quit` ends.
+
+    A line that cannot be answered is a sentence on stderr, and the chat goes on; from a pipe it ends with exit code 2.
+    """
     loaded = [read_visual(source) for source in images]
     llava = load(
         model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device, compile=compile
@@ -49,15 +52,19 @@ def chat(
     conversation = llava.chat(loaded, vision_tokens=budget_word(vision_tokens), max_vision_tokens=max_vision_tokens)
     notice(model)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    refused = False
     for line in _lines(interactive):
         if line == "/quit":
-            return
+            break
         try:
             _turn(conversation, line, max_new_tokens, as_json)
         except (ImageError, PromptError, VideoError) as error:
-            if not interactive:
-                raise
+            refused = True
             print(error, file=sys.stderr)
+            if as_json:
+                print(json.dumps({"question": line, "error": str(error)}, ensure_ascii=False), flush=True)
+    if refused and not interactive:
+        raise typer.Exit(2)
 
 
 def _turn(conversation: "Chat", line: str, max_new_tokens: int, as_json: bool) -> None:
@@ -80,9 +87,10 @@ def _lines(interactive: bool) -> Iterator[str]:
     """Non-empty lines of stdin, asked for with a prompt at a terminal."""
     if interactive:
         import readline  # noqa: F401 - gives input() its line editing and history
+    mark = "\N{ZERO WIDTH NO-BREAK SPACE}"  # of a file's first line
     while True:
         try:
-            line = input("> " if interactive else "").strip()
+            line = input("> " if interactive else "").removeprefix(mark).strip()
         except EOFError:
             return
         if line:

@@ -44,14 +44,16 @@ def check(
     records = open_records(file)
 
     from llava_stf.data.preparation import Preparation
+    from llava_stf.data.templates import template_of
     from llava_stf.loading import load_processor
     from llava_stf.training.data_check import check_data
 
+    processor = load_processor(model, vision_tokens=token_count(vision_tokens))
     prepare = Preparation(
-        load_processor(model, vision_tokens=token_count(vision_tokens)),
+        processor,
         name=Path(file).name,
         images=folder,
-        template="plain" if stage == "align" else "v1",
+        template="plain" if stage == "align" else template_of(processor),
         max_length=max_length,
     )
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -14,6 +14,7 @@ import numpy as np
 
 from llava_stf.data.records import CONVERSATION_FIELDS, signed_length
 from llava_stf.errors import DataError
+from llava_stf.io.json import wide_encoding
 
 _BOM = b"\xef\xbb\xbf"
 # What decides where a value ends: brackets, and texts, in which brackets mean nothing.
@@ -34,7 +35,10 @@ def index_json(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         with path.open("rb") as file:
-            is_list = _starts_a_list(file.read(4096))
+            head = file.read(4096)
+            if wide := wide_encoding(head):
+                raise DataError(f"the data file {path} is in {wide}: save it as UTF-8")
+            is_list = _starts_a_list(head)
             file.seek(0)
             if is_list:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -14,6 +14,7 @@ from llava_stf.data.records import conversation, sample_id
 from llava_stf.data.sources import visible_files
 from llava_stf.errors import DataError
 from llava_stf.images import FORMATS
+from llava_stf.io.json import read_text
 from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
 
 # Asked about every image of a folder, for answers of all lengths.
@@ -77,7 +78,7 @@ def read_prompts(path: Path) -> list[str]:
         DataError: there is none, or no such file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the prompts in {path}: {error}") from error
     prompts = [line.strip() for line in lines if line.strip()]

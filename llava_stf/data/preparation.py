@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from PIL import Image
@@ -12,24 +12,28 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from llava_stf.data.records import Reason, SampleError, check_media, conversation, record_images, sample_id
-from llava_stf.errors import CheckpointError, DataError, ImageError
+from llava_stf.data.templates import Template, encode_chat
+from llava_stf.errors import CheckpointError, DataError, ImageError, PromptError
 from llava_stf.images import load_image
-from llava_stf.models.fusion.tiles import refuse_tiles
+from llava_stf.models.fusion.tiles import WHOLE, has_tiles, number_of_tiles, shows_several_whole
 from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, IMAGE_TOKEN, encode_conversation
 
 if TYPE_CHECKING:
     from llava_stf.data.sources import Records
 
-Template = Literal["v1", "plain"]
-
 
 class Sample(TypedDict):
-    """One training sample: ids and labels (int64 [L]) and its images (float32 [n_images, 3, height, width])."""
+    """One training sample: ids and labels (int64 [L]), its images, and what else the model takes to show them.
+
+    The images are float32 [n, 3, height, width], n of images, or of the tiles of all images. `choices` has lists by the
+    names that the model's `forward` knows: `image_sizes` for one, height and width of each image.
+    """
 
     sample_id: str
     input_ids: Tensor
     labels: Tensor
     pixel_values: Tensor | None
+    choices: dict[str, list[Any]]
 
 
 class Preparation:
@@ -39,22 +43,22 @@ class Preparation:
         processor: gives the tokenizer, the image preprocessing and the number of tokens an image takes.
         name: of the data set, for messages.
         images: folder that image paths start from.
-        template: `"v1"` for conversations, `"plain"` for captions.
+        template: `"v1"` or `"chat"` for conversations, see `template_of`; `"plain"` for captions.
         max_length: longest sequence, image tokens included. Text beyond is cut; image tokens never are.
 
     Raises:
-        FusionError: the processor cuts images into tiles.
         CheckpointError: with `"v1"` no answer could be told from padding, or from the next question.
     """
 
     def __init__(
         self, processor: LlavaProcessor, *, name: str, images: Path, template: Template, max_length: int
     ) -> None:
-        refuse_tiles(processor.image_processor, "Training data")
+        self.processor = processor
         self.tokenizer = processor.tokenizer
         self.image_processor = processor.image_processor
         self.image_token_id = processor.image_token_id
         self.tokens_per_image = tokens_per_image(processor)
+        self._tiled = has_tiles(processor.image_processor)
         self.name = name
         self.images = images
         self.template: Template = template
@@ -68,14 +72,35 @@ class Preparation:
         Raises:
             SampleError: the record is malformed; it names the record.
         """
-        ids, labels = self.encode(record, number)
-        images = self.load(record, number)
+        ids, labels, images = self.read_sequence(record, number)
+        pixels, choices = self._show(images)
         return Sample(
             sample_id=sample_id(record, number),
             input_ids=torch.tensor(ids[: self.max_length]),
             labels=torch.tensor(labels[: self.max_length]),
-            pixel_values=self.image_processor(images, return_tensors="pt")["pixel_values"] if images else None,
+            pixel_values=pixels,
+            choices=choices,
         )
+
+    def read_sequence(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int], list[Image.Image]]:
+        """Ids and labels, not cut, with every image's id repeated to its token count, and the images.
+
+        Raises:
+            SampleError: as `__call__`, with the reason "no target" if it holds nothing to learn.
+        """
+        ids, labels = self.encode(record, number)
+        images = self.load(record, number)
+        ids, labels = self._expand(ids, labels, images)
+        if self.image_token_id in ids[self.max_length :]:
+            sentence = (
+                f"its images, {ids.count(self.image_token_id)} tokens, end behind max_length {self.max_length}: "
+                "raise max_length or shorten the sample; image tokens are never cut"
+            )
+            raise self._error("too long", record, number, sentence)
+        if not has_target(labels[: self.max_length]):
+            sentence = f"its first answer begins behind max_length {self.max_length}: raise max_length or shorten it"
+            raise self._error("no target", record, number, sentence)
+        return ids, labels, images
 
     def read(self, records: Records, number: int) -> Mapping[str, Any]:
         """The record of that number.
@@ -89,10 +114,10 @@ class Preparation:
             raise SampleError("no record", str(number), f"sample number {number} of {self.name}: {error}") from error
 
     def encode(self, record: Mapping[str, Any], number: int) -> tuple[list[int], list[int]]:
-        """Ids and labels, not cut, with every image's id repeated to its token count; no image is read.
+        """Ids and labels, not cut, with one id for each image; no image is read.
 
         Raises:
-            SampleError: as `__call__`, with the reason "no target" if it holds nothing to learn.
+            SampleError: as `read_sequence`.
         """
         reason: Reason = "other media"
         try:
@@ -102,38 +127,30 @@ class Preparation:
             reason = "turn order"
             turns = conversation(record)
             _check_texts(turns)
-            ids, labels = encode_conversation(
-                self.tokenizer, turns, template=self.template, image_token_id=self.image_token_id
-            )
+            ids, labels = self._encode(turns)
         except UnicodeEncodeError as error:
             sentence = f"its text is no valid Unicode ({error.reason}, found {error.object[error.start : error.end]!a})"
             raise self._error("broken text", record, number, sentence) from error
-        except DataError as error:
-            raise self._error(reason, record, number, str(error)) from error
+        except (DataError, PromptError) as error:
+            raise self._error(reason, record, number, str(error).rstrip(".")) from error
         markers = ids.count(self.image_token_id)
         if markers != len(sources):
             sentence = (
                 f"one {IMAGE_TOKEN} marker is needed per image, found {markers} markers and {len(sources)} images"
             )
             raise self._error("image markers", record, number, sentence)
-        ids, labels = self._expand(ids, labels)
-        if self.image_token_id in ids[self.max_length :]:
+        if not has_target(labels):
             sentence = (
-                f"its images end behind max_length {self.max_length} ({self.tokens_per_image} tokens each): raise "
-                "max_length or shorten the sample; image tokens are never cut"
+                "it has nothing to learn: every question needs an answer, and no text may hold "
+                f"{ANSWER_TAG.strip()!r} or {END!r}, by which the prompt tells answers"
             )
-            raise self._error("too long", record, number, sentence)
-        if not has_target(labels[: self.max_length]):
-            raise self._error("no target", record, number, self._why_no_target(labels))
+            raise self._error("no target", record, number, sentence)
         return ids, labels
 
-    def _why_no_target(self, labels: list[int]) -> str:
-        if has_target(labels):
-            return f"its first answer begins behind max_length {self.max_length}: raise max_length or shorten it"
-        return (
-            f"it has nothing to learn: every question needs an answer, and no text may hold {ANSWER_TAG.strip()!r} or "
-            f"{END!r}, by which the prompt tells answers"
-        )
+    def _encode(self, turns: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[int]]:
+        if self.template == "chat":
+            return encode_chat(self.processor, turns)
+        return encode_conversation(self.tokenizer, turns, template=self.template, image_token_id=self.image_token_id)
 
     def load(self, record: Mapping[str, Any], number: int) -> list[Image.Image]:
         """The record's images, as they are."""
@@ -150,10 +167,34 @@ class Preparation:
         name = sample_id(record, number)
         return SampleError(reason, name, f"sample {name} of {self.name} (number {number}): {sentence}")
 
-    def _expand(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+    def _show(self, images: list[Image.Image]) -> tuple[Tensor | None, dict[str, list[Any]]]:
+        """Pixels of images, or of their tiles without padding, and what else tells how they are shown; see `Sample`."""
+        if not images:
+            return None, {}
+        if not self._tiled:
+            return self.image_processor(images, return_tensors="pt")["pixel_values"], {}
+        made = self.processor.process_images(images, [len(images)], {"return_tensors": "pt"})
+        sizes = self.processor.image_sizes_of(made)
+        pinpoints, side = self.image_processor.image_grid_pinpoints, made["pixel_values"].shape[-1]
+        counts = [number_of_tiles(size, pinpoints, side) for size in sizes]
+        pixels = [tiles[:count] for tiles, count in zip(made["pixel_values"], counts, strict=True)]
+        choices: dict[str, list[Any]] = {"image_sizes": [(image.height, image.width) for image in images]}
+        if shows_several_whole(self.processor):
+            choices["batch_num_images"] = [len(images)]
+        return torch.cat(pixels), choices
+
+    def tokens_of(self, images: Sequence[Image.Image]) -> list[int]:
+        """LLM tokens of each image of a sample."""
+        if not self._tiled:
+            return [self.tokens_per_image] * len(images)
+        whole = len(images) > 1 and shows_several_whole(self.processor)
+        return self.processor.num_image_tokens([WHOLE if whole else (one.height, one.width) for one in images])
+
+    def _expand(self, ids: list[int], labels: list[int], images: Sequence[Image.Image]) -> tuple[list[int], list[int]]:
         """Ids and labels with every image id repeated to the image's token count."""
+        left = iter(self.tokens_of(images))
         pairs = zip(ids, labels, strict=True)
-        counts = ((i, label, self.tokens_per_image if i == self.image_token_id else 1) for i, label in pairs)
+        counts = ((i, label, next(left) if i == self.image_token_id else 1) for i, label in pairs)
         repeated = [(i, label) for i, label, count in counts for _ in range(count)]
         return [i for i, _ in repeated], [label for _, label in repeated]
 
@@ -188,7 +229,7 @@ def _check_end_token(tokenizer: Any) -> None:
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:
-    """How many LLM tokens the processor gives one image; every image is brought to the same size."""
+    """How many LLM tokens the processor gives one image, in a family of tiles a small one."""
     blank = Image.new("RGB", (32, 32))
     ids = processor(images=blank, text=processor.image_token)["input_ids"][0]
     return list(ids).count(processor.image_token_id)

@@ -121,7 +121,8 @@ def open_labelled(data: str, *, image_column: str = "image", label_column: str =
     if path.suffix == ".npz":
         train, test = (_from_arrays(path, part) for part in ("train", "test"))
     elif (path / "train").is_dir() and not (path / "train" / "state.json").exists():
-        classes = sorted(folder.name for folder in (path / "train").iterdir() if folder.is_dir())
+        folders = (folder.name for folder in (path / "train").iterdir() if folder.is_dir())
+        classes = sorted(name for name in folders if not name.startswith("."))
         train, test = (_from_folder(path, names, classes) for names in (_TRAIN, _TEST))
     else:
         train, test = (_from_dataset(data, names, image_column, label_column) for names in (_TRAIN, _TEST))

@@ -11,7 +11,6 @@ from llava_stf.conversion.processors import read_processor
 from llava_stf.errors import CheckpointError, DeviceMemoryError, ExportError
 from llava_stf.export.dependencies import require
 from llava_stf.export.model import Engine, ExportedLlava, ExportedLlavaConfig, ExportedProcessor
-from llava_stf.inference import LlavaStf
 from llava_stf.io.exports import Manifest, read_manifest
 from llava_stf.io.json import read_json
 from llava_stf.io.memory import available_memory
@@ -26,8 +25,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def load_export(folder: Path, vision_tokens: Any = None, **options: Any) -> LlavaStf:
-    """The pipeline of an export.
+def load_export(folder: Path, vision_tokens: Any = None, **options: Any) -> tuple[ExportedLlava, LlavaProcessor]:
+    """The model and the processor of an export.
 
     Args:
         folder: of the export.
@@ -50,7 +49,7 @@ def load_export(folder: Path, vision_tokens: Any = None, **options: Any) -> Llav
     _check_memory(folder, manifest)
     model = ExportedLlava(config, _engine(folder, manifest), GenerationConfig.from_pretrained(folder))
     remember_tokenizer(model, processor)
-    return LlavaStf(model, processor)
+    return model, processor
 
 
 def read_export_config(folder: Path) -> ExportedLlavaConfig:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
+
+from llava_stf.models.llava_stf.quoting import control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -14,24 +16,31 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Decoder:
     """What decoding needs to know of a tokenizer.
 
+    Args:
+        tokenizer: of the model.
+        template: chat template; the special tokens that it writes are no text.
+        ends: ids that end an answer.
+
     Attributes:
-        special_ids: ids that are no text.
+        control_ids: ids that are no text. A token that a user added is text, also one that was added as special.
         longest: characters of the longest token; a text of `n` times as many has more than `n` tokens.
         byte_ids: ids of single bytes (`<0x0A>`). A run of them is decoded as a whole: one more that makes it invalid
             UTF-8 turns all of it to replacement characters.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "", ends: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
         names = (f"<0x{byte:02X}>" for byte in range(256))
         self.byte_ids = frozenset(vocabulary[name] for name in names if name in vocabulary)
         self.longest = max(map(len, vocabulary))
-        self.special_ids = frozenset(id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special)
+        special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        control = control_tokens(tokenizer, template)
+        self.control_ids = frozenset(ends) | {id_ for id_, token in special.items() if token in control}
 
     def __call__(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of token ids, without control tokens."""
+        return self._tokenizer.decode([id_ for id_ in ids if id_ not in self.control_ids])
 
 
 class AnswerText:
@@ -53,7 +62,7 @@ class AnswerText:
 
     def add(self, token: int) -> tuple[str, bool]:
         """The text that this id lets out, and whether a stop string is now complete."""
-        if token in self._decode.special_ids:
+        if token in self._decode.control_ids:
             return "", False
         self._ids.append(token)
         text = self._text()

@@ -36,6 +36,12 @@ def decode_text(content: str | bytes) -> str:
     return content.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}")
 
 
+def wide_encoding(head: bytes) -> str | None:
+    """The encoding of a text that begins as UTF-16 or UTF-32, in which no single byte ends a line; else `None`."""
+    found = json.detect_encoding(head[:4]) if head else "utf-8"
+    return None if found.startswith("utf-8") else found.upper()[:6]
+
+
 def read_text(file: Path) -> str:
     """The text of a file, see `decode_text`.
 

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 from llava_stf.loading.bundled import BUNDLED, bundled_folder, check_name, is_bundled
 
 if TYPE_CHECKING:
-    from llava_stf.loading.load import is_llava, load_model, load_processor, read_config, read_config_to_ask
+    from llava_stf.loading.checkpoint import is_llava, read_config, read_config_to_ask
+    from llava_stf.loading.load import load_model
+    from llava_stf.loading.processor import load_processor
+
+_MODULES = {
+    "is_llava": "checkpoint",
+    "load_model": "load",
+    "load_processor": "processor",
+    "read_config": "checkpoint",
+    "read_config_to_ask": "checkpoint",
+}
 
 __all__ = [
     "BUNDLED",
@@ -23,6 +33,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What needs torch and transformers, when it is asked for."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("llava_stf.loading.load"), name)
+    return getattr(import_module(f"llava_stf.loading.{_MODULES[name]}"), name)

@@ -141,6 +141,11 @@ class Row:
         elif fresh:
             self._put(self._piece(fresh))
 
+    def end(self, metrics: Metrics) -> None:
+        """Ends the answer where the model's generation settings have ended it, at a stop string of theirs for one."""
+        if not self.done and not self.cancelled:
+            self._finish(self._text.finish(), "stop", metrics)
+
     def fail(self, sentence: str) -> None:
         """Gives the reader an error in place of what is missing."""
         if not self.done:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llava_stf.models.fusion.budget import tokens_in_window, window_of_tokens
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 
 Schedule = Literal["random", "descending"]
@@ -28,18 +30,38 @@ def budget_of_step(counts: list[int], schedule: Schedule, step: int, steps: int,
     return sorted(counts, reverse=True)[min(step * len(counts) // steps, len(counts) - 1)]
 
 
-def with_budget(batch: dict[str, Any], found: int, wanted: int, image_token_id: int) -> dict[str, Any]:
-    """A batch whose images take `wanted` placeholders each in place of `found`, right-padded again.
+def with_budget(model: Any, batch: dict[str, Any], found: int, wanted: int) -> dict[str, Any]:
+    """A batch prepared at one budget, of an image or a tile, as it is at another; see `with_counts`.
+
+    Args:
+        model: a fused model, or with `found` and `wanted` alike any.
+        batch: as `collate` makes it.
+        found: the budget of its placeholders.
+        wanted: the other.
+    """
+    if found == wanted or "pixel_values" not in batch:
+        return batch
+    inner, config = model.model, model.config
+    choices = {name: batch.get(name) for name in inner.image_choices}
+    sizes = inner.sizes_of_images(batch["pixel_values"], **choices)
+    before, after = (tokens_in_window(config, sizes, window_of_tokens(config, budget)) for budget in (found, wanted))
+    return with_counts(batch, before, after, config.image_token_id)
+
+
+def with_counts(
+    batch: dict[str, Any], found: Sequence[int], wanted: Sequence[int], image_token_id: int
+) -> dict[str, Any]:
+    """A batch whose images take `wanted` placeholders in place of `found`, right-padded again.
 
     `input_ids`, `labels` and `attention_mask` [B, L] become [B, longest]; everything else stays. The tokens of the
     answers keep their number and order.
     """
-    if found == wanted:
-        return batch
     places = batch["input_ids"] == image_token_id
     # Images may stand next to each other, so their placeholders are told apart by counting.
-    first = places & ((places.cumsum(-1) - 1) % found == 0)
-    repeats = torch.where(first, wanted, (~places).long())
+    before, after = (torch.tensor(counts, device=places.device) for counts in (found, wanted))
+    repeats = (~places).long()
+    first = places.flatten().nonzero()[:, 0][before.cumsum(0) - before]
+    repeats.view(-1)[first] = after
     longest = int((repeats * batch["attention_mask"]).sum(-1).max())
 
     def resized(tensor: Tensor, padding: int) -> Tensor:

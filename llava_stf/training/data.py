@@ -179,8 +179,9 @@ def _read_on(ahead: deque[Any], rows: Iterator[Any]) -> Iterator[Any]:
 def collate(samples: Sequence[Sample], *, pad_token_id: int) -> dict[str, Any]:
     """One batch, padded on the right: `input_ids`, `labels`, `attention_mask` [B, L] (int64).
 
-    With images also `pixel_values` [n_images, 3, height, width] in the order of their markers; text alone has none.
-    `sample_ids` names the samples, for messages: the model does not take it.
+    With images also `pixel_values` [n, 3, height, width] in the order of their markers, n of images or tiles, and the
+    `choices` of all samples; text alone has none. `sample_ids` names the samples, for messages: the model does not take
+    it.
     """
 
     def pad(rows: list[Tensor], value: int) -> Tensor:
@@ -194,7 +195,12 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> dict[str, Any]:
         "attention_mask": pad([torch.ones_like(row) for row in ids], 0),
     }
     pixels = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
-    return {**batch, "pixel_values": torch.cat(pixels)} if pixels else batch
+    if pixels:
+        batch["pixel_values"] = torch.cat(pixels)
+    for sample in samples:
+        for name, values in sample["choices"].items():
+            batch[name] = [*batch.get(name, []), *values]
+    return batch
 
 
 def filler(prepare: Preparation, *, pad_token_id: int) -> dict[str, Any]:

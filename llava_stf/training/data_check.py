@@ -64,8 +64,7 @@ class _Verdicts(Dataset[Verdict]):
     def __getitem__(self, number: int) -> Verdict:
         try:
             record = self.prepare.read(self.records, number)
-            ids, _ = self.prepare.encode(record, number)
-            self.prepare.load(record, number)
+            ids, _, _ = self.prepare.read_sequence(record, number)
         except SampleError as error:
             return Verdict(error.reason, error.sample_id, str(error), 0)
         return Verdict(None, "", "", len(ids))

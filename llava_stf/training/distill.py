@@ -5,8 +5,8 @@ that of one model. The student learns the teacher's distribution over each token
 tokens near the mean of the teacher's over each window. Answers need not be right, or a human's: `llava-stf data label`
 lets the teacher write them.
 
-Shapes: B rows, L ids, I images, N = grid**2 teacher tokens and M student tokens of an image, H LLM width, V vocabulary,
-A answer tokens in a batch.
+Shapes: B rows, L ids, S squares (images, or their tiles), N = grid**2 teacher tokens of a square, H LLM width, V
+vocabulary, A answer tokens in a batch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import ModelOutput
 
-from llava_stf.models.fusion.budget import resolve_window
+from llava_stf.models.fusion.budget import ImageSizes, resolve_window
 from llava_stf.models.fusion.modeling import image_tokens_of
+from llava_stf.models.fusion.tiled import whole_windows
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.states import select_patch_states
@@ -44,10 +45,10 @@ class Teacher:
         self.projector = projector.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Log probabilities of the answers' tokens, float32 [A, V], and image tokens [I, N, H].
+    def __call__(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Log probabilities of the answers' tokens, float32 [A, V], and the projector's tokens [S, N, H].
 
-        `batch` has N placeholders for each image. The image tokens are `None` for a batch of text alone.
+        `batch` has N placeholders for each square. The tokens are `None` for a batch of text alone.
         """
         model, inner = self.student, self.student.model
         embeddings = inner.get_input_embeddings()(batch["input_ids"])
@@ -56,10 +57,16 @@ class Teacher:
             states = select_patch_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
             tokens = self.projector.to(states[0].device)(states[0])
             places = batch["input_ids"] == model.config.image_token_id
-            embeddings = place_tokens(embeddings, tokens.flatten(0, 1).to(embeddings.dtype), places)
+            images = torch.cat(inner.images_of(tokens, self.sizes_of(batch)))
+            embeddings = place_tokens(embeddings, images.to(embeddings.dtype), places)
         mask = batch["attention_mask"]
         hidden = inner.language_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
         return answer_log_probabilities(model.lm_head(hidden[:, :-1][answers(batch["labels"])])), tokens
+
+    def sizes_of(self, batch: dict[str, Any]) -> ImageSizes:
+        """Sizes of the images of a batch."""
+        inner = self.student.model
+        return inner.sizes_of_images(batch["pixel_values"], **{name: batch.get(name) for name in inner.image_choices})
 
 
 class DistillTrainer(FinetuneTrainer):
@@ -78,13 +85,14 @@ class DistillTrainer(FinetuneTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Runs the teacher on all patches first, for `_distance`."""
-        config = self.teacher.student.config
-        wide = with_budget(inputs, self.step_budget(), config.grid**2, config.image_token_id)
+        student = self.teacher.student
+        wide = with_budget(student, inputs, self.step_budget, student.config.grid**2)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
         if self._teach is None:
             self._teach = forward_of(model, "teach", self.teacher)
         with self.accelerator.autocast(), without_adapters:
             self._teacher_outputs = self._teach(wide)
+        self._sizes = self.teacher.sizes_of(wide) if "pixel_values" in wide else []
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _distance(self, outputs: ModelOutput, labels: Tensor, num_items_in_batch: Tensor) -> Tensor:
@@ -94,8 +102,10 @@ class DistillTrainer(FinetuneTrainer):
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight
         if weight and teacher_tokens is not None and not self.filled:
-            window = resolve_window(self.teacher.student.config, self.step_budget())
-            pooled = pool_tokens(teacher_tokens, window).flatten(0, 1)  # [I * M, H]
+            student = self.teacher.student
+            window = resolve_window(student.config, self.step_budget)
+            pooled = pool_tokens(whole_windows([teacher_tokens], window)[0], window)
+            pooled = torch.cat(student.model.images_of(pooled, self._sizes))
             distance = distance + weight * len(found) * F.mse_loss(image_tokens_of(outputs).float(), pooled.float())
         return distance / num_items_in_batch
 

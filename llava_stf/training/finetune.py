@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.model_card import write_card
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
+from llava_stf.models.model_card import write_card
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.sharding import check_processes, check_sharding, sharding, whole_weights
 from llava_stf.training.start import adopt_prompt, check_start, computes_in_bfloat16, load_start
@@ -28,7 +28,7 @@ from llava_stf.training.start import adopt_prompt, check_start, computes_in_bflo
 if TYPE_CHECKING:
     from transformers import LlavaConfig, TrainingArguments
 
-    from llava_stf.data.preparation import Template
+    from llava_stf.data.templates import Template
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,13 @@ def finetune(config: FinetuneConfig) -> None:
     from llava_stf.data.preparation import Preparation
     from llava_stf.data.sources import image_folder, open_records, open_stream
     from llava_stf.loading.lora import load_weights
-    from llava_stf.reduction.apply import former_projector
+    from llava_stf.models.fusion.budget import budget_per_image
+    from llava_stf.models.fusion.tiles import has_tiles
+    from llava_stf.reduction.change import former_projector
     from llava_stf.training.data import Share, filler, training_data
     from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora, save_adapter
-    from llava_stf.training.optim import train_only
+    from llava_stf.training.optim import keep_newline, train_only
     from llava_stf.training.trainer import FinetuneTrainer
 
     if config.cpu_threads is not None:
@@ -75,11 +77,11 @@ def finetune(config: FinetuneConfig) -> None:
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
     with whole_weights():
         model, processor = load_start(config, checkpoint, arguments.device)
-    template: Template = "plain" if config.stage == "align" else "v1"
-    if template == "v1":
-        adopt_prompt(processor)
+    template: Template = "plain" if config.stage == "align" else adopt_prompt(processor)
     if config.lora_rank is None:
         train_only(model, config.learning_rates)
+    if config.stage == "distill":
+        keep_newline(model)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
@@ -108,7 +110,7 @@ def finetune(config: FinetuneConfig) -> None:
     trainer = make_trainer(
         config,
         budgets=budgets(model.config, config),
-        prepared_budget=prepare.tokens_per_image,
+        prepared_budget=budget_per_image(model.config),
         filler=partial(filler, prepare, pad_token_id=pad_id),
         model=trained,
         args=arguments,
@@ -117,7 +119,8 @@ def finetune(config: FinetuneConfig) -> None:
         processing_class=processor,
     )
     samples = "streamed" if config.streaming else str(len(rows))
-    logger.info("%s samples, %d tokens per image", samples, prepare.tokens_per_image)
+    square = "tile" if has_tiles(model.config) else "image"
+    logger.info("%s samples, %d tokens per %s", samples, budget_per_image(model.config), square)
     with heard_from_workers():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     state = trainer.weights()

@@ -21,6 +21,7 @@ from llava_stf.data.bad_samples import BadSamples
 from llava_stf.data.label_questions import Questions, human_turns
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.records import Reason, SampleError, sample_id
+from llava_stf.data.templates import template_of
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
 from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IMAGE_TOKEN, render_chat, tokenize_chunks
@@ -107,7 +108,11 @@ class Labeller:
         self.questions = questions
         self.labels = labels
         self.prepare = Preparation(
-            self.processor, name=questions.name, images=images, template="v1", max_length=sys.maxsize
+            self.processor,
+            name=questions.name,
+            images=images,
+            template=template_of(self.processor),
+            max_length=sys.maxsize,
         )
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
@@ -189,7 +194,7 @@ class Labeller:
     def _fits(self, dialogue: _Dialogue) -> bool:
         image_id = self.prepare.image_token_id
         ids = tokenize_chunks(self.processor.tokenizer, self._prompt(dialogue), image_token_id=image_id)
-        length = len(ids) + ids.count(image_id) * (self.prepare.tokens_per_image - 1)
+        length = len(ids) - ids.count(image_id) + sum(self.prepare.tokens_of(dialogue.shown()))
         return length + self.max_new_tokens <= self.llava.positions
 
     def _row(self, dialogue: _Dialogue) -> dict[str, Any] | None:

@@ -13,11 +13,14 @@ Part = Literal["vision_tower", "projector", "language_model"]
 
 
 def part_of(parameter_name: str) -> Part:
-    """The part a parameter of a LLaVA belongs to; the head and the embeddings count as language model."""
+    """The part a parameter of a LLaVA belongs to.
+
+    The head and the embeddings count as language model, and the newline behind rows of tiles as projector.
+    """
     levels = parameter_name.split(".")
     if "vision_tower" in levels:
         return "vision_tower"
-    if "multi_modal_projector" in levels:
+    if "multi_modal_projector" in levels or levels[-1] == "image_newline":
         return "projector"
     return "language_model"
 
@@ -32,6 +35,13 @@ def train_only(model: nn.Module, parts: Collection[str]) -> None:
         parameter.requires_grad_(part_of(name) in parts)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise LlavaStfError(f"the model has no parameter in {', '.join(parts)}: nothing would be trained")
+
+
+def keep_newline(model: nn.Module) -> None:
+    """Freeze the newline behind rows of tiles, in distillation, where teacher and student have it together."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("image_newline"):
+            parameter.requires_grad_(False)
 
 
 def parameter_groups(

@@ -56,6 +56,8 @@ def check_sharding(config: FinetuneConfig) -> None:
         raise LlavaStfError(f"4-bit weights cannot be shared out by {kind}: leave out quantization, or take DDP")
     if config.compile:
         raise LlavaStfError(f"compile is for whole weights in every process, and {kind} shards them: drop one")
+    if kind != FSDP2 and config.vision_tokens_schedule == "all" and isinstance(config.vision_tokens, tuple):
+        raise LlavaStfError(f"{kind} updates weights after every pass, and schedule all has several: take random")
     if kind == FSDP2 and _is_set("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise LlavaStfError(
             "every process reads the base for itself: set fsdp_cpu_ram_efficient_loading: false for accelerate"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from jinja2 import TemplateError
 
 from llava_stf.errors import CheckpointError, FusionError, LlavaStfError, MissingDependencyError
 
@@ -17,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
+    from llava_stf.data.templates import Template
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
@@ -48,10 +46,10 @@ def check_start(config: FinetuneConfig) -> None:
             )
         return
     from llava_stf.loading import read_config
-    from llava_stf.models.fusion.tiles import refuse_tiles
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    refuse_tiles(base, "Training")
+    if base.model_type in ("video_llava", "video_llava_stf"):
+        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} has two.")
     _check_tokens(config, base)
 
 
@@ -73,46 +71,37 @@ def _check_packages(config: FinetuneConfig) -> None:
             )
 
 
-def adopt_prompt(processor: LlavaProcessor) -> None:
-    """Give the processor the chat template that instruction tuning trains on, where its own gives another prompt.
+def adopt_prompt(processor: LlavaProcessor) -> Template:
+    """How conversations are written in training; what cannot be trained on is given the v1 template, see `template_of`.
 
     What is asked later is then what was trained, whatever prompt the base was asked by; the log says so.
     """
+    from llava_stf.data.templates import gives_v1, template_of
     from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 
-    def text(value: str) -> list[dict[str, str]]:
-        return [{"type": "text", "text": value}]
-
-    messages = [
-        {"role": "user", "content": [{"type": "image"}, *text("What is it?")]},
-        {"role": "assistant", "content": text("A bus.")},
-        {"role": "user", "content": text("And its colour?")},
-    ]
-
-    def prompt(template: str) -> str:
-        return processor.apply_chat_template(messages, chat_template=template, add_generation_prompt=True)
-
-    own = processor.chat_template
-    with contextlib.suppress(TemplateError):  # what cannot say this is another prompt, too
-        if isinstance(own, str) and prompt(own) == prompt(CHAT_TEMPLATE):
-            return
-    logger.info(
-        "training is on LLaVA's v1 prompt, and the base has %s: the trained model gets the v1 template",
-        "another chat template" if own else "no chat template",
-    )
-    processor.chat_template = CHAT_TEMPLATE
+    template = template_of(processor)
+    if template == "v1" and not gives_v1(processor):
+        logger.info(
+            "training is on LLaVA's v1 prompt, and the base has %s: the trained model gets the v1 template",
+            "a chat template that cannot be trained on" if processor.chat_template else "no chat template",
+        )
+        processor.chat_template = CHAT_TEMPLATE
+    return template
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.models.fusion.budget import resolve_window, resolve_windows
     from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.models.fusion.tiles import refuse_tiles
     from llava_stf.models.llava_stf.adapter import load_adapter
 
     if not isinstance(base, FusionConfig):
         resolve_windows(base, config.vision_tokens)
+        if config.reduction not in ("stf", "pool"):
+            refuse_tiles(base, f"reduction {config.reduction}")
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
-    elif config.reduction == "pool" or config.init != "pool":
+    elif config.reduction != "stf" or config.init != "pool":
         raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")
     elif config.stage == "distill":
         raise FusionError(
@@ -191,7 +180,7 @@ def load_start(
             config.vision_tower, config.base, attn_implementation=config.attn_implementation, seed=config.seed
         )
         _reduce(config, model, processor)
-    elif config.reduction == "pool":
+    elif config.reduction != "stf":
         model, processor = load(
             config.base, vision_tokens="all", vision_tower=config.vision_tower, quantization=config.quantization
         )
@@ -221,14 +210,14 @@ def load_start(
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
     from llava_stf.models.fusion.budget import resolve_windows
-    from llava_stf.reduction.apply import apply_pooling, apply_stf
+    from llava_stf.reduction.apply import apply_fusing, apply_stf
     from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":
         keep_all_patches(model, processor)
         return
     window = resolve_windows(model.config, config.vision_tokens)
-    if config.reduction == "pool":
-        apply_pooling(model, processor, window=window)
-    else:
+    if config.reduction == "stf":
         apply_stf(model, processor, window=window, init=config.init, seed=config.seed)
+    else:
+        apply_fusing(model, processor, config.reduction, window=window, seed=config.seed)

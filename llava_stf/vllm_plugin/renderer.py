@@ -1,20 +1,42 @@
-"""How vLLM turns a prompt into token ids: as `LlavaStfProcessor` does, each text chunk around an image on its own."""
+"""How vLLM makes token ids of messages and prompts: as `LlavaStfProcessor` does, each chunk around an image alone."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vllm.renderers.hf import HfRenderer
+from vllm.renderers.hf import HfRenderer, resolve_chat_template
 
 from llava_stf.errors import PromptError
 from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.quoting import control_pattern, quote_messages, without_quotes
 
 
 class LlavaStfRenderer(HfRenderer):
     """vLLM's renderer for Hugging Face models, with the token ids that LLaVA was trained on.
 
-    Every prompt begins with the beginning-of-sequence id, also one that a chat template wrote without it.
+    Every prompt begins with the beginning-of-sequence id, also one that a chat template wrote without it. What messages
+    say is text: a control token in it (`</s>`) is quoted while the chat template is filled, and has the ids of its
+    characters. A prompt that comes without a template is read as it is.
     """
+
+    def render_messages(self, messages: Any, params: Any) -> Any:
+        """As vLLM's, with quoted texts in the prompt. Raises `PromptError` for a text that is none."""
+        conversation, prompt = super().render_messages(self._quoted(messages, params), params)
+        return without_quotes(conversation), prompt
+
+    async def render_messages_async(self, messages: Any, params: Any) -> Any:
+        """As `render_messages`."""
+        conversation, prompt = await super().render_messages_async(self._quoted(messages, params), params)
+        return without_quotes(conversation), prompt
+
+    def _quoted(self, messages: Any, params: Any) -> list[Any]:
+        tokenizer = self.get_tokenizer()
+        template = resolve_chat_template(tokenizer, params.chat_template, None, model_config=self.model_config)
+        marker = tokenizer.decode([self.model_config.hf_config.image_token_id])
+        try:
+            return quote_messages(messages, control_pattern(tokenizer, str(template), {marker}))
+        except UnicodeEncodeError as error:
+            raise PromptError(f"A message is no valid Unicode text: {error.reason}.") from error
 
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
         """Token ids of a text prompt, one id for each image. Raises `PromptError` for markers without images."""
@@ -30,4 +52,4 @@ class LlavaStfRenderer(HfRenderer):
             raise PromptError(
                 f"Expected one image per marker, found {ids.count(image_token_id)} markers in the text and no image."
             )
-        return self._build_tokens_prompt(ids, prompt)
+        return self._build_tokens_prompt(ids, {**prompt, "prompt": without_quotes(prompt["prompt"])})

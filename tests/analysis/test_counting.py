@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextProcessor
 
-from llava_stf import load_model
-from llava_stf.analysis.counting import Count, count, llm_parameters
+from llava_stf import LlavaNextStfProcessor, apply_pooling, apply_stf, load_model
+from llava_stf.analysis.counting import Count, count, llm_parameters, projector_flops, tower_flops
 from llava_stf.errors import FusionError
+from llava_stf.loading.testing import tiny_llava_next
+from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision, tiny_video_llava
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
@@ -120,3 +123,64 @@ def test_counted_cache_is_the_one_that_a_prompt_fills(name: str) -> None:
         cache = model(input_ids=ids, pixel_values=torch.zeros(1, 3, side, side, dtype=model.dtype))[CACHE]
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == counted.kv_bytes
     assert tuple(layer.keys.shape[-2] for layer in cache.layers) == counted.llm_tokens
+
+
+TILED = [(tiny_llava_next, [(56, 80)]), (tiny_llava_next, [(30, 190), (80, 60)]), (tiny_llava_onevision, [(150, 70)])]
+
+
+@pytest.mark.parametrize(("make", "sizes"), [*TILED, (tiny_llava_onevision, [(150, 70), (40, 40)])])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_tiles_are_counted_as_the_model_runs_them(make, sizes, fused) -> None:
+    """Tokens are those of the processor, and the tower and the projector see as many squares as are counted."""
+    model, processor = make()
+    if fused:
+        apply_stf(model, processor)
+    elif isinstance(processor, LlavaNextProcessor):
+        processor = LlavaNextStfProcessor(
+            processor.image_processor, processor.tokenizer, patch_size=14, fusion_window=1
+        )
+    images = [Image.new("RGB", (width, height)) for height, width in sizes]
+    inputs = processor(images=images, text="<image>" * len(sizes), return_tensors="pt")
+    squares = []
+    model.model.vision_tower.register_forward_hook(lambda module, args, output: squares.append(len(output[0])))
+    with torch.inference_mode():
+        model(**inputs)
+    counted = count(model.config, image_sizes=sizes, text_tokens=0)
+    found = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert counted.vision_tokens == (found,) * model.config.text_config.num_hidden_layers
+    assert counted.tower_flops == sum(squares) * tower_flops(model.config)
+    assert counted.projector_flops == sum(squares) * projector_flops(model.config)
+
+
+def test_a_tile_of_an_odd_grid_is_projected_with_its_repeated_row_and_column() -> None:
+    model, _ = tiny_llava_onevision(grid=5)
+    apply_pooling(model)
+    assert projector_flops(model.config) == 2 * 6 * 6 * (16 * 32 + 32 * 32)
+
+
+@pytest.mark.parametrize(("pool_frames", "patches"), [(True, 16), (False, 64)])
+def test_frames_are_projected_behind_their_pooler_or_in_its_place(pool_frames, patches) -> None:
+    model, _ = tiny_llava_next_video(grid=8)
+    apply_pooling(model, pool_frames=pool_frames)
+    counted = count(model.config, frames=[3], text_tokens=5)
+    assert counted.projector_flops == 3 * 2 * patches * (16 * 32 + 32 * 32)
+    assert counted.llm_tokens[0] == 3 * patches // 4 + 5
+    assert counted.tower_flops == 3 * tower_flops(model.config)
+
+
+def test_the_class_token_of_a_frame_is_a_window_of_its_own() -> None:
+    model, _ = tiny_video_llava()
+    apply_pooling(model)
+    counted = count(model.config, frames=[2], text_tokens=0)
+    assert counted.vision_tokens[0] == 2 * 5
+    assert counted.projector_flops == 2 * 2 * 5 * 4 * (16 * 32 + 32 * 32)
+
+
+def test_a_number_that_is_no_budget_of_a_tile_is_refused() -> None:
+    config = tiny_llava_next()[0].config
+    with pytest.raises(FusionError, match="gives 5 vision tokens"):
+        count(config, 5)
+    with pytest.raises(FusionError, match="one of its budgets"):
+        count(config, [4, 4])
+    with pytest.raises(FusionError, match="images alone"):
+        count(llava("7b", fused=True), frames=[8])

@@ -44,13 +44,23 @@ def test_answers_are_printed_a_line_each(say: Callable[..., Any], stf_folder: Pa
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("/image missing.png", "missing.png"), ("/imgae a.png", "no command /imgae"), ("x" * 600, "positions")],
+    [
+        ("/image missing.png", "missing.png"),
+        ("/image", "is empty"),
+        ("/imgae a.png", "no command /imgae"),
+        ("x" * 600, "positions"),
+    ],
 )
-def test_a_bad_line_from_a_pipe_ends_the_chat(
-    say: Callable[..., Any], images: list[Path], line: str, said: str
+def test_a_bad_line_from_a_pipe_is_a_sentence_and_the_chat_goes_on(
+    say: Callable[..., Any], stf_folder: Path, images: list[Path], line: str, said: str
 ) -> None:
-    result = say(f"{line}\nOne?\n", images[0])
-    assert (result.code, result.out) == (2, "")
+    result = say(f"\ufeff{line}\nOne?\n", images[0], "--json")
+    refused, answered = map(json.loads, result.out.splitlines())
+    assert (result.code, refused) == (2, {"question": line, "error": result.err.strip()})
+    assert answered == {
+        "question": "One?",
+        "answer": load_model(stf_folder).chat(images[0]).ask("One?", max_new_tokens=6),
+    }
     assert said in result.err
     assert result.err.count("\n") == 1
 
@@ -64,7 +74,7 @@ def test_text_in_another_encoding_than_the_terminals(
         return run("chat", images[0], "--json", "--max-new-tokens", 2, "--model", stf_folder)
 
     refused = say_bytes("caf\xe9?\n".encode("latin-1"))
-    assert (refused.code, refused.out) == (2, "")
+    assert (refused.code, "answer" in refused.out) == (2, False)
     assert "no valid Unicode" in refused.err
     if encoding == "utf-8":
         answered = say_bytes("caf\xe9?\n".encode())

@@ -1,6 +1,7 @@
 """Measuring encoders: kNN as the authors compute it, linear probe, labelled data, features."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_folders_of_classes_read_as_the_array(npz, tmp_path):
                 target = tmp_path / folder / ("dark", "light")[label]
                 target.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(target / f"{number:03}.png")
+    shutil.copytree(tmp_path / "train" / "dark", tmp_path / "train" / ".ipynb_checkpoints")
     train, test = open_labelled(str(tmp_path))
     assert (len(train), len(test)) == (40, 20)
     assert train.labels.tolist() == [0] * 20 + [1] * 20

@@ -8,7 +8,7 @@ from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.loading.testing import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-DECODE = Decoder(TOKENIZER)
+DECODE = Decoder(TOKENIZER, template="<image>")
 IDS = st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=60)
 
 

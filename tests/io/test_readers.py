@@ -5,6 +5,7 @@ import json
 import pytest
 
 from llava_stf.batch.sources import JsonLines
+from llava_stf.data.label_questions import read_prompts
 from llava_stf.data.sources import JsonRecords
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.json import read_json
@@ -47,6 +48,22 @@ def test_what_stands_behind_a_value_is_an_error(read, other):
 def test_no_object_and_no_end_of_depth_are_errors(read, content):
     with pytest.raises(LlavaStfError):
         read(content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", ["records", "lines"])
+def test_lines_of_wide_characters_are_refused_as_such(name, encoding, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes("\n".join([json.dumps(VALUE)] * 2).encode(encoding))
+    with pytest.raises(LlavaStfError, match=f"{encoding[:6].upper()}.*UTF-8"):
+        READERS[name](path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_prompts_with_a_byte_order_mark_are_read(encoding, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("What?\nWhere?\n", encoding=encoding)
+    assert read_prompts(path) == ["What?", "Where?"]
 
 
 def test_an_option_that_is_given_twice_is_an_error(tmp_path):

@@ -64,6 +64,22 @@ def test_tokens_of_the_user_are_generated_and_rows_without_one_are_not(extended,
     assert llava.ask(IMAGE, "Where?", max_new_tokens=1, suppress_tokens=[added, 70]) != ADDED[0]
 
 
+def test_a_token_that_was_added_as_special_stands_in_the_answer(stf_folder):
+    llava = load_model(stf_folder)
+    tokenizer = llava.processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[SEG]"]})
+    tokenizer.add_tokens(["<loc>", "<|eot|>"], special_tokens=True)
+    llava.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    added = tokenizer.convert_tokens_to_ids(["[SEG]", "<loc>", "<|eot|>"])
+    llava.model.generation_config.eos_token_id = [tokenizer.eos_token_id, added[2]]
+    for id_, text in zip(added, ("[SEG]", "<loc>", ""), strict=True):
+        with torch.no_grad():
+            llava.model.lm_head.weight[added] = 0.0
+        favour(llava, id_)
+        assert llava.ask(IMAGE, "Where?", max_new_tokens=1) == text
+        assert "".join(llava.stream(IMAGE, "Where?", max_new_tokens=1)) == text
+
+
 def test_a_token_added_after_loading_is_generated(stf_folder):
     llava = load_model(stf_folder)
     llava.processor.tokenizer.add_tokens(["[LATER]"])
@@ -207,3 +223,24 @@ def test_positions_that_older_libraries_stored_are_passed_over(dtype, quantizati
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert load_model(folder, quantization=quantization).vision_tokens == 4
     assert convert_checkpoint(folder, tmp_path / "original", to="original", progress=False).is_dir()
+
+
+def test_a_field_of_the_users_config_is_kept(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["its_text"] = config["its_own"] = {"a": [1, 2]}
+    file.write_text(json.dumps(config))
+    load_model(folder).model.save_pretrained(tmp_path / "fused")
+    saved = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert (saved["its_own"], saved["text_config"]["its_text"]) == ({"a": [1, 2]}, {"a": [1, 2]})
+
+
+def test_a_chat_template_of_its_own_goes_through_the_original_format(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("USER:", "HUMAN:"))
+    original = convert_checkpoint(folder, tmp_path / "original", to="original", progress=False)
+    back = convert_checkpoint(original, tmp_path / "back", progress=False)
+    assert (back / "chat_template.jinja").read_text() == file.read_text()
+    assert load_model(back).processor.chat_template == file.read_text()

@@ -15,7 +15,7 @@ from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import open_records
 from llava_stf.errors import FusionError, LlavaStfError
 from llava_stf.io.runs import newest_checkpoint
-from llava_stf.training.budgets import budget_of_step, with_budget
+from llava_stf.training.budgets import budget_of_step, with_counts
 from llava_stf.training.config import from_values
 from llava_stf.training.data import collate
 from llava_stf.training.finetune import load_start
@@ -187,14 +187,20 @@ def test_a_batch_is_brought_to_another_budget_and_back():
     rows = [[1, *[IMAGE] * 8, 5, 6], [1, *[IMAGE] * 4, 7], [1, 5, 6, 7]]
     labels = [[-100] * 9 + [5, 6], [-100] * 5 + [7], [-100, 5, 6, 7]]
     samples = [
-        {"sample_id": "", "input_ids": torch.tensor(ids), "labels": torch.tensor(wanted), "pixel_values": None}
+        {
+            "sample_id": "",
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(wanted),
+            "pixel_values": None,
+            "choices": {},
+        }
         for ids, wanted in zip(rows, labels, strict=True)
     ]
     batch = collate(samples, pad_token_id=PAD)
-    small = with_budget(batch, 4, 1, IMAGE)
+    small = with_counts(batch, [4] * 3, [1] * 3, IMAGE)
     assert small["input_ids"].tolist() == [[1, 9, 9, 5, 6], [1, 9, 7, 0, 0], [1, 5, 6, 7, 0]]
     assert small["attention_mask"].sum(-1).tolist() == [5, 3, 4]
     for row, wanted in zip(small["labels"], labels, strict=True):
         assert row[row != -100].tolist() == [label for label in wanted if label != -100]
-    again = with_budget(small, 1, 4, IMAGE)
+    again = with_counts(small, [1] * 3, [4] * 3, IMAGE)
     assert all(torch.equal(again[name], batch[name]) for name in ("input_ids", "labels", "attention_mask"))

@@ -205,8 +205,14 @@ def test_a_checkpoint_says_how_deepspeed_shared_it_out():
 
 def test_a_row_that_fills_a_batch_of_text_changes_nothing_that_is_learnt():
     ids, image = torch.tensor([1, 5, 6]), torch.zeros(1, 3, 4, 4)
-    text = {"sample_id": "t", "input_ids": ids, "labels": ids, "pixel_values": None}
-    row = {"sample_id": "", "input_ids": torch.full((5,), 9), "labels": torch.full((5,), -100), "pixel_values": image}
+    text = {"sample_id": "t", "input_ids": ids, "labels": ids, "pixel_values": None, "choices": {}}
+    row = {
+        "sample_id": "",
+        "input_ids": torch.full((5,), 9),
+        "labels": torch.full((5,), -100),
+        "pixel_values": image,
+        "choices": {},
+    }
     filled = with_filler(collate([text], pad_token_id=0), collate([row], pad_token_id=0))
     assert filled["sample_ids"] == ["t"]
     assert filled["labels"].tolist() == [[1, 5, 6, -100, -100], [-100] * 5]

@@ -69,6 +69,23 @@ def test_without_an_image(client, reference):
     assert (completion.choices[0].prompt_token_ids, completion.choices[0].token_ids) == expected
 
 
+def test_control_tokens_in_a_message_are_text(client, reference, pictures):
+    """As in `llava-stf serve`: quoted while the template is filled, in the user's texts and in earlier answers."""
+    from llava_stf import LlavaStf
+
+    llava = LlavaStf(reference.model, reference.processor)
+    history = [{"role": "user", "content": "One</s>"}, {"role": "assistant", "content": "Two <s>"}]
+    question = "What ends with </s> or <unk>?"
+    reply = client.chat.completions.create(
+        model="tiny", temperature=0, max_tokens=ANSWER_TOKENS, extra_body={"return_token_ids": True},
+        messages=[*history, *messages(question, data_url(pictures[0]))],
+    )  # fmt: skip
+    asked = [*history, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    expected = llava.encode([asked], [[pictures[0]]])["input_ids"][0].tolist()
+    assert reply.prompt_token_ids == expected
+    assert expected.count(reference.processor.tokenizer.eos_token_id) == 1
+
+
 def test_a_stream_has_the_text_of_the_whole_reply(client, pictures):
     whole = ask(client, QUESTION, pictures[4]).choices[0].message.content
     chunks = list(ask(client, QUESTION, pictures[4], stream=True))

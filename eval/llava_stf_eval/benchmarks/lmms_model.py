@@ -191,7 +191,7 @@ class LlavaStfLmms(lmms):
         answers = []
         for (messages, _), length, row in zip(read, lengths, new, strict=True):
             ids = self._until_end(row)[: self.llava.model.config.text_config.max_position_embeddings - length]
-            text = self.processor.tokenizer.decode(ids, skip_special_tokens=True)
+            text = self.llava.decoder(ids)
             prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
             answers.append(Answer(cut(text, stops).strip(), prompt, length, len(ids)))
         return answers

@@ -62,12 +62,21 @@ class TiledImages(FusedImages):
         window = resolve_window(config, vision_tokens)
         further = {name: kwargs.get(name) for name in self.image_choices if name != "image_sizes"}
         sizes = self.sizes_of_images(pixel_values, image_sizes, **further)
-        side = config.vision_config.image_size
-        counts = [number_of_tiles(size, config.image_grid_pinpoints, side) for size in sizes]
-        states = select_patch_states(self.vision_tower, _real_tiles(pixel_values, counts), config.fusion_states)
-        features = self.multi_modal_projector(whole_windows(states, window), window).split(counts)
-        packed, _ = self.pack_image_features(features, sizes, image_newline=self.image_newline)
-        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=packed)
+        tiles = _real_tiles(pixel_values, self.tiles_of(sizes))
+        states = select_patch_states(self.vision_tower, tiles, config.fusion_states)
+        features = self.multi_modal_projector(whole_windows(states, window), window)
+        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=self.images_of(features, sizes))
+
+    def images_of(self, features: Tensor, sizes: ImageSizes) -> list[Tensor]:
+        """As `FusedImages.images_of`: tiles joined, with their newlines."""
+        tiles = features.split(self.tiles_of(sizes))
+        return self.pack_image_features(tiles, sizes, image_newline=self.image_newline)[0]
+
+    def tiles_of(self, sizes: ImageSizes) -> list[int]:
+        """How many tiles each image has, the base tile included."""
+        config = self.config
+        side, pinpoints = config.vision_config.image_size, config.image_grid_pinpoints
+        return [number_of_tiles(size, pinpoints, side) for size in sizes]
 
     def pack_image_features(
         self,
@@ -117,9 +126,8 @@ class TiledImages(FusedImages):
             raise PromptError(
                 f"A {self.config.model_type} takes image_sizes, height and width of each image, beside pixel_values."
             )
-        sizes, config = self.shown_sizes(_as_sizes(image_sizes), **further), self.config
-        side = config.vision_config.image_size
-        tiles = [number_of_tiles(size, config.image_grid_pinpoints, side) for size in sizes]
+        sizes = self.shown_sizes(_as_sizes(image_sizes), **further)
+        tiles = self.tiles_of(sizes)
         if pixel_values.dim() == 4:
             if sum(tiles) != len(pixel_values):
                 raise PromptError(

@@ -8,12 +8,13 @@ puts a word-start piece in front of every text it gets, and the language model h
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
 from llava_stf.errors import DataError, PromptError
+from llava_stf.models.llava_stf.quoting import OPEN, control_pattern, quote, split_quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 END = "</s>"
+NO_CONTROLS = re.compile("(?!)")
 ANSWER_TAG = " ASSISTANT: "
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -50,13 +52,9 @@ CHAT_TEMPLATE = (
 )
 
 
-# Stand around a control token that a person wrote, from the rendering of a message to its tokenising: noncharacters of
-# Unicode, which no text holds.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-_QUOTES = re.compile(f"[{_OPEN}{_CLOSE}]")
-
-
-def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]) -> str:
+def render_chat(
+    processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+) -> str:
     """The prompt of these messages by the processor's chat template, up to where the assistant answers.
 
     What a message says is text: a control token in it (`</s>`, or any special token that the template writes itself) is
@@ -65,26 +63,32 @@ def render_chat(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]]
     Args:
         processor: with a tokenizer and a chat template.
         messages: in Hugging Face's form.
+        add_generation_prompt: whether an answer comes next; without it the prompt ends with the last message.
 
     Raises:
         PromptError: there is no template, it refuses the messages, or one is no valid Unicode text.
     """
     if not processor.chat_template:
         raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
-    marker = getattr(processor, "video_token", None)
-    controls = _control_tokens(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
+    controls = controls_of(processor)
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
-        return processor.apply_chat_template(quoted, add_generation_prompt=True)
+        return processor.apply_chat_template(quoted, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise PromptError(f"The model's chat template refuses these messages: {error}.") from error
     except UnicodeEncodeError as error:
         raise PromptError(f"A message is no valid Unicode text: {error.reason}.") from error
 
 
+def controls_of(processor: ProcessorMixin) -> re.Pattern[str]:
+    """The control tokens of prompts by a processor's chat template, its markers of images and videos being none."""
+    marker = getattr(processor, "video_token", None)
+    return control_pattern(processor.tokenizer, str(processor.chat_template), {IMAGE_TOKEN, marker})
+
+
 def _quote_content(content: Any, controls: re.Pattern[str]) -> Any:
     if isinstance(content, str):
-        return _quote(content, controls)
+        return quote(content, controls)
     if not isinstance(content, Sequence):
         raise PromptError(f"The content of a message is a text or a list of parts, found {type(content).__name__}.")
     return [_quote_part(part, controls) for part in content]
@@ -96,24 +100,7 @@ def _quote_part(part: Any, controls: re.Pattern[str]) -> Any:
         raise PromptError(
             f"A part of a message is {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, found {part!r:.200}."
         )
-    return {**part, "text": _quote(part["text"], controls)} if kind == "text" else part
-
-
-def _quote(text: str, controls: re.Pattern[str]) -> str:
-    """`text` with its control tokens quoted. Raises `UnicodeEncodeError` for a lone surrogate."""
-    text.encode("utf-8")
-    return controls.sub(rf"{_OPEN}\g<0>{_CLOSE}", _QUOTES.sub("\N{REPLACEMENT CHARACTER}", text))
-
-
-def _control_tokens(
-    tokenizer: PreTrainedTokenizerBase, template: str, markers: Collection[str | None] = (IMAGE_TOKEN,)
-) -> re.Pattern[str]:
-    """What ends, begins or parts a prompt: the named special tokens, and those that the template writes but markers."""
-    named = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
-    written = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    found = {token for token in named if token} | {token for token in written if token in template}
-    longest_first = sorted(found.difference(markers), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    return {**part, "text": quote(part["text"], controls)} if kind == "text" else part
 
 
 def tokenize_chunks(
@@ -166,7 +153,7 @@ def encode_conversation(
         DataError: the turns do not alternate human, gpt; one is no valid Unicode text; or a plain sample is not one
             image and one caption.
     """
-    turns = _checked_turns(conversation, _control_tokens(tokenizer, END))
+    turns = checked_turns(conversation, control_pattern(tokenizer, END, {IMAGE_TOKEN}))
     if template == "plain":
         return _encode_plain(tokenizer, turns, image_token_id)
     return _encode_v1(tokenizer, render_v1(turns), image_token_id)
@@ -189,13 +176,18 @@ def render_v1(turns: Sequence[tuple[str, str]]) -> str:
     return text
 
 
-def _checked_turns(conversation: Sequence[Mapping[str, str]], controls: re.Pattern[str]) -> list[tuple[str, str]]:
+def checked_turns(
+    conversation: Sequence[Mapping[str, str]], controls: re.Pattern[str] = NO_CONTROLS
+) -> list[tuple[str, str]]:
     """(speaker, text) pairs that begin with a human turn (an opening gpt turn is dropped) and alternate.
 
-    Control tokens in the texts are quoted.
+    The control tokens in the texts are quoted, and image markers stand first.
+
+    Raises:
+        DataError: they do not alternate, or one is no valid Unicode text.
     """
     try:
-        turns = [(turn["from"], _quote(images_first(turn["value"]), controls)) for turn in conversation]
+        turns = [(turn["from"], quote(images_first(turn["value"]), controls)) for turn in conversation]
     except UnicodeEncodeError as error:
         raise DataError(f"a turn is no valid Unicode text: {error.reason}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -226,7 +218,7 @@ def _encode_plain(
 
 def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: int) -> tuple[list[int], list[int]]:
     """Ids and labels of a v1 text; the lengths of a round and of its instruction come from tokenising them alone."""
-    rounds = [piece for piece in re.split(rf"(?<!{_OPEN}){END}", text) if piece]
+    rounds = [piece for piece in re.split(rf"(?<!{OPEN}){END}", text) if piece]
     instructions = [piece.split(ANSWER_TAG)[0] + ANSWER_TAG for piece in rounds]
     texts = [text, *rounds, *instructions]
     split_texts = [piece.split(IMAGE_TOKEN) for piece in texts]
@@ -256,7 +248,7 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """The ids of each text on its own, without BOS, in one call; quoted control tokens are text."""
-    pieces = [_QUOTES.split(text) for text in texts]
+    pieces = [split_quoted(text) for text in texts]
     if all(len(split) == 1 for split in pieces):
         return _ids(tokenizer, texts)
     # A piece behind a control token is tokenised as one that stands there, and the token is then spelled out.

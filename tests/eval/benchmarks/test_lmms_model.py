@@ -267,7 +267,7 @@ def test_every_reduction_option_is_a_key_of_model_args(images):
     ids=lambda value: value.method or value.pretrained if isinstance(value, ModelOptions) else "",
 )
 def test_what_a_model_cannot_do_is_said_before_it_is_loaded(options, error, sentence, monkeypatch):
-    monkeypatch.setattr("llava_stf.loading.load._read_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr("llava_stf.loading.load.read_model", lambda *_: pytest.fail("the weights were read"))
     with pytest.raises(error, match=sentence):
         options.resolved()
 

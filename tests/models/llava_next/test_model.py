@@ -320,26 +320,14 @@ def test_compile_runs_eagerly_and_says_so(folder, caplog):
 
 
 def test_what_is_for_squares_alone_says_so(folder, tmp_path):
-    from llava_stf.analysis.counting import count
     from llava_stf.analysis.visualise import visualise
-    from llava_stf.conversion import convert_checkpoint
-    from llava_stf.data.preparation import Preparation
     from llava_stf.serving.vllm import vllm_command
-    from llava_stf.training.config import FinetuneConfig
-    from llava_stf.training.start import check_start
 
     llava = load_model(folder)
-    for refused in (lambda: count(llava.model.config), lambda: visualise(llava, images()[0])):
-        with pytest.raises(FusionError, match="cuts images into tiles"):
-            refused()
-    with pytest.raises(CheckpointError, match="Conversion is for LLaVA"):
-        convert_checkpoint(folder, tmp_path / "out")
+    with pytest.raises(FusionError, match="cuts images into tiles"):
+        visualise(llava, images()[0])
     with pytest.raises(LlavaStfError, match="plugin for vLLM"):
         vllm_command(str(folder), {})
-    with pytest.raises(FusionError, match="Training data is for"):
-        Preparation(llava.processor, name="x", images=tmp_path, template="v1", max_length=99)
-    with pytest.raises(FusionError, match="Training is for"):
-        check_start(FinetuneConfig(base=str(folder), data="x.json", output="y"))
 
 
 def test_command_line_asks(folder, tmp_path):
