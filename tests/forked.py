@@ -5,6 +5,7 @@ Not imported: `start` has it run in the fork, with `told` as its one global.
 
 import os
 import resource
+import runpy
 import sys
 from importlib import import_module
 from typing import Any
@@ -16,5 +17,6 @@ os.dup2(written, 2)
 os.environ.update(told["environment"])
 if told["files"] is not None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (told["files"], told["files"]))
-module, _, function = told["program"].partition(":")
-sys.exit(getattr(import_module(module), function)(told["arguments"]))
+module, _, function = told["program"].rpartition(":")
+found = runpy.run_path(module) if module.endswith(".py") else vars(import_module(module))
+sys.exit(found[function](told["arguments"]))
