@@ -108,6 +108,11 @@ def _folder(model: str) -> Path:
             f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; serve it "
             "without vLLM."
         )
+    if source.config.get("fusion", "stf") not in ("stf", "pool"):
+        raise LlavaStfError(
+            f"The plugin for vLLM knows the projectors of STF and pooling, and {folder} has that of "
+            f"{source.config['fusion']}; serve it without vLLM."
+        )
     if source.format not in (Format.STF, Format.LLAVA):
         raise LlavaStfError(
             f"vLLM reads Hugging Face's format, and {folder} is another; first: llava-stf convert '{model}' FOLDER"

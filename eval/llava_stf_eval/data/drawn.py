@@ -1,4 +1,4 @@
-"""The synthetic world as local copies of the nine data sets, so that real task code runs on data the models know.
+"""The synthetic world as local copies of the data sets, so that real task code runs on data the models know.
 
     python -m llava_stf_eval.data.drawn --out data --images 100
 
@@ -24,7 +24,7 @@ from llava_stf_eval.protocols import BENCHMARKS, parse
 def write_benchmarks(
     folder: Path, *, images: int, seed: int = 0, benchmarks: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """Draws held-out images and writes each of the benchmarks (default: all nine) to `folder`/<org>/<name>.
+    """Draws held-out images and writes each of the benchmarks (default: all) to `folder`/<org>/<name>.
 
     A data set appears complete or not at all. Returns the number of rows of each benchmark's default split.
 
