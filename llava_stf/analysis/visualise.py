@@ -139,7 +139,7 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
 
 def _preprocess(llava: LlavaStf, image: ImageSource) -> tuple[np.ndarray, Tensor]:
     """The image that the tower gets, for the eye [side, side, 3] and for the tower [1, 3, side, side]."""
-    processor = llava._require_processor().image_processor
+    processor = llava.require_processor().image_processor
     pixels = processor(load_image(image), return_tensors="pt")["pixel_values"]
     scale, shift = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_std, processor.image_mean))
     preview = (pixels[0] * scale + shift).clamp(0, 1).permute(1, 2, 0)

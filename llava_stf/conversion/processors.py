@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.budget import num_image_tokens
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
-from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.registry import family_of_config
 
@@ -63,9 +63,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def add_placeholders(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    max_length: int | None,
+    names: Sequence[str] = (IMAGE_TOKEN, PAD_TOKEN),
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<image>` and `<pad>`, each where it is or from id `vocab_size` on, padding on the left.
+    """The tokenizer with `<image>` and `<pad>`, or other `names`.
+
+    Each stands where it is or from id `vocab_size` on; padding is on the left.
 
     The result is a plain fast tokenizer: `LlamaTokenizer` forgets its `legacy` flag when it is saved and would split
     the text behind `</s>` otherwise afterwards. A vocabulary smaller than the model's is filled up with unused tokens.
@@ -88,8 +93,8 @@ def add_placeholders(
         **special,
     )
     unused = [UNUSED_TOKEN.format(number) for number in range(len(vocabulary), vocab_size)]
-    names = [*unused, *(name for name in (IMAGE_TOKEN, PAD_TOKEN) if name not in vocabulary)]
-    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    added = [*unused, *(name for name in names if name not in vocabulary)]
+    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in added], special_tokens=True)
     converted.pad_token = PAD_TOKEN
     return converted
 
@@ -99,6 +104,7 @@ def build_processor(
     image_processor: BaseImageProcessor,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None = None,
+    default: str = CHAT_TEMPLATE,
 ) -> LlavaProcessor:
     """The processor of a model with this config.
 
@@ -106,20 +112,30 @@ def build_processor(
         config: of the model.
         image_processor: of the tower.
         tokenizer: with placeholders.
-        template: chat template; by default the tokenizer's, if it has places for images, else the authors' v1.
+        template: chat template; by default the tokenizer's, if it has places for images, else `default`.
+        default: the authors' v1, or what a model on another language model was trained on.
     """
-    common: dict[str, Any] = {
-        "image_processor": image_processor,
-        "tokenizer": tokenizer,
-        "patch_size": config.vision_config.patch_size,
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": 1,
-        "chat_template": template,
-    }
-    if isinstance(config, LlavaStfConfig):
-        common["fusion_window"] = config.fusion_window
-    processor = (LlavaStfProcessor if isinstance(config, LlavaStfConfig) else LlavaProcessor)(**common)
-    processor.chat_template = template or tokenizers_template(processor) or CHAT_TEMPLATE
+    family = family_of_config(config)
+    if takes_videos(config):
+        # That of transformers cannot be built without torchvision, and this one's files are read as if they were its.
+        processor = family.processor(
+            image_processor, tokenizer, config.vision_config.patch_size, template,
+            vision_aspect_ratio=config.vision_aspect_ratio, fusion_window=1,
+        )  # fmt: skip
+    else:
+        common: dict[str, Any] = {
+            "image_processor": image_processor,
+            "tokenizer": tokenizer,
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "num_additional_image_tokens": 1,
+            "chat_template": template,
+        }
+        fused = isinstance(config, FusionConfig)
+        if fused:
+            common["fusion_window"] = config.fusion_window
+        processor = (family.processor if fused else family.plain_processor)(**common)
+    processor.chat_template = template or tokenizers_template(processor) or default
     return processor
 
 

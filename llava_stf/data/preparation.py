@@ -178,7 +178,7 @@ class Preparation:
         pinpoints, side = self.image_processor.image_grid_pinpoints, made["pixel_values"].shape[-1]
         counts = [number_of_tiles(size, pinpoints, side) for size in sizes]
         pixels = [tiles[:count] for tiles, count in zip(made["pixel_values"], counts, strict=True)]
-        choices = {"image_sizes": [(image.height, image.width) for image in images]}
+        choices: dict[str, list[Any]] = {"image_sizes": [(image.height, image.width) for image in images]}
         if shows_several_whole(self.processor):
             choices["batch_num_images"] = [len(images)]
         return torch.cat(pixels), choices
