@@ -16,8 +16,8 @@ from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import CheckpointState, check_tensors
 from llava_stf.conversion.to_original import write_original
 from llava_stf.errors import CheckpointError, LlavaStfError
-from llava_stf.io.model_card import write_card
 from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.models.model_card import write_card
 
 logger = logging.getLogger(__name__)
 

@@ -117,7 +117,7 @@ def _check_expressible(state: CheckpointState) -> None:
         return
     if config.fusion != "stf":
         raise CheckpointError(
-            "The average-pooling baseline has no original format: the authors' code has no such model."
+            f"A projector of kind '{config.fusion}' has no original format: the authors' code has no such model."
         )
     states, vision = config.fusion_states, config.vision_config
     if layers_of(len(states), vision.num_hidden_layers, states[0]) != states:

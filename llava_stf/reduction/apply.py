@@ -15,7 +15,7 @@ from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditional
 from llava_stf.models.registry import family_of
 from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.change import make_change, undo_change
-from llava_stf.reduction.fusion import untrained
+from llava_stf.reduction.fusion import FusingMethod, untrained
 from llava_stf.reduction.method import Method
 from llava_stf.reduction.options import check_options
 from llava_stf.reduction.pool import Pool
@@ -149,6 +149,35 @@ def apply_pooling(
         KernelError: as `apply_stf`.
     """
     return make_change(model, processor, Pool(kernels=kernels, pool_frames=pool_frames).fuse(model, window, seed=0))
+
+
+def apply_fusing(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor | None,
+    method: str,
+    *,
+    window: int | Sequence[int],
+    seed: int = 0,
+) -> LlavaStfForConditionalGeneration:
+    """Give a loaded LLaVA the projector of a method with weights, by its name and with its defaults, in place.
+
+    Args:
+        model: as in `apply_stf`.
+        processor: as in `apply_stf`.
+        method: of those in `METHODS` that fuse: stf, pool, m3, tokenpacker or mqt.
+        window: as in `apply_stf`.
+        seed: of random weights.
+
+    Returns:
+        The same object. Undone by `remove_stf`.
+
+    Raises:
+        FusionError: as `apply_stf`, or the method has no projector of its own.
+    """
+    found = find_method(method)
+    if not isinstance(found, FusingMethod):
+        raise FusionError(f"'{method}' has no projector that could be trained.")
+    return make_change(model, processor, found.fuse(model, window, seed))
 
 
 def apply_untrained(

@@ -83,7 +83,7 @@ class DistillTrainer(FinetuneTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Runs the teacher on all patches first, for `_distance`."""
         student = self.teacher.student
-        wide = with_budget(student, inputs, self.step_budget(), student.config.grid**2)
+        wide = with_budget(student, inputs, self.step_budget, student.config.grid**2)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
         with self.accelerator.autocast(), without_adapters:
             self._teacher_outputs = self.teacher(wide)
@@ -98,7 +98,7 @@ class DistillTrainer(FinetuneTrainer):
         weight = self.finetune_config.feature_weight
         if weight and teacher_tokens is not None:
             student = self.teacher.student
-            window = resolve_window(student.config, self.step_budget())
+            window = resolve_window(student.config, self.step_budget)
             pooled = pool_tokens(whole_windows([teacher_tokens], window)[0], window)
             pooled = torch.cat(student.model.images_of(pooled, self._sizes))
             distance = distance + weight * len(found) * F.mse_loss(image_tokens_of(outputs).float(), pooled.float())

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.model_card import write_card
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping, report, terminable
+from llava_stf.models.model_card import write_card
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.start import adopt_prompt, check_start, computes_in_bfloat16, load_start
 

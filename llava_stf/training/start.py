@@ -97,13 +97,16 @@ def adopt_prompt(processor: LlavaProcessor) -> Template:
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.models.fusion.budget import resolve_window, resolve_windows
     from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.models.fusion.tiles import refuse_tiles
     from llava_stf.models.llava_stf.adapter import load_adapter
 
     if not isinstance(base, FusionConfig):
         resolve_windows(base, config.vision_tokens)
+        if config.reduction not in ("stf", "pool"):
+            refuse_tiles(base, f"reduction {config.reduction}")
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
-    elif config.reduction == "pool" or config.init != "pool":
+    elif config.reduction != "stf" or config.init != "pool":
         raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")
     elif config.stage == "distill":
         raise FusionError(
@@ -182,7 +185,7 @@ def load_start(
             config.vision_tower, config.base, attn_implementation=config.attn_implementation, seed=config.seed
         )
         _reduce(config, model, processor)
-    elif config.reduction == "pool":
+    elif config.reduction != "stf":
         model, processor = load(
             config.base, vision_tokens="all", vision_tower=config.vision_tower, quantization=config.quantization
         )
@@ -212,14 +215,14 @@ def load_start(
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
     from llava_stf.models.fusion.budget import resolve_windows
-    from llava_stf.reduction.apply import apply_pooling, apply_stf
+    from llava_stf.reduction.apply import apply_fusing, apply_stf
     from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":
         keep_all_patches(model, processor)
         return
     window = resolve_windows(model.config, config.vision_tokens)
-    if config.reduction == "pool":
-        apply_pooling(model, processor, window=window)
-    else:
+    if config.reduction == "stf":
         apply_stf(model, processor, window=window, init=config.init, seed=config.seed)
+    else:
+        apply_fusing(model, processor, config.reduction, window=window, seed=config.seed)

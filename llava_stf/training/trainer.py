@@ -46,8 +46,9 @@ class FinetuneTrainer(Trainer):
         train: stops with a checkpoint on SIGTERM and SIGINT; a finished run that is resumed takes no step more.
         get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
         create_optimizer: AdamW over one parameter group per part of the model.
-        training_step: brings the batch to the step's vision tokens, counts samples and tokens, and remembers losses and
-            sample ids.
+        training_step: brings the batch to the step's vision tokens, to each of them one after the other where a step
+            has several; counts samples and tokens, and remembers losses and sample ids.
+        compute_loss: a share of the mean over the step's vision tokens.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
         get_batch_samples: measures how long the process waits for its data.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes, and the share of
@@ -65,6 +66,7 @@ class FinetuneTrainer(Trainer):
         super().__init__(**kwargs)
         self.finetune_config = config
         self.budgets, self.prepared_budget = budgets, prepared_budget
+        self.step_budget = prepared_budget  # vision tokens per image in the pass under way
         self.terminating = False  # in all processes, from the same step on
         self._step_end = StepEnd()
         self._saving = False
@@ -114,18 +116,28 @@ class FinetuneTrainer(Trainer):
         ids = inputs.pop("sample_ids", [])
         whole = self.accelerator.unwrap_model(model)
         whole = whole.get_base_model() if self.finetune_config.lora_rank is not None else whole
-        inputs = with_budget(whole, inputs, self.prepared_budget, self.step_budget())
         self._counts[0] += len(inputs["input_ids"])
-        self._counts[1] += inputs["attention_mask"].sum()
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        losses = []
+        for budget in self._step_budgets():
+            self.step_budget = budget
+            brought = dict(with_budget(whole, inputs, self.prepared_budget, budget))
+            self._counts[1] += brought["attention_mask"].sum()
+            losses.append(super().training_step(model, brought, *args, **kwargs))
+        loss = torch.stack(losses).sum()
         self._step_losses.append((ids, loss))
         return loss
 
-    def step_budget(self) -> int:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """See the class: a share of the mean."""
+        return super().compute_loss(model, inputs, *args, **kwargs) / len(self._step_budgets())
+
+    def _step_budgets(self) -> list[int]:
         """Vision tokens per image in the optimizer step under way, the same in all processes."""
         config, state = self.finetune_config, self.state
         schedule = config.vision_tokens_schedule
-        return budget_of_step(self.budgets, schedule, state.global_step, state.max_steps, config.seed)
+        if schedule == "all":
+            return self.budgets
+        return [budget_of_step(self.budgets, schedule, state.global_step, state.max_steps, config.seed)]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """See the class: the wait for data is measured."""

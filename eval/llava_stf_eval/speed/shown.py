@@ -11,8 +11,8 @@ from transformers import LlavaConfig
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.models.fusion.budget import ImageSizes, patch_grid, tokens_in_window
-from llava_stf.models.fusion.processing import pixels_of_frames
 from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.video_processing import pixels_of_frames
 from llava_stf.models.fusion.videos import require_videos, tokens_of_frames
 
 
