@@ -50,7 +50,7 @@ def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = Fals
         ImageError: the image cannot be read.
         FusionError: contributions of a model without MBTF or a model that takes images in tiles.
     """
-    refuse_tiles(llava.model.config, "Showing windows")
+    refuse_tiles(llava.model.config, "What MBTF reads" if contributions else "One square of windows")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     window = grid // math.isqrt(llava.vision_tokens)
@@ -78,6 +78,7 @@ def visualise_selection(
         ImageError: the image cannot be read.
         FusionError: as `apply_reduction`, or nothing can be drawn.
     """
+    refuse_tiles(llava.model.config, "Showing what a method keeps")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     budget = grid**2 // 4 if vision_tokens is None else vision_tokens

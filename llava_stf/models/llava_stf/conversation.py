@@ -69,6 +69,8 @@ def render_chat(
     """
     if not processor.chat_template:
         raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
+    if not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise PromptError("A conversation is one message or more, each with a role and a content.")
     controls = controls_of(processor)
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
