@@ -10,8 +10,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llava_stf._auto import register_auto_classes
+from llava_stf.io.requirements import __version__ as __version__
 from llava_stf.io.requirements import check_requirements
+from llava_stf.models.auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
     from llava_stf.conversion import convert_checkpoint
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
     from llava_stf.reduction.apply import apply_pooling, apply_stf, remove_stf
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "LlavaNextStfConfig": "models.llava_next.configuration_llava_next_stf",

@@ -50,7 +50,7 @@ def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = Fals
         ImageError: the image cannot be read.
         FusionError: contributions of a model without MBTF or a model that takes images in tiles.
     """
-    refuse_tiles(llava.model.config, "Showing windows")
+    refuse_tiles(llava.model.config, "What MBTF reads" if contributions else "One square of windows")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     window = grid // math.isqrt(llava.vision_tokens)
@@ -78,6 +78,7 @@ def visualise_selection(
         ImageError: the image cannot be read.
         FusionError: as `apply_reduction`, or nothing can be drawn.
     """
+    refuse_tiles(llava.model.config, "Showing what a method keeps")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     budget = grid**2 // 4 if vision_tokens is None else vision_tokens
@@ -139,7 +140,7 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
 
 def _preprocess(llava: LlavaStf, image: ImageSource) -> tuple[np.ndarray, Tensor]:
     """The image that the tower gets, for the eye [side, side, 3] and for the tower [1, 3, side, side]."""
-    processor = llava._require_processor().image_processor
+    processor = llava.require_processor().image_processor
     pixels = processor(load_image(image), return_tensors="pt")["pixel_values"]
     scale, shift = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_std, processor.image_mean))
     preview = (pixels[0] * scale + shift).clamp(0, 1).permute(1, 2, 0)

@@ -4,7 +4,7 @@ It plays the part that CLIP's pre-training plays for LLaVA: afterwards the tower
 patch, what is there. The targets are shape, colour, size and the characters in the left and right half of a patch
 (`world.patch_labels`), read by one linear layer from the state that the projector selects.
 
-    python -m llava_stf.training.pretrain_tower --output runs/tower --pictures 100000
+    python -m llava_stf.training.pretrain_tower --output runs/tower --images 100000
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def main() -> None:
     """Train the tower that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

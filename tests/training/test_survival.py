@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
@@ -68,27 +69,17 @@ def arguments(tmp_path, base, data_folder):
     return make
 
 
-@pytest.fixture(scope="module")
-def processes():
+@pytest.fixture
+def processes(start):
     """Starts runs in processes of their own."""
-    started = []
-
-    def start(arguments):
-        command = [sys.executable, "-m", "llava_stf.training.finetune", *arguments]
-        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return partial(start, program="llava_stf.training.finetune:main")
 
 
-def until(condition, process, seconds=60):
+def until(condition, process, seconds=300):
     """Wait for a condition; a process that ends, or never fulfils it, is an error."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
+        assert process.exitcode is None, f"ended with {process.exitcode}"
         assert time.monotonic() < deadline
         time.sleep(0.0005)
 
@@ -142,7 +133,7 @@ def test_killed_run_ends_where_the_undisturbed_one_does(arguments, processes, un
         process = processes(arguments("killed", "--resume", num_workers=1))
         until(moment, process)
         signal_all(process, signal.SIGKILL)
-        process.wait()
+        process.join()
         assert not (output / "config.json").exists()
         assert 1 <= len(list(output.glob("checkpoint-*"))) <= 3
         assert all(checkpoint_step(folder) >= 0 for folder in output.glob("checkpoint-*"))
@@ -166,7 +157,8 @@ def test_stopped_run_writes_a_checkpoint_and_goes_on_later(arguments, processes,
     process = processes(arguments("stopped", num_workers=1))
     until(lambda: newest_checkpoint(output) is not None, process)
     signal_all(process, number)  # as a machine does that is taken away, and as a terminal does
-    assert process.wait(60) == 128 + number
+    process.join(300)
+    assert process.exitcode == 128 + number
     assert 2 < checkpoint_step(newest_checkpoint(output)) < STEPS
     assert not (output / "config.json").exists()
     assert main(arguments("stopped", "--resume")) == 0

@@ -58,6 +58,7 @@ class ModelOptions:
         from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
+        from llava_stf.models.fusion.config import RESAMPLERS
         from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
         from llava_stf.reduction.options import changed_options
 
@@ -77,6 +78,11 @@ class ModelOptions:
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
         method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
         check_method(method)
+        if not fused and method in RESAMPLERS:
+            raise LlavaStfError(
+                f"Method '{method}' has weights that only training gives: train with --reduction {method}, and "
+                "evaluate the folder that it writes."
+            )
         if self.compile and method not in (FULL, STF):
             raise LlavaStfError(f"compile works with the methods {FULL} and {STF}, and the method is {method}.")
         if fused and method != STF:

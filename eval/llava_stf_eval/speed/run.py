@@ -16,19 +16,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessorPil
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.analysis.counting import llm_parameters
 from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf.models.registry import is_plain_config
 from llava_stf_eval.measurement.result import begin_or_resume
 from llava_stf_eval.speed.machine import describe_machine, load_average
 from llava_stf_eval.speed.measuring import STAGES, Case, Measured, Request, measure_once
-from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
+from llava_stf_eval.speed.shapes import MODEL_TYPES, SHAPES, build_model, shape_config, shape_image_processor
+from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import FULL, Variant, build_variants, settings_of
 
-IMAGE = (480, 640)  # height and width of the random image that is preprocessed
 ROW_FIELDS = ("case", "method", "vision_tokens", "mean_tokens", "error")  # of every row, a failed one too
 
 
@@ -39,6 +39,9 @@ class Plan:
     Attributes:
         shape: of random weights, a key of `SHAPES`; or
         model: a plain LLaVA that `load_model` finds.
+        model_type: of the shape, one of `MODEL_TYPES`.
+        image_size: height and width in pixels of the random image that each prompt shows, or of the frames.
+        frames: of the video that each prompt shows in place of an image.
         methods: `"full"`, `"stf"`, or of `llava_stf.reduction`.
         vision_tokens: budgets; `None` is a quarter of the patches.
         options: of the methods that have them, such as `{"full_layers": "3"}`.
@@ -50,6 +53,9 @@ class Plan:
 
     shape: str | None = "tiny"
     model: str | None = None
+    model_type: str = "llava"
+    image_size: list[int] = field(default_factory=lambda: [480, 640])
+    frames: int | None = None
     methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -63,6 +69,12 @@ class Plan:
     repeats: int = 5
     warm_up: int = 1
     seed: int = 0
+
+    @property
+    def shown(self) -> Shown:
+        """What each prompt shows."""
+        height, width = self.image_size
+        return Shown((height, width), self.frames)
 
     def cases(self) -> list[Case]:
         """Every combination of attention, batch size, text length and answer length."""
@@ -89,8 +101,9 @@ def measure(
     """
     _check(plan)
     device = _device(plan)
-    config = shape_config(plan.shape) if plan.shape else _read_config(str(plan.model))
-    settings = settings_of(config, plan.methods, plan.vision_tokens, plan.options)
+    config = shape_config(plan.shape, plan.model_type) if plan.shape else _read_config(str(plan.model))
+    plan.shown.check(config)
+    settings = settings_of(config, plan.methods, plan.vision_tokens, plan.options, plan.shown)
     for case in plan.cases():
         _check_length(case, max(setting.places for setting in settings), config)
     _check_attention(plan.attention, device)
@@ -101,6 +114,7 @@ def measure(
         "machine": describe_machine(model.device),
         "model": {
             "name": plan.shape or plan.model,
+            "type": config.model_type,
             "weights": "random" if plan.shape else "trained",
             "dtype": str(model.dtype).removeprefix("torch."),
             "weights_bytes": sum(parameter.nbytes for parameter in model.parameters()),
@@ -128,6 +142,11 @@ def _check(plan: Plan) -> None:
         raise LlavaStfError("Expected a shape or a model to measure, and not both.")
     if plan.shape is not None and plan.shape not in SHAPES:
         raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{plan.shape}'.")
+    if plan.model_type not in MODEL_TYPES or (plan.model is not None and plan.model_type != "llava"):
+        raise LlavaStfError(
+            f"model_type is of a shape, one of {', '.join(MODEL_TYPES)}, found '{plan.model_type}' for "
+            f"{plan.shape or plan.model}."
+        )
     for name, least in (("batch_sizes", 1), ("text_tokens", 2), ("new_tokens", 1), ("repeats", 1), ("warm_up", 0)):
         values = getattr(plan, name)
         for value in values if isinstance(values, list) else [values]:
@@ -159,7 +178,7 @@ def _read_config(model: str) -> LlavaConfig:
     from llava_stf.loading import read_config
 
     config = read_config(model)
-    if type(config) is not LlavaConfig:
+    if not is_plain_config(config):
         raise LlavaStfError(
             f"{model} is fused already, and fused and plain are compared on one set of weights: give a plain LLaVA or "
             "--shape, times do not depend on what was trained."
@@ -184,10 +203,10 @@ def _model(plan: Plan, device: torch.device) -> tuple[LlavaForConditionalGenerat
             return model, processor.image_processor
     else:
         dtype = None if plan.dtype == "auto" else getattr(torch, plan.dtype)
-        model = build_model(plan.shape, device=device, dtype=dtype, quantization=plan.quantization)
-    side = model.config.vision_config.image_size
-    crop = {"height": side, "width": side}
-    return model, LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": side}, crop_size=crop)
+        model = build_model(
+            plan.shape, device=device, dtype=dtype, quantization=plan.quantization, model_type=plan.model_type
+        )
+    return model, shape_image_processor(model.config)
 
 
 def _measure_case(case: Case, plan: Plan, variants: list[Variant], image_processor: Any) -> list[dict[str, Any]]:
@@ -212,13 +231,13 @@ def _measure_case(case: Case, plan: Plan, variants: list[Variant], image_process
 
 def _request(case: Case, plan: Plan, config: LlavaConfig, image_processor: Any) -> Request:
     generator = np.random.default_rng(plan.seed)
-    images = [Image.fromarray(generator.integers(0, 256, (*IMAGE, 3), dtype=np.uint8)) for _ in range(case.batch_size)]
+    images = plan.shown.draw(generator, case.batch_size)
     ids = torch.from_numpy(generator.integers(3, config.image_token_id, (case.batch_size, case.text_tokens)))
-    return Request(images, ids, image_processor)
+    return Request(images, ids, image_processor, plan.shown)
 
 
 def _row(case: Case, plan: Plan, variant: Variant, runs: list[Measured], base: list[Measured]) -> dict[str, Any]:
-    counted = variant.count(text_tokens=case.text_tokens, itemsize=variant.model.dtype.itemsize)
+    counted = variant.count(plan.shown, text_tokens=case.text_tokens, itemsize=variant.model.dtype.itemsize)
     stages: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         seconds = [run.seconds[stage] for run in runs]

@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from llava_stf._auto import MODEL_TYPES
 from llava_stf.io.json import read_json
+from llava_stf.models.auto_classes import MODEL_TYPES
 
 CARD = "README.md"
 
