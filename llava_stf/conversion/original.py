@@ -33,8 +33,9 @@ from llava_stf.conversion.tiles import (
 from llava_stf.conversion.tower import Tower, find_tower
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import StoredTensor
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
 
 ROW_MULTIPLE = 64

@@ -28,7 +28,8 @@ from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.budget import num_image_tokens
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.registry import family_of_config
 from llava_stf.models.vision.layers import select_strategy

@@ -75,7 +75,7 @@ def processes(start):
     return partial(start, program="llava_stf.training.finetune:main")
 
 
-def until(condition, process, seconds=60):
+def until(condition, process, seconds=300):
     """Wait for a condition; a process that ends, or never fulfils it, is an error."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -157,7 +157,7 @@ def test_stopped_run_writes_a_checkpoint_and_goes_on_later(arguments, processes,
     process = processes(arguments("stopped", num_workers=1))
     until(lambda: newest_checkpoint(output) is not None, process)
     signal_all(process, number)  # as a machine does that is taken away, and as a terminal does
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 128 + number
     assert 2 < checkpoint_step(newest_checkpoint(output)) < STEPS
     assert not (output / "config.json").exists()
