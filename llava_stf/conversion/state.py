@@ -169,7 +169,7 @@ def _check_tower(file: Path, config: LlavaConfig) -> None:
         if type(size) is not int or size < 1:
             raise CheckpointError(f"{file}: {name} of vision_config must be a positive whole number, found {size!r}.")
     layers, depth = config.vision_feature_layer, vision.num_hidden_layers
-    for layer in layers if isinstance(layers, list) else [layers]:
+    for layer in [layers] if isinstance(layers, int) else layers:
         if state_index(layer, depth) == 0:
             raise CheckpointError(f"{file}: vision_feature_layer {layer} is no output of the tower's {depth} blocks.")
 
