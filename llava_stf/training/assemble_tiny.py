@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.world.dataset import CAPTION_REQUEST, corpus
 
-PIECES = 640
+PIECES = 766
 ROWS_MULTIPLE = 64
 
 
@@ -66,9 +67,15 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
 
 
 def _sentences(images: int, seed: int) -> Iterator[str]:
-    """The corpus with the chat's own words around every text, so that they become whole pieces."""
+    """The corpus with the chat's own words around every text, and every word alone, so that they become whole pieces.
+
+    A line behind a colon begins as one behind a newline does: its first word has no word-start piece.
+    """
     for text in corpus(images, seed):
-        yield from (f"USER: {line} ASSISTANT: {line}" for line in text.splitlines() if line)
+        lines = [line for line in text.splitlines() if line]
+        yield from (f"USER: {line} ASSISTANT: {line}" for line in lines)
+        yield from (f":{line}" for line in lines)
+        yield from re.findall(r"\w+", text)
     yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 

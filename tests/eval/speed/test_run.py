@@ -407,3 +407,11 @@ def test_frames_and_sizes_that_a_class_does_not_take_are_refused() -> None:
         measure(Plan(model_type="llava_next", methods=["full", "fastv"]))
     with pytest.raises(typer.BadParameter, match="height x width"):
         run("--image-size", "672")
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "llava_onevision"])
+def test_an_llm_of_4_bits_takes_tiles(model_type) -> None:
+    options = {"text_tokens": [4], "new_tokens": [2], "repeats": 1, "warm_up": 0, "device": "cpu"}
+    rows = measure(Plan(model_type=model_type, image_size=[100, 200], quantization="4bit", **options))["rows"]
+    assert [row["error"] for row in rows] == [None, None]
+    assert rows[1]["llm_tokens"][0] < rows[0]["llm_tokens"][0] / 2
