@@ -16,7 +16,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.assemble_tiny import language_config, train_tokenizer
 from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
-from llava_stf.training.lookup_weights import set_lookup_weights
+from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.rows import Rows, embed, last_states, logits_of
 from llava_stf.world.dataset import generator, questions_of
@@ -42,15 +41,13 @@ from llava_stf.world.scene import sample_scene
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 50
 SCENES = 300
-# From fact to option to letter takes layers.
-_LANGUAGE_MODEL = partial(language_config, layers=6, width=192)
 
 
 def pretrain_language(
     output: Path,
     *,
     course: Sequence[Lesson] = COURSE,
-    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = _LANGUAGE_MODEL,
+    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = language_config,
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -79,11 +76,7 @@ def pretrain_language(
     checkpoint = prepare_output(output, resume=resume)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
-    architecture = config(tokenizer)
-    # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
-    architecture.initializer_range = architecture.hidden_size**-0.5
-    model = LlamaForCausalLM._from_config(architecture, attn_implementation="sdpa")
-    set_lookup_weights(model)
+    model = new_language_model(config(tokenizer))
     groups = parameter_groups(model, {"language_model": 0.0}, weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     progress = Progress()
