@@ -71,8 +71,11 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype | None,
     quantization: Literal["8bit", "4bit"] | None = None,
+    config: LlavaConfig | None = None,
 ) -> LlavaForConditionalGeneration:
-    """A plain LLaVA of that shape with random weights, made on `device`; `quantization` is of the LLM alone.
+    """A plain LLaVA of that shape, or of `config`, with random weights, made on `device`.
+
+    `quantization` is of the LLM alone.
 
     Without `dtype` it is what `load_model` takes of a checkpoint in bfloat16.
 
@@ -83,7 +86,7 @@ def build_model(
     from accelerate.utils import set_module_tensor_to_device
 
     with init_empty_weights():
-        model = LlavaForConditionalGeneration(shape_config(shape)).eval().requires_grad_(False)
+        model = LlavaForConditionalGeneration(config or shape_config(shape)).eval().requires_grad_(False)
     if dtype is None:
         elements = sum(parameter.numel() for parameter in model.parameters())
         on_cpu = device.type == "cpu" and quantization is None
