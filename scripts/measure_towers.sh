@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 steps=${STEPS:-300}
 config=scripts/configs/encoders/drawn-quick.yaml
 
-[ -f "$out/pictures/instruct.json" ] || "$python" -m llava_stf.world --out "$out/pictures" --count 6000 --seed 51
+[ -f "$out/drawn/instruct.json" ] || "$python" -m llava_stf.world --out "$out/drawn" --count 6000 --seed 51
 [ -f "$out/data/instruct.json" ] || "$python" -m llava_stf.world --out "$out/data" --count 4800 --seed 31 --captions
 
 finetune() { # RUN BASE OPTIONS
@@ -35,7 +35,7 @@ llava_with() { # TOWER LAYERS NAME_OF_LAYERS
         --learning-rate 1e-3
     finetune "$run" "$run-align" --stage instruct --data "$out/data/instruct.json" --max-steps "$steps" \
         --learning-rate 3e-4 --projector-learning-rate 1e-3
-    "$python" -m llava_stf_eval.drawn --model "$run" --pictures 300 --output "$run.json"
+    "$python" -m llava_stf_eval.drawn --model "$run" --images 300 --output "$run.json"
 }
 
 both() { # TOWER
@@ -46,12 +46,12 @@ both() { # TOWER
 [ -f "$out/embedded/config.json" ] || "$python" -m llava_stf_eval.tables.encoders embedded "$out/embedded"
 both embedded
 [ -f "$out/random/config.json" ] || "$python" -m llava_stf_eval.tables.encoders untrained "$out/random" \
-    --config "$config" --data "$out/pictures/images"
+    --config "$config" --data "$out/drawn/images"
 both random
 for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     [ -f "$out/$method/config.json" ] ||
         "$python" -m llava_stf.encoders.pretrain --method "$method" --config "$config" \
-            --data "$out/pictures/images" --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1
+            --data "$out/drawn/images" --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1
     both "$method"
 done
 "$python" -m llava_stf_eval.tables.encoders towers "$out" --output docs/encoders

@@ -22,7 +22,7 @@ finetune() { # RUN OPTIONS
             --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --seed "$seed" "${@:2}" \
             > "$run.log" 2>&1; } 2> "$run.seconds"
     }
-    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --pictures 300
+    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images 300
 }
 
 supervised="--stage instruct --base tiny-full --projector-learning-rate 1e-3"

@@ -33,7 +33,7 @@ data one --count 24000 --seed 11 --max-objects 1
 data two --count 24000 --seed 12 --max-objects 2
 data compare --count 30000 --seed 2 --captions
 
-[ -f "$out/tower/config.json" ] || "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --pictures 140000
+[ -f "$out/tower/config.json" ] || "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --images 140000
 [ -f "$out/start/config.json" ] || "$python" -m llava_stf.training.assemble_tiny --tower "$out/tower" --output "$out/start"
 base base-captioned start captioned 5000 2e-4
 base base-questions base-captioned four 1600 2e-4
@@ -54,4 +54,4 @@ align pool --reduction pool && instruct pool
 align stf --reduction stf && instruct stf
 
 "$python" -m llava_stf_eval.drawn --full "$out/full" --model "$out/pool" --model "$out/stf" \
-    --pictures 1000 --output "$out/results.json"
+    --images 1000 --output "$out/results.json"

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,15 +27,20 @@ def run_python(code: str, *, search_path: str) -> str:
     return done.stdout.strip()
 
 
-def imported_packages(source: Path) -> set[str]:
-    """Top-level names that a file imports absolutely, wherever in the file."""
+def imported_modules(source: Path) -> set[str]:
+    """What a file imports absolutely, wherever in the file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names.add(node.module)
-    return {name.partition(".")[0] for name in names}
+    return names
+
+
+def imported_packages(source: Path) -> set[str]:
+    """Top-level names of what a file imports."""
+    return {name.partition(".")[0] for name in imported_modules(source)}
 
 
 @pytest.mark.parametrize("folder", ["kernels", "eval"])
@@ -64,6 +70,23 @@ def test_imports_go_one_way(package: str, forbidden: set[str]) -> None:
     sources = sorted(PACKAGES[package].rglob("*.py"))
     assert sources
     offenders = {str(s.relative_to(ROOT)): found for s in sources if (found := imported_packages(s) & forbidden)}
+    assert not offenders
+
+
+def test_folders_import_those_of_the_lines_above_them() -> None:
+    lines = re.findall(r"^(\d)\. (`.*)$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    floors = {
+        name.removesuffix(".py"): int(line) for line, names in lines for name in re.findall(r"`(\w+(?:\.py)?)`", names)
+    }
+    folders = {path.stem for path in PACKAGES["llava_stf"].iterdir() if path.name[0] != "_"} - {"assets", "py"}
+    assert floors.keys() == folders
+    offenders = set()
+    for folder, floor in floors.items():
+        for source in (PACKAGES["llava_stf"] / folder).rglob("*.py"):
+            imported = {name.split(".")[1] for name in imported_modules(source) if name.startswith("llava_stf.")}
+            offenders |= {
+                (str(source.relative_to(ROOT)), name) for name in imported - {folder} if floors[name] >= floor
+            }
     assert not offenders
 
 

@@ -3,7 +3,7 @@
 The questions are those of the held-out split: images that no training seed can draw. An answer is right if it equals
 the reference but for case and a closing period.
 
-    python -m llava_stf_eval.drawn --pictures 1500          # the bundled models
+    python -m llava_stf_eval.drawn --images 1500          # the bundled models
     python -m llava_stf_eval.drawn --method tome --method fastv --vision-tokens 16
 """
 
@@ -38,7 +38,7 @@ class Result:
     """
 
     model: str
-    pictures: int
+    images: int
     seed: int
     questions: int
     accuracy: float
@@ -84,7 +84,7 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
     kept, mean = _budget(llava)
     return Result(
         model=name,
-        pictures=images,
+        images=images,
         seed=seed,
         questions=len(pairs),
         accuracy=right.total() / len(pairs),
@@ -136,7 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the methods; repeatable")
     parser.add_argument("--vision-tokens", type=int, default=16, help="tokens that the methods keep")
-    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; as in the files by default")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
@@ -152,7 +152,7 @@ def main() -> None:
         ((name, load_model(name, **given)) for name in options.model),
         ((method.method or "", method.load()) for method in methods),
     )
-    results = [evaluate(name, llava, images=options.pictures, seed=options.seed) for name, llava in loaded]
+    results = [evaluate(name, llava, images=options.images, seed=options.seed) for name, llava in loaded]
     print_table(results)
     if options.output:
         options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")

@@ -1,10 +1,12 @@
-"""The nine benchmarks, and the two ways to run them through lmms-eval.
+"""The nine benchmarks, four on text and places beside them, and the two ways to run them through lmms-eval.
 
 `lmms-eval` is that toolkit's own prompts and scoring; `llava` is what the scripts of LLaVA-1.5 do (prompts, answer
 lengths, parsing, scores), as tasks of ours that include the toolkit's.
 
     lmms_eval --model llava_stf --model_args pretrained=tiny --tasks llava_pope \
         --include_path "$(python -m llava_stf_eval.protocols)"
+
+OCRBench, DocVQA, ChartQA and RefCOCO, of which LLaVA-1.5 has no scripts, are lmms-eval's own tasks in both.
 
 Of MMBench-CN lmms-eval has no variant without a judge; that task is ours in both protocols. Submission files go to
 `submissions/` in lmms-eval's output path, or in the working folder where it has none.
@@ -22,6 +24,7 @@ from typing import Any
 from llava_stf.errors import LlavaStfError, nearest
 from llava_stf.io.publish import publish, reserve
 from llava_stf_eval.requirements import lmms_eval_folder
+from llava_stf_eval.scoring.boxes import RIGHT_OVERLAP, overlap
 from llava_stf_eval.scoring.choices import option_letter, options_of
 
 LMMS_EVAL, LLAVA = "lmms-eval", "llava"
@@ -43,6 +46,7 @@ class Benchmark:
         task_names: for each protocol and split the lmms-eval task; the first split is the default.
         metrics: for each protocol the metric of lmms-eval's results that is the headline, and its factor.
         server: where answers to the split "test" are sent; `None` where every split is scored here.
+        usual: whether it is one of the nine of LLaVA-1.5's tables, which are run where none is named.
     """
 
     name: str
@@ -54,11 +58,21 @@ class Benchmark:
     task_names: dict[str, dict[str, str]]
     metrics: dict[str, tuple[str, float]]
     server: str | None = None
+    usual: bool = True
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Splits that LLaVA's protocol has; the first is the default."""
         return tuple(self.task_names[LLAVA])
+
+
+def _theirs(**splits: str) -> dict[str, dict[str, str]]:
+    """Tasks of lmms-eval by split, for both protocols."""
+    return {LMMS_EVAL: splits, LLAVA: splits}
+
+
+def _same(metric: str, factor: float) -> dict[str, tuple[str, float]]:
+    return {LMMS_EVAL: (metric, factor), LLAVA: (metric, factor)}
 
 
 _EXACT = {LMMS_EVAL: ("exact_match", 100.0), LLAVA: ("exact_match", 100.0)}
@@ -115,8 +129,26 @@ BENCHMARKS: dict[str, Benchmark] = {
             {LMMS_EVAL: {"test": "mme"}, LLAVA: {"test": "llava_mme"}},
             {LMMS_EVAL: ("mme_perception_score", 1.0), LLAVA: ("mme_perception_score", 1.0)},
         ),
+        Benchmark(
+            "ocrbench", "OCRBench", "right answers of 1,000", 1000, "test", "echo840/OCRBench",
+            _theirs(test="ocrbench"), _same("ocrbench_accuracy", 1000.0), usual=False,
+        ),
+        Benchmark(
+            "docvqa", "DocVQA", "ANLS, %", 100, "val", "lmms-lab-encoder/DocVQA",
+            _theirs(val="docvqa_val"), _same("anls", 100.0), usual=False,
+        ),
+        Benchmark(
+            "chartqa", "ChartQA", "relaxed accuracy, %", 100, "test", "lmms-lab-encoder/ChartQA",
+            _theirs(test="chartqa"), _same("relaxed_overall", 100.0), usual=False,
+        ),
+        Benchmark(
+            "refcoco", "RefCOCO", "boxes with an IoU of at least 0.5, %", 100, "val", "lmms-lab-encoder/RefCOCO",
+            _theirs(**{split: f"refcoco_bbox_rec_{split}" for split in ("val", "testA", "testB")}),
+            _same("refcoco_ACC@0.5", 100.0), usual=False,
+        ),
     )
 }  # fmt: skip
+USUAL = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.usual)
 
 
 def parse(name: str) -> tuple[Benchmark, str]:
@@ -173,6 +205,8 @@ def sample_score(benchmark: str, protocol: str, sample: dict[str, Any]) -> float
         return value
     if "score" in value:
         return value["score"]
+    if "bbox" in value:
+        return float(overlap(value["bbox"], value["pred"]) >= RIGHT_OVERLAP)
     return float(option_letter(value["prediction"], options_of(value)) == value["answer"])
 
 

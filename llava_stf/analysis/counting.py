@@ -56,11 +56,6 @@ class Count:
         """The mean over the layers, which is what papers on dropping tokens inside the LLM call their budget."""
         return sum(self.vision_tokens) / len(self.vision_tokens)
 
-    @property
-    def first_token_flops(self) -> int:
-        """From pixels to the last layer's output for the prompt."""
-        return self.tower_flops + self.projector_flops + self.prefill_flops
-
 
 def count(
     config: LlavaConfig,
@@ -153,7 +148,7 @@ def tower_flops(config: LlavaConfig, *, skip_unused_blocks: bool | None = None) 
 
 
 def projector_flops(config: LlavaConfig, vision_tokens: VisionTokens = None) -> int:
-    """One image, or tile, through the projector: MBTF and STF, or the two layers of a plain LLaVA on every patch.
+    """One image, or tile, through the projector: MBTF and STF, TokenPacker's, MQT's, or a plain LLaVA's.
 
     `vision_tokens` are what a fused model leaves of it, by default the config's own. In windows of another side than
     its weights' it also runs each hidden unit on every patch of the unit's own part of the window.
@@ -179,6 +174,10 @@ def _projected(config: LlavaConfig, windows: int, window: int) -> int:
     width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, windows * window**2
     if not isinstance(config, FusionConfig) or config.fusion == "pool":
         return 2 * patches * (width * llm + llm**2)
+    if config.fusion == "tokenpacker":
+        return _tokenpacker_flops(config, patches, windows)
+    if config.fusion == "mqt":
+        return _mqt_flops(config, patches, windows)
     block, spatial = config.fusion_block_hidden_size, config.fusion_hidden_size
     assert block is not None  # a config fills in its widths
     assert spatial is not None
@@ -190,6 +189,20 @@ def _projected(config: LlavaConfig, windows: int, window: int) -> int:
         touched = sum(-(-(place + 1) * window // own) - place * window // own for place in range(own))
         inputs += touched**2 * width // own**2
     return fuse_blocks + 2 * windows * spatial * (inputs + llm)
+
+
+def _tokenpacker_flops(config: FusionConfig, patches: int, tokens: int) -> int:
+    """Keys and values of every patch through two layers and the attention's own, queries and outputs of the tokens."""
+    width, llm = config.vision_config.hidden_size, config.text_config.hidden_size
+    of_patches = 2 * (len(config.fusion_states) + 2) * width**2 + 2 * width  # each is attended to by one query
+    of_tokens = 3 * width**2 + width * llm + llm**2
+    return 2 * (patches * of_patches + tokens * of_tokens)
+
+
+def _mqt_flops(config: FusionConfig, patches: int, tokens: int) -> int:
+    """Keys and values of every patch, queries, attention, outputs and the map to the LLM of the tokens."""
+    width, llm = config.vision_config.hidden_size, config.text_config.hidden_size
+    return 2 * (2 * patches * width**2 + tokens * (2 * patches * width + 2 * width**2 + width * llm))
 
 
 def llm_parameters(config: LlavaConfig) -> int:

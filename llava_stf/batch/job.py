@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from llava_stf import __version__
 from llava_stf.batch.rows import Rows, open_rows
 from llava_stf.errors import DataError
-from llava_stf.models.fusion.budget import DETAILS
+from llava_stf.io.requirements import __version__
+from llava_stf.models.fusion.detail import DETAILS
 
 # What can differ between two commands that go on with each other's output: where things are, and how fast it goes.
 _NOT_IN_MANIFEST = ("input", "output", "batch_size", "device")

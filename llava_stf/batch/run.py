@@ -14,7 +14,7 @@ from llava_stf.batch.job import BatchJob
 from llava_stf.batch.rows import Rows
 from llava_stf.batch.shards import SUMMARY, Shards, open_output
 from llava_stf.io.publish import write_json
-from llava_stf.models.fusion.budget import DETAILS
+from llava_stf.models.fusion.detail import DETAILS
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ class VllmEngine(Engine):
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        from llava_stf.models.llava_stf.conversation import render_chat, tokenize_chunks
+        from llava_stf.models.llava_stf.chunks import tokenize_chunks
+        from llava_stf.models.llava_stf.conversation import render_chat
 
         text = render_chat(self._processor, [prompt.message])
         image_id = self._processor.image_token_id
@@ -72,24 +73,26 @@ def load_vllm(job: BatchJob) -> VllmEngine:
 
     Raises:
         MissingDependencyError: vLLM is not installed.
-        FusionError: a plain LLaVA is to be patched, which vLLM does not do, or the model takes images in tiles.
+        FusionError: a plain LLaVA is to be patched, which vLLM does not do, the model takes images in tiles, or its
+            projector is that of another paper.
         LlavaStfError: an option is not vLLM's.
     """
     from llava_stf.loading import BUNDLED, bundled_folder, load_processor, read_config
-    from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.models.fusion.config import FusionConfig, refuse_resampler
     from llava_stf.models.fusion.tiles import refuse_tiles
     from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 
     if job.quantization is not None or job.device is not None:
         raise LlavaStfError("quantization and device are for transformers; vLLM takes them from the checkpoint itself.")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # stdout is for results
+    path = bundled_folder(job.model) if job.model in BUNDLED else job.model
+    config = read_config(job.model)
+    refuse_tiles(config, "The engine vllm")
+    refuse_resampler(config, "The engine vllm")
     try:
         from vllm import LLM
     except ImportError as error:
         raise MissingDependencyError("The engine vllm needs vLLM: pip install 'llava-stf[vllm]'") from error
-    path = bundled_folder(job.model) if job.model in BUNDLED else job.model
-    config = read_config(job.model)
-    refuse_tiles(config, "The engine vllm")
     vision_tokens = BUNDLED.get(job.model) if job.vision_tokens is None else job.vision_tokens
     if not isinstance(config, FusionConfig) and vision_tokens != "all":
         raise FusionError(

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llava_stf import __version__
 from llava_stf.cli.ask import ask
 from llava_stf.cli.assemble import assemble
 from llava_stf.cli.batch import batch
@@ -33,6 +32,7 @@ from llava_stf.cli.serve import serve
 from llava_stf.cli.show import show
 from llava_stf.cli.threads import bound_threads
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.requirements import __version__
 from llava_stf.io.signals import report, terminable
 
 # Newer typer brings its own click, older typer needs click; its public error leads to the base class in both.

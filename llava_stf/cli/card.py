@@ -19,7 +19,7 @@ def card(
 ) -> None:
     """Write README.md with metadata for the hub; a README.md of your own is never replaced."""
     from llava_stf.io.json import read_text
-    from llava_stf.io.model_card import CARD, write_card
+    from llava_stf.models.model_card import CARD, write_card
 
     try:
         table = None if measured is None else read_text(measured).strip()

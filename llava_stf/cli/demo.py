@@ -129,7 +129,7 @@ def _print_json(shown: Sequence[Shown], costs: tuple[Cost, Cost], figure: Path) 
     record = {
         "models": {name: asdict(cost) for name, cost in zip((FULL, FUSED), costs, strict=True)},
         "chance": _chance(shown),
-        "pictures": [{"source": item.source, "questions": [asdict(asked) for asked in item.asked]} for item in shown],
+        "images": [{"source": item.source, "questions": [asdict(asked) for asked in item.asked]} for item in shown],
         "figure": str(figure),
     }
     print(json.dumps(record, ensure_ascii=False))

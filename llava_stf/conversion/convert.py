@@ -16,8 +16,8 @@ from llava_stf.conversion.sources import Format, Source, detect_format
 from llava_stf.conversion.state import CheckpointState, check_tensors
 from llava_stf.conversion.to_original import write_original
 from llava_stf.errors import CheckpointError, LlavaStfError
-from llava_stf.io.model_card import write_card
 from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.models.model_card import write_card
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,8 @@ def convert_checkpoint(
     """Convert the checkpoint `src` into the new folder `dst`.
 
     Reads the authors' format (full checkpoints as safetensors or pickles, sharded or not, and stage-1 projector files),
-    haotian-liu's LLaVA-1.5, and Hugging Face folders. Tensors keep their dtype. The work goes shard by shard, and `dst`
+    haotian-liu's LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision, and Hugging Face folders. Tensors keep their dtype. The
+    work goes shard by shard, and `dst`
     appears complete or not at all.
 
     Args:
@@ -47,7 +48,7 @@ def convert_checkpoint(
         base: for a projector file: the model it was trained on, a plain LLaVA or a Vicuna; folder or hub id.
         vision_tower: tower of an original checkpoint that does not say it (folder or hub id); with `to="original"` from
             a Hugging Face folder, the name to write down.
-        fusion_layers: the tower states MBTF joins, in channel order, where their number does not tell.
+        fusion_layers: the hidden states MBTF joins, in channel order, where their number does not tell.
         subfolder: of `src`, on the hub.
         revision: of `src`, on the hub.
         progress: show a progress bar on stderr.
@@ -97,11 +98,6 @@ def _take_apart(
 ) -> CheckpointState:
     """Read `source`, or, if it is a projector file, its `base` with that projector."""
     adapter = None
-    if source.format is Format.TILES:
-        raise CheckpointError(
-            f"Conversion is for LLaVA-1.5, and {source.folder} is a {source.config['model_type']}; load_model reads it "
-            "as it is."
-        )
     if source.format is Format.ADAPTER:
         if base is None:
             raise CheckpointError(

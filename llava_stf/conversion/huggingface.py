@@ -13,28 +13,34 @@ from llava_stf.conversion.processors import build_processor, read_generation, re
 from llava_stf.conversion.sources import Format, Source
 from llava_stf.conversion.state import CheckpointState, build_config, fusion_fields, public_tensors
 from llava_stf.errors import CheckpointError
-from llava_stf.io.json import write_json
+from llava_stf.io.json import read_json, write_json
 from llava_stf.io.weights import save_shards
+from llava_stf.models.fusion.budget import patch_grid
+from llava_stf.models.fusion.tiles import has_tiles, takes_videos
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, PROJECTOR, original_table
+from llava_stf.models.registry import CONFIGS, family_of_config
 
 
 def read_hugging_face(
     source: Source, *, fusion_layers: list[int] | None = None, adapter: Source | None = None
 ) -> CheckpointState:
-    """Take a `llava` or `llava_stf` folder apart, its projector replaced by `adapter` if there is one.
+    """Take a Hugging Face folder apart, its projector replaced by `adapter` if there is one.
 
     Raises:
         CheckpointError: the folder is damaged or incomplete, or the adapter does not fit.
     """
-    config_class = LlavaStfConfig if source.format is Format.STF else LlavaConfig
-    config = build_config(source.config_file, config_class, source.config)
-    if config.vision_config.model_type != "clip_vision_model" or config.text_config.model_type != "llama":
+    config = build_config(source.config_file, CONFIGS[source.config["model_type"]], source.config)
+    tiles = source.format is Format.TILES
+    if tiles and adapter is not None:
+        raise CheckpointError(f"{source.folder} is a {config.model_type}; a projector file is for LLaVA-1.5.")
+    parts = config.vision_config.model_type, config.text_config.model_type
+    if not tiles and parts != ("clip_vision_model", "llama"):
         raise CheckpointError(
             f"{source.config_file}: expected a CLIP tower and a LLaMA as in LLaVA-1.5, found "
             f"{config.vision_config.model_type} and {config.text_config.model_type}."
         )
-    tensors = public_tensors(source.index(), HUGGING_FACE)
+    tensors = public_tensors(source.index(), HUGGING_FACE, tiles=has_tiles(config))
     processor, image_processor = read_processor(source.folder, config)
     if adapter is not None:
         tensors = {name: stored for name, stored in tensors.items() if not name.startswith(PROJECTOR)}
@@ -91,8 +97,25 @@ def write_hugging_face(state: CheckpointState, folder: Path, *, on_written: Call
     write_json(folder / "generation_config.json", state.generation)
     if state.processor is not None:
         state.processor.save_pretrained(folder)
+        if takes_videos(state.config) and not state.fused:
+            _as_stock_processor(state, folder / "processor_config.json")
         if state.sentencepiece is not None:
             shutil.copyfile(state.sentencepiece, folder / "tokenizer.model")
     elif state.image_processor is not None:
         state.image_processor.save_pretrained(folder)
     save_shards(folder, tensors, on_written=on_written)
+
+
+def _as_stock_processor(state: CheckpointState, file: Path) -> None:
+    """Make of what this package's processor of a plain LLaVA-OneVision wrote one of transformers' own."""
+    name = family_of_config(state.config).plain_processor.__name__
+    values, grid = read_json(file), patch_grid(state.config)
+    images = values["image_processor"]
+    frames = {field: images[field] for field in ("size", "image_mean", "image_std", "resample") if field in images}
+    values |= {
+        "processor_class": name,
+        "num_image_tokens": grid**2,
+        "vision_feature_select_strategy": state.config.vision_feature_select_strategy,
+        "video_processor": {**frames, "video_processor_type": name.replace("Processor", "VideoProcessor")},
+    }
+    write_json(file, {field: value for field, value in values.items() if not field.startswith("fusion_")})

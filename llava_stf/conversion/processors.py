@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from PIL import Image
 from tokenizers import AddedToken
 from transformers import (
@@ -24,12 +26,13 @@ from transformers.image_processing_utils import BaseImageProcessor
 from llava_stf.errors import CheckpointError, one_line
 from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.budget import num_image_tokens
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
-from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.registry import family_of_config
+from llava_stf.models.vision.layers import select_strategy
 
 GENERATION = "generation_config.json"
 PAD_TOKEN = "<pad>"
@@ -62,9 +65,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def add_placeholders(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, max_length: int | None
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    max_length: int | None,
+    names: Sequence[str] = (IMAGE_TOKEN, PAD_TOKEN),
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer with `<image>` and `<pad>`, each where it is or from id `vocab_size` on, padding on the left.
+    """The tokenizer with `<image>` and `<pad>`, or other `names`.
+
+    Each stands where it is or from id `vocab_size` on; padding is on the left.
 
     The result is a plain fast tokenizer: `LlamaTokenizer` forgets its `legacy` flag when it is saved and would split
     the text behind `</s>` otherwise afterwards. A vocabulary smaller than the model's is filled up with unused tokens.
@@ -87,8 +95,8 @@ def add_placeholders(
         **special,
     )
     unused = [UNUSED_TOKEN.format(number) for number in range(len(vocabulary), vocab_size)]
-    names = [*unused, *(name for name in (IMAGE_TOKEN, PAD_TOKEN) if name not in vocabulary)]
-    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
+    added = [*unused, *(name for name in names if name not in vocabulary)]
+    converted.add_tokens([AddedToken(name, special=True, normalized=False) for name in added], special_tokens=True)
     converted.pad_token = PAD_TOKEN
     return converted
 
@@ -98,19 +106,50 @@ def build_processor(
     image_processor: BaseImageProcessor,
     tokenizer: PreTrainedTokenizerBase,
     template: str | None = None,
+    default: str = CHAT_TEMPLATE,
 ) -> LlavaProcessor:
-    """The processor of a model with this config; `template` is the chat template, by default the authors' v1."""
-    common: dict[str, Any] = {
-        "image_processor": image_processor,
-        "tokenizer": tokenizer,
-        "patch_size": config.vision_config.patch_size,
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": 1,
-        "chat_template": template or CHAT_TEMPLATE,
-    }
-    if isinstance(config, LlavaStfConfig):
-        return LlavaStfProcessor(**common, fusion_window=config.fusion_window)
-    return LlavaProcessor(**common)
+    """The processor of a model with this config.
+
+    Args:
+        config: of the model.
+        image_processor: of the tower.
+        tokenizer: with placeholders.
+        template: chat template; by default the tokenizer's, if it has places for images, else `default`.
+        default: the authors' v1, or what a model on another language model was trained on.
+    """
+    family = family_of_config(config)
+    if takes_videos(config):
+        # That of transformers cannot be built without torchvision, and this one's files are read as if they were its.
+        processor = family.processor(
+            image_processor, tokenizer, config.vision_config.patch_size, template,
+            vision_aspect_ratio=config.vision_aspect_ratio, fusion_window=1,
+        )  # fmt: skip
+    else:
+        common: dict[str, Any] = {
+            "image_processor": image_processor,
+            "tokenizer": tokenizer,
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": select_strategy(config),
+            "num_additional_image_tokens": 1,
+            "chat_template": template,
+        }
+        fused = isinstance(config, FusionConfig)
+        if fused:
+            common["fusion_window"] = config.fusion_window
+        processor = (family.processor if fused else family.plain_processor)(**common)
+    processor.chat_template = template or tokenizers_template(processor) or default
+    return processor
+
+
+def tokenizers_template(processor: LlavaProcessor) -> str | None:
+    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
+    template = processor.tokenizer.chat_template
+    content = [{"type": "image"}, {"type": "text", "text": "?"}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
+    except (TemplateError, ValueError, TypeError):
+        return None
+    return template if prompt.count(processor.image_token) == 1 else None
 
 
 def build_image_processor(preprocessor: dict[str, Any], image_size: int, *, pad: bool) -> BaseImageProcessor:
@@ -153,7 +192,7 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         raise CheckpointError(f"{folder}: the processor files cannot be read: {one_line(error)}") from error
     ensure_pad_token(processor.tokenizer)
     processor.patch_size = config.vision_config.patch_size  # which versions before 4.45 did not write
-    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    processor.vision_feature_select_strategy = select_strategy(config)
     return processor, processor.image_processor
 
 
@@ -194,7 +233,7 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
             "size, crop_size, image_mean and image_std in the processor's files."
         )
     found = int((made["input_ids"] == config.image_token_id).sum())
-    if config.vision_feature_select_strategy == "default" and found != expected:
+    if select_strategy(config) == "default" and found != expected:
         raise CheckpointError(f"{folder}: the processor gives an image {found} tokens, and the model {expected}.")
 
 

@@ -115,7 +115,9 @@ def _format_of(config: dict[str, Any], file: Path) -> Format:
     model_type = config.get("model_type")
     if model_type == "llava_stf":
         return Format.STF
-    if model_type == "llava_llama" or (model_type == "llava" and "mm_vision_tower" in config):
+    if model_type in ("llava_llama", "llava_mistral", "llava_qwen") or (
+        model_type == "llava" and "mm_vision_tower" in config
+    ):
         return Format.ORIGINAL
     if model_type == "llava":
         return Format.LLAVA
@@ -124,7 +126,7 @@ def _format_of(config: dict[str, Any], file: Path) -> Format:
     if isinstance(model_type, str) and model_type in CONFIGS:
         return Format.TILES
     raise CheckpointError(
-        f"{file}: model type {model_type!r} is none of those this package reads: llava_llama (the authors' format), "
-        f"llava (Hugging Face's or the original), {', '.join(name for name in CONFIGS if name != 'llava')}, and llama "
-        "as the base of an adapter."
+        f"{file}: model type {model_type!r} is none of those this package reads: llava_llama, llava_mistral and "
+        "llava_qwen (the authors' format), llava (Hugging Face's or the original), "
+        f"{', '.join(name for name in CONFIGS if name != 'llava')}, and llama as the base of an adapter."
     )

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaConfig, LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_stf.conversion.sources import Source
 from llava_stf.errors import CheckpointError, LlavaStfError, one_line
 from llava_stf.io.weights import StoredTensor
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
-from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.llava_stf.settings import check_settings, drop_absent_ids
+from llava_stf.models.registry import FAMILIES, family_of_config
 from llava_stf.models.vision.layers import default_fusion_layers, state_index
 
 
@@ -46,11 +46,15 @@ class CheckpointState:
     @property
     def fused(self) -> bool:
         """Whether the projector is MBTF and STF."""
-        return isinstance(self.config, LlavaStfConfig)
+        return isinstance(self.config, FusionConfig)
 
 
-def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]) -> dict[str, StoredTensor]:
+def public_tensors(
+    tensors: Mapping[str, StoredTensor], table: Mapping[str, str], *, tiles: bool = False
+) -> dict[str, StoredTensor]:
     """The tensors, given by a name that `table` knows, by public name; without those of no use, whatever they hold.
+
+    `tiles` says that the model cuts images into tiles.
 
     Raises:
         CheckpointError: `table` does not know one, two have the same public name, or one holds no floating-point
@@ -59,7 +63,7 @@ def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]
     public: dict[str, StoredTensor] = {}
     unknown = []
     for given_name, stored in tensors.items():
-        if is_unused(given_name):
+        if is_unused(given_name, tiles=tiles):
             continue
         name = rename(given_name, table)
         if name is None:
@@ -70,7 +74,7 @@ def public_tensors(tensors: Mapping[str, StoredTensor], table: Mapping[str, str]
             public[name] = stored.require_float()
     if unknown:
         raise CheckpointError(
-            f"{unknown[0].file} holds weights that no LLaVA-1.5 has: {_some([stored.name for stored in unknown])}."
+            f"{unknown[0].file} holds weights that no LLaVA has: {_some([stored.name for stored in unknown])}."
         )
     return public
 
@@ -107,11 +111,11 @@ def fusion_fields(
     fusion_layers = layers or layers_of(states, depth, select_layer)
     if fusion_layers is None:
         raise CheckpointError(
-            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, deepest "
+            f"The projector fuses {states} hidden states and nothing tells which; give them as fusion_layers, deepest "
             f"first (the default for {depth} blocks would be {default_fusion_layers(depth, select_layer)})."
         )
     if len(fusion_layers) != states:
-        raise CheckpointError(f"The projector fuses {states} tower states, fusion_layers names {len(fusion_layers)}.")
+        raise CheckpointError(f"The projector fuses {states} hidden states, fusion_layers names {len(fusion_layers)}.")
     return {
         "fusion_layers": fusion_layers,
         "fusion_window": window,
@@ -165,7 +169,7 @@ def _check_tower(file: Path, config: LlavaConfig) -> None:
         if type(size) is not int or size < 1:
             raise CheckpointError(f"{file}: {name} of vision_config must be a positive whole number, found {size!r}.")
     layers, depth = config.vision_feature_layer, vision.num_hidden_layers
-    for layer in layers if isinstance(layers, list) else [layers]:
+    for layer in [layers] if isinstance(layers, int) else layers:
         if state_index(layer, depth) == 0:
             raise CheckpointError(f"{file}: vision_feature_layer {layer} is no output of the tower's {depth} blocks.")
 
@@ -227,8 +231,8 @@ def _check_depth(config: LlavaConfig, tensors: Mapping[str, StoredTensor], where
 
 def _expected_shapes(source: Source, config: LlavaConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every weight by public name, from a model that is built without memory."""
-    fused = isinstance(config, LlavaStfConfig)
-    model_class = LlavaStfForConditionalGeneration if fused else LlavaForConditionalGeneration
+    stock, family = next((kind, one) for kind, one in FAMILIES.items() if one is family_of_config(config))
+    model_class: Any = family.model if isinstance(config, FusionConfig) else stock
     try:
         with torch.device("meta"):
             model = model_class(config)

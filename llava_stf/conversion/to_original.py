@@ -12,11 +12,15 @@ from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from llava_stf.conversion.processors import UNUSED_TOKEN
 from llava_stf.conversion.state import CheckpointState, layers_of
-from llava_stf.conversion.tower import CLIP_L_336, CLIP_L_336_CONFIG
+from llava_stf.conversion.tiles import SIGLIP, VIDEO_TOKEN, original_fields
+from llava_stf.conversion.tower import KNOWN
 from llava_stf.errors import CheckpointError
 from llava_stf.io.json import write_json
 from llava_stf.io.weights import save_shards
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, public_to_original, rename
 
 _FOLDER = "clip_tower"
@@ -26,6 +30,13 @@ _LLAMA_FIELDS = (
     *("initializer_range", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
     *("num_key_value_heads", "pretraining_tp", "rms_norm_eps", "tie_word_embeddings", "use_cache"),
 )
+_OTHER_FIELDS = ("sliding_window", "use_sliding_window", "max_window_layers", "head_dim")  # Mistral's and Qwen2's
+# Model type and class of a LLaVA on an LLM.
+_MODEL_TYPES = {
+    "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
+    "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
+    "qwen2": ("llava_qwen", "LlavaQwenForCausalLM"),
+}
 _ROPE_TYPES = ("default", "linear", "dynamic")
 _PAD_ID = 0  # LLaVA-1.5 pads with <unk>
 
@@ -45,9 +56,7 @@ def write_original(
     """
     _check_expressible(state)
     config = state.config
-    vision = config.vision_config
-    known = all(getattr(vision, name) == value for name, value in CLIP_L_336_CONFIG.items())
-    tower = str(vision_tower or (CLIP_L_336 if known else _FOLDER))
+    tower = str(vision_tower or _known_tower(config) or _FOLDER)
     table = public_to_original(state.fused)
     tensors = {
         str(rename(name, table)): stored.with_rows(_rows(state)) if name in (EMBEDDING, HEAD) else stored
@@ -75,9 +84,26 @@ def write_original(
         )
 
 
+def _known_tower(config: LlavaConfig) -> str | None:
+    """The hub id of a tower that is LLaVA-1.5's or LLaVA-OneVision's, which has one block less here than there."""
+    vision = config.vision_config.to_dict()
+    if config.vision_config.model_type == SIGLIP:
+        vision["num_hidden_layers"] += 1
+    return next((name for name, known in KNOWN.items() if known.items() <= vision.items()), None)
+
+
 def _check_expressible(state: CheckpointState) -> None:
     """Refuse what the format has no place for; note what it holds but the authors' code does not run."""
     config = state.config
+    if isinstance(config, FusionConfig) and not isinstance(config, LlavaStfConfig):
+        raise CheckpointError(f"The original format has no {state.config.model_type}, nor has the authors' code.")
+    if config.model_type not in ("llava", "llava_stf", "llava_next", "llava_onevision"):
+        raise CheckpointError(f"A {config.model_type} cannot be written in the original format.")
+    if config.text_config.model_type not in _MODEL_TYPES:
+        raise CheckpointError(
+            f"The original format has LLMs of the model types {', '.join(_MODEL_TYPES)}; this one is a "
+            f"{config.text_config.model_type}."
+        )
     rope = config.text_config.rope_parameters["rope_type"]
     if rope not in _ROPE_TYPES:
         raise CheckpointError(
@@ -87,11 +113,13 @@ def _check_expressible(state: CheckpointState) -> None:
         raise CheckpointError("The original format has projectors with GELU and biases only; this one has others.")
     if not isinstance(config, LlavaStfConfig):
         if not isinstance(config.vision_feature_layer, int):
-            raise CheckpointError("The original format of a plain LLaVA selects one tower state; this one has several.")
+            raise CheckpointError(
+                "The original format of a plain LLaVA selects one hidden state; this one has several."
+            )
         return
     if config.fusion != "stf":
         raise CheckpointError(
-            "The average-pooling baseline has no original format: the authors' code has no such model."
+            f"A projector of kind '{config.fusion}' has no original format: the authors' code has no such model."
         )
     states, vision = config.fusion_states, config.vision_config
     if layers_of(len(states), vision.num_hidden_layers, states[0]) != states:
@@ -127,8 +155,8 @@ def _config(state: CheckpointState, tower: str) -> dict[str, Any]:
     layer = config.fusion_states[0] if isinstance(config, LlavaStfConfig) else config.vision_feature_layer
     pad = state.image_processor is not None and state.image_processor.to_dict().get("do_pad")
     return {
-        **{name: getattr(text, name) for name in _LLAMA_FIELDS},
-        "architectures": ["LlavaLlamaForCausalLM"],
+        **{name: getattr(text, name) for name in (*_LLAMA_FIELDS, *_OTHER_FIELDS) if hasattr(text, name)},
+        "architectures": [_MODEL_TYPES[text.model_type][1]],
         "freeze_mm_mlp_adapter": False,
         "image_aspect_ratio": "pad" if pad else "square",
         "mm_hidden_size": config.vision_config.hidden_size,
@@ -140,7 +168,7 @@ def _config(state: CheckpointState, tower: str) -> dict[str, Any]:
         "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
         "mm_vision_select_layer": layer,
         "mm_vision_tower": tower,
-        "model_type": "llava_llama",
+        "model_type": _MODEL_TYPES[text.model_type][0],
         "pad_token_id": _PAD_ID,
         "rope_scaling": scaling,
         "rope_theta": rope["rope_theta"],
@@ -151,6 +179,7 @@ def _config(state: CheckpointState, tower: str) -> dict[str, Any]:
         "tune_mm_mlp_adapter": False,
         "use_mm_proj": True,
         "vocab_size": _rows(state),
+        **(original_fields(config) if has_tiles(config) else {}),
     }
 
 
@@ -159,7 +188,7 @@ def _rows(state: CheckpointState) -> int:
     first: int = state.config.image_token_id
     if state.processor is None:
         return first
-    placeholders = (state.processor.image_token, state.processor.tokenizer.pad_token)
+    placeholders = (state.processor.image_token, state.processor.tokenizer.pad_token, VIDEO_TOKEN)
     tokens = state.processor.tokenizer.get_vocab().items()
     text = (id_ for name, id_ in tokens if name not in placeholders and name != UNUSED_TOKEN.format(id_))
     return max(first, max(text) + 1)
@@ -192,11 +221,18 @@ def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
             "There was no tokenizer.model to write, and the authors' tools read no other tokenizer file: put that of "
             "the base model (Vicuna) beside the weights."
         )
+    template = state.processor.chat_template
+    if isinstance(template, str) and template != CHAT_TEMPLATE:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+        state.notes.append(
+            "The checkpoint has a chat template of its own, which is in chat_template.jinja: the authors' tools do not "
+            "read it, tell them which conversation to use."
+        )
     pre_tokenizer = data["pre_tokenizer"] or {}
     write_json(
         folder / "tokenizer_config.json",
         {
-            "tokenizer_class": "LlamaTokenizer",
+            "tokenizer_class": "Qwen2Tokenizer" if state.config.text_config.model_type == "qwen2" else "LlamaTokenizer",
             "legacy": pre_tokenizer.get("prepend_scheme") != "first",
             "add_bos_token": True,
             "add_eos_token": False,
@@ -217,9 +253,12 @@ def _write_tokenizer(state: CheckpointState, folder: Path) -> None:
 def _write_tower(state: CheckpointState, folder: Path) -> None:
     """The tower as a model folder of its own."""
     folder.mkdir()
-    write_json(folder / "config.json", {**state.config.vision_config.to_dict(), "architectures": ["CLIPVisionModel"]})
+    vision, siglip = state.config.vision_config.to_dict(), state.config.vision_config.model_type == SIGLIP
+    vision["num_hidden_layers"] += siglip  # its readers leave out the last block
+    kind = "Siglip" if siglip else "CLIP"
+    write_json(folder / "config.json", {**vision, "architectures": [f"{kind}VisionModel"]})
     if state.image_processor is not None:
-        preprocessor = {**state.image_processor.to_dict(), "image_processor_type": "CLIPImageProcessor"}
+        preprocessor = {**state.image_processor.to_dict(), "image_processor_type": f"{kind}ImageProcessor"}
         preprocessor.pop("do_pad", None)
         write_json(folder / "preprocessor_config.json", preprocessor)
     prefix = "vision_tower."

@@ -27,11 +27,25 @@ CLIP_L_336_CONFIG: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
+# That of LLaVA-OneVision.
+SIGLIP_SO400M = "google/siglip-so400m-patch14-384"
+SIGLIP_SO400M_CONFIG: dict[str, Any] = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+KNOWN = {CLIP_L_336: CLIP_L_336_CONFIG, SIGLIP_SO400M: SIGLIP_SO400M_CONFIG}
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A vision tower: fields of its `CLIPVisionConfig` and preprocessor_config.json (may be none), and its folder."""
+    """A vision tower: fields of its config and preprocessor_config.json (may be none), and its folder."""
 
     config: dict[str, Any]
     preprocessor: dict[str, Any]
@@ -63,7 +77,7 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, *
 
     Raises:
         ModelNotFoundError: the tower cannot be reached.
-        CheckpointError: it is no CLIP vision tower.
+        CheckpointError: it is no vision tower of CLIP or SigLIP.
     """
     name = given or config.get("mm_vision_tower")
     if isinstance(name, list) and name:
@@ -73,8 +87,8 @@ def find_tower(config: dict[str, Any], folder: Path, given: str | Path | None, *
             f"{folder / 'config.json'} names no vision tower ('mm_vision_tower'); give its folder or hub id as "
             "vision_tower (--vision-tower)."
         )
-    if str(name) == CLIP_L_336 and weights_inside and not Path(name).exists():
-        return Tower(CLIP_L_336_CONFIG, {}, None)
+    if str(name) in KNOWN and weights_inside and not Path(name).exists():
+        return Tower(KNOWN[str(name)], {}, None)
     path = next((path for path in (folder / name, Path(name).expanduser()) if path.is_dir()), None)
     if path is None:
         path = _fetch(str(name), folder, weights=not weights_inside)
@@ -98,12 +112,14 @@ def _fetch(name: str, folder: Path, *, weights: bool) -> Path:
 
 
 def _vision_config(file: Path) -> dict[str, Any]:
-    """The vision part of a CLIP config, whether it stands alone or inside a whole CLIP's."""
+    """The vision part of a CLIP or SigLIP config, whether it stands alone or inside a whole one's."""
     config = read_json(file)
-    if config.get("model_type") == "clip":
-        config = {**config.get("vision_config", {}), "model_type": "clip_vision_model"}
-    if config.get("model_type") != "clip_vision_model":
-        raise CheckpointError(f"{file}: expected a CLIP vision tower, found model type {config.get('model_type')!r}.")
+    if config.get("model_type") in ("clip", "siglip"):
+        config = {**config.get("vision_config", {}), "model_type": f"{config['model_type']}_vision_model"}
+    if config.get("model_type") not in ("clip_vision_model", "siglip_vision_model"):
+        raise CheckpointError(
+            f"{file}: expected a CLIP or SigLIP vision tower, found model type {config.get('model_type')!r}."
+        )
     sizes = config.get("image_size"), config.get("patch_size")
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise CheckpointError(f"{file}: expected image_size and patch_size as positive integers, found {sizes}.")

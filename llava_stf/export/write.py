@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedConfig
 
-from llava_stf import __version__
 from llava_stf.errors import DeviceMemoryError, ExportError
 from llava_stf.export.dependencies import require
 from llava_stf.export.model import ExportedLlava
-from llava_stf.inference import LlavaStf
 from llava_stf.io.exports import Format, KvCache, Weights, check_choices, write_manifest
 from llava_stf.io.memory import available_memory
 from llava_stf.io.publish import publish, refuse_existing, write_json
+from llava_stf.io.requirements import __version__
+from llava_stf.models.fusion.budget import tokens_per_image
 from llava_stf.models.fusion.tiles import has_tiles
 from llava_stf.models.registry import family_of_config
 from llava_stf.reduction.model import ReducedLlavaModel
 
 
 def export_model(
-    llava: LlavaStf,
+    llava: Iterable[Any],
     dst: str | Path,
     *,
     format: Format = "openvino",
@@ -33,7 +35,8 @@ def export_model(
     """Write a model in a form that OpenVINO or ONNX Runtime runs, whole or not at all.
 
     Args:
-        llava: in float32 on the CPU: `load_model(..., device="cpu", dtype="float32")`, plain, fused, pooled, or reduced
+        llava: a model and its processor, as a pipeline unpacks to them, in float32 on the CPU:
+            `load_model(..., device="cpu", dtype="float32")`, plain, fused, pooled, or reduced
             by a method whose tokens are a function of the pixels. It is exported at its default number of tokens.
         dst: folder to write; it must not exist.
         format: `"openvino"` or `"onnx"`.
@@ -66,11 +69,11 @@ def export_model(
 
             write_onnx(model, folder, weights)
         _write_processor(processor, folder)
-        _plain_config(model.config, llava.vision_tokens).save_pretrained(folder)
+        _plain_config(model.config, tokens_per_image(model.config)).save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         write_manifest(
             folder, package=__version__, format=format, weights=weights, kv_cache=kv_cache,
-            vision_tokens=llava.vision_tokens,
+            vision_tokens=tokens_per_image(model.config),
         )  # fmt: skip
     return dst
 

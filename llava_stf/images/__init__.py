@@ -11,8 +11,8 @@ from llava_stf.images.load import (
     ImageSource,
     load_image,
     read_header,
-    to_rgb,
 )
+from llava_stf.images.rgb import to_rgb
 
 __all__ = [
     "FORMATS",

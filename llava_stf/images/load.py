@@ -19,6 +19,7 @@ import numpy as np
 from PIL import IcoImagePlugin, Image
 
 from llava_stf.errors import ImageError
+from llava_stf.images.rgb import convert, reduce, to_8_bit, value_range
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
@@ -41,7 +42,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_STRIP = 2**20  # pixels that are converted at a time where an image is reduced
 # Bytes a pixel: of Pillow's storage where they are not 4, and of what decoders hold beside it (measured, rounded up).
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
 _DECODER = {"AVIF": 10, "ICO": 12, "JPEG2000": 16, "QOI": 8, "TIFF": 4, "WEBP": 12}
@@ -101,16 +101,6 @@ def read_header(source: bytes | Image.Image, *, max_pixels: int | None = None) -
         return _header(source)
     with _opened(io.BytesIO(source), f"image of {len(source)} bytes", max_pixels) as image:
         return _header(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode "RGB": transparency is dropped, greys of more than 8 bits are scaled, nothing is turned.
-
-    Raises:
-        ImageError: The image cannot be decoded, or its values are in no known range.
-    """
-    name = f"PIL image {image.width}x{image.height} of mode {image.mode}"
-    return _convert(image, name, _value_range(image, name))
 
 
 def _from_path(path: str, max_pixels: int | None) -> Image.Image:
@@ -199,54 +189,15 @@ def _read(image: Image.Image, name: str, *, may_draft: bool = False) -> Image.Im
         orientation = image.getexif().get(_ORIENTATION)
     except Exception as error:  # as above: decoders raise OSError, SyntaxError, struct.error, IndexError, ...
         raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
-    values = _value_range(image, name)
+    values = value_range(image, name)
     factor = _factor(image)
-    rgb = _convert(image, name, values) if factor == 1 else _reduce(image, factor, name, values)
+    rgb = convert(image, name, values) if factor == 1 else reduce(image, factor, name, values)
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _factor(image: Image.Image) -> int:
     """By what an image is reduced."""
     return -(-max(image.size) // MAX_SIDE)
-
-
-def _reduce(image: Image.Image, factor: int, name: str, values: tuple[float, float] | None) -> Image.Image:
-    """The image in RGB, reduced strip by strip, so that no second one of its size is held."""
-    reduced = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for top, strip in _strips(image, factor):
-        reduced.paste(_convert(strip, name, values).reduce(factor), (0, top // factor))
-    return reduced
-
-
-def _strips(image: Image.Image, factor: int) -> Iterator[tuple[int, Image.Image]]:
-    """The image in strips, each with its first row, a multiple of the factor."""
-    rows = factor * max(1, _STRIP // (factor * image.width))
-    for top in range(0, image.height, rows):
-        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
-
-
-def _convert(image: Image.Image, name: str, values: tuple[float, float] | None) -> Image.Image:
-    try:
-        if values is not None:
-            return Image.fromarray(_to_8_bit(np.asarray(image), name, values)).convert("RGB")
-        if image.mode == "P":  # through RGBA: the same colours, without Pillow's warning about transparency
-            image = image.convert("RGBA")
-        return image.convert("RGB")
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
-
-
-def _value_range(image: Image.Image, name: str) -> tuple[float, float] | None:
-    """Least and greatest value of a grey image with more than 8 bits, `None` for every other one."""
-    if not (image.mode in ("I", "F") or image.mode.startswith("I;16")):
-        return None
-    try:
-        ranges = [(values.min(), values.max()) for _, strip in _strips(image, 1) for values in [np.asarray(strip)]]
-    except Exception as error:
-        raise ImageError(f"Cannot read {name}, the file is truncated or damaged: {error}.") from error
-    return np.min(ranges), np.max(ranges)
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -269,20 +220,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype.kind not in "biuf":
         raise ImageError(f"An image array holds bool, uint8, 16-bit or float values; {name} holds {array.dtype}.")
     values = (channels.min(), channels.max())
-    return _read(Image.fromarray(np.ascontiguousarray(_to_8_bit(channels, name, values))), name)
-
-
-def _to_8_bit(array: np.ndarray, name: str, values: tuple[float, float]) -> np.ndarray:
-    """Maps the full range of the array's type to 0..255; integers wider than 16 bits take the range they fit in."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    low, high = values
-    limit = 1 if array.dtype.kind == "f" else 255 if array.dtype.itemsize != 2 and high <= 255 else 65535
-    if not (low >= 0 and high <= limit):  # also refuses NaN
-        raise ImageError(f"{array.dtype} pixels must lie in 0..{limit}; {name} has {low} to {high}.")
-    return np.rint(array * (255 / limit)).astype(np.uint8)
+    return _read(Image.fromarray(np.ascontiguousarray(to_8_bit(channels, name, values))), name)
 
 
 def _download(url: str, scheme: str) -> bytes:

@@ -14,7 +14,8 @@ from llava_stf.inference.interface import Pipeline
 from llava_stf.inference.prefix import PrefixCache
 from llava_stf.inference.reading import Heard, Reading
 from llava_stf.inference.turns import Message, Visual, load_visual, turn_about
-from llava_stf.models.fusion.budget import Detail, VisionTokens
+from llava_stf.models.fusion.budget import VisionTokens
+from llava_stf.models.fusion.detail import Detail
 
 
 class Chat:

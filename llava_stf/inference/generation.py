@@ -1,18 +1,78 @@
-"""What generation needs beside the model: checks of what is asked for and of what comes, and a stream of text."""
+"""What generation needs beside the model: its options, checks of what is asked for and comes, and a stream of text."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.models.llava_stf.vocabulary import with_suppressed
+
+
+def generation_options(
+    model: LlavaForConditionalGeneration,
+    tokenizer: Any,
+    given: Mapping[str, Any],
+    max_new_tokens: int,
+    *,
+    room: int,
+    rows: int,
+) -> dict[str, Any]:
+    """The keywords of `generate` that a batch is generated with: greedy unless told otherwise.
+
+    Args:
+        model: what generates.
+        tokenizer: of the model, for stop strings; `None` if it has none.
+        given: what the user gave.
+        max_new_tokens: that the user asked for.
+        room: positions that the model has left for an answer.
+        rows: of the batch.
+
+    Raises:
+        PromptError: `max_new_tokens` is below 1.
+    """
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise PromptError(f"max_new_tokens must be a whole number of at least 1, found {max_new_tokens!r}.")
+    greedy = {} if "generation_config" in given else {"do_sample": False}
+    options = {**greedy, **given, "max_new_tokens": min(max_new_tokens, room)}
+    settings = options.get("generation_config") or model.generation_config
+    if options.get("stop_strings", settings.stop_strings):
+        options.setdefault("tokenizer", tokenizer)
+    if rows > 1:
+        options["prompt_lookup_num_tokens"] = None  # faster for one row, not done for several
+    options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
+    options["suppress_tokens"] = with_suppressed(options, model.generation_config, model.config, tokenizer)
+    return options
+
+
+def check_one_answer(options: dict[str, Any], defaults: GenerationConfig) -> None:
+    """Raise `PromptError` for several answers to a question, of which a text has no place for the others."""
+    settings = options.get("generation_config") or defaults
+    count = options.get("num_return_sequences", settings.num_return_sequences)
+    if count not in (None, 1):
+        raise PromptError(
+            f"A question gets one answer, and num_return_sequences is {count}, here or in generation_config.json; call "
+            "LlavaStf.generate for several."
+        )
+
+
+def searches(options: dict[str, Any], defaults: GenerationConfig) -> bool:
+    """Whether answers are searched by beams, so that no token is known before all are."""
+    settings = options.get("generation_config") or defaults
+    return (options.get("num_beams", settings.num_beams) or 1) > 1
 
 
 def stream_pieces(
@@ -100,20 +160,3 @@ class _NewTokens(BaseStreamer):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._queue.get, None)
-
-
-def searches(options: dict[str, Any], defaults: GenerationConfig) -> bool:
-    """Whether answers are searched by beams, so that no token is known before all are."""
-    settings = options.get("generation_config") or defaults
-    return (options.get("num_beams", settings.num_beams) or 1) > 1
-
-
-def check_one_answer(options: dict[str, Any], defaults: GenerationConfig) -> None:
-    """Raise `PromptError` for several answers to a question, of which a text has no place for the others."""
-    settings = options.get("generation_config") or defaults
-    count = options.get("num_return_sequences", settings.num_return_sequences)
-    if count not in (None, 1):
-        raise PromptError(
-            f"A question gets one answer, and num_return_sequences is {count}, here or in generation_config.json; call "
-            "LlavaStf.generate for several."
-        )

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BatchFeature
 
-from llava_stf.inference.interface import Pipeline
+from llava_stf.inference.interface import Encoder
 from llava_stf.models.fusion.budget import FusedConfig, VisionTokens, budget_per_image
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 
 IMAGE_BYTES = 128 * 2**20  # 113 images of a 7B model at 144 tokens in 16 bits
 OF_AN_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes")  # what processors call what they make of images
@@ -71,11 +71,11 @@ class ImageCache:
     """The images that one pipeline has encoded; threads may share it.
 
     Args:
-        llava: the pipeline.
+        llava: what encodes them.
         limit: bytes of tokens that are kept.
     """
 
-    def __init__(self, llava: Pipeline, limit: int = IMAGE_BYTES) -> None:
+    def __init__(self, llava: Encoder, limit: int = IMAGE_BYTES) -> None:
         self.limit = limit
         self._llava = llava
         self._lock = threading.Lock()

@@ -10,16 +10,31 @@ from transformers import BatchFeature, LlavaForConditionalGeneration
 
 from llava_stf.images.frames import Video
 from llava_stf.inference.turns import Conversation
-from llava_stf.models.fusion.budget import Detail, VisionTokens
+from llava_stf.models.fusion.budget import VisionTokens
+from llava_stf.models.fusion.detail import Detail
 
 if TYPE_CHECKING:
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 
-class Pipeline(Protocol):
-    """What conversations, kept images and kept prefixes need of a `LlavaStf`; its methods say what they do."""
+class Encoder(Protocol):
+    """What kept images need: a model, and the inputs that it takes."""
 
     model: LlavaForConditionalGeneration
+
+    def encode(
+        self,
+        conversations: Sequence[Conversation],
+        images: Sequence[Sequence[Image.Image | Video]],
+        vision_tokens: VisionTokens | Detail = None,
+        max_vision_tokens: int | None = None,
+    ) -> BatchFeature:
+        """Model inputs of one batch of conversations."""
+
+
+class Pipeline(Encoder, Protocol):
+    """What conversations and kept prefixes need of a `LlavaStf`; its methods say what they do."""
+
     processor: LlavaStfProcessor | None
 
     @property
@@ -32,19 +47,10 @@ class Pipeline(Protocol):
 
     @property
     def image_cache(self) -> Any:
-        """The `ImageCache`, which is itself given the pipeline."""
+        """The `ImageCache`, which is itself given the encoder."""
 
     def reuses(self, generate_kwargs: Mapping[str, Any]) -> bool:
         """Whether image tokens and what was read serve other prompts."""
-
-    def encode(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image | Video]],
-        vision_tokens: VisionTokens | Detail = None,
-        max_vision_tokens: int | None = None,
-    ) -> BatchFeature:
-        """Model inputs of one batch of conversations."""
 
     def compose(
         self,

@@ -10,49 +10,31 @@ make a prompt fit.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
-from transformers import (
-    BatchFeature,
-    LlavaForConditionalGeneration,
-    LogitsProcessorList,
-)
+from transformers import BatchFeature, LlavaForConditionalGeneration
 
-from llava_stf.errors import CheckpointError, MissingDependencyError, PromptError, one_line
+from llava_stf.errors import MissingDependencyError, PromptError, one_line
 from llava_stf.images.frames import Video
 from llava_stf.inference.answer_text import Decoder
 from llava_stf.inference.chat import Chat
-from llava_stf.inference.generation import RefuseNan, check_one_answer, one_piece, searches, stream_pieces
-from llava_stf.inference.image_cache import ImageCache, digest_of
-from llava_stf.inference.prefix import Prompt
+from llava_stf.inference.encoding import PromptEncoder
+from llava_stf.inference.generation import check_one_answer, generation_options, one_piece, searches, stream_pieces
 from llava_stf.inference.reading import Reading, other_ways, reuses
 from llava_stf.inference.turns import Conversation, Images, as_list, load_visual, turn_about
-from llava_stf.models.fusion.budget import (
-    ANSWER_ROOM,
-    DETAILS,
-    Detail,
-    VisionTokens,
-    choose_budgets,
-    num_video_tokens,
-    token_budgets,
-    tokens_per_image,
-)
-from llava_stf.models.fusion.videos import require_videos
-from llava_stf.models.llava_stf.conversation import render_chat
-from llava_stf.models.llava_stf.vocabulary import with_suppressed
+from llava_stf.models.fusion.budget import VisionTokens, tokens_per_image
+from llava_stf.models.fusion.detail import DETAILS, Detail, choose_budgets
 
 if TYPE_CHECKING:
     from llava_stf.inference.compiled import CompiledGeneration
     from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 
 
-class LlavaStf:
+class LlavaStf(PromptEncoder):
     """The pipeline: a LLaVA and its processor, ready to be asked; unpacks to `(model, processor)`.
 
     Args:
@@ -81,8 +63,7 @@ class LlavaStf:
         processor: LlavaStfProcessor | None,
         compiled: CompiledGeneration | None = None,
     ) -> None:
-        self.model = model
-        self.processor = processor
+        super().__init__(model, processor)
         self._compiled = compiled
 
     def __iter__(self) -> Iterator[Any]:
@@ -211,165 +192,14 @@ class LlavaStf:
             raise PromptError(f"Found {len(conversations)} conversations and images for {len(images)}.")
         return Reading(self, [self.compose(*each, *budget) for each in zip(conversations, shown, strict=True)]).inputs
 
-    def encode(
-        self,
-        conversations: Sequence[Conversation],
-        images: Sequence[Sequence[Image.Image | Video]],
-        vision_tokens: VisionTokens | Detail = None,
-        max_vision_tokens: int | None = None,
-    ) -> BatchFeature:
-        """Model inputs of one batch of conversations, padded on the left, on the model's device and in its dtype.
-
-        Args:
-            conversations: messages in Hugging Face's form, or a prompt as the model is to read it; not both kinds of
-                `<image>` place, an image item and a marker in the text, for one image.
-            images: the images of each conversation, in the order of their places in it, and its videos in theirs.
-            vision_tokens: tokens per image, see the class. All images of a batch have one budget here; in words it is
-                the least of those that they would have.
-            max_vision_tokens: see the class.
-
-        Returns:
-            `input_ids` and `attention_mask` [B, L] and, with images, `pixel_values` [n_images, ..., 3, height, width]
-            and what else the processor gives.
-
-        Raises:
-            PromptError: places and images differ in number, the chat template refuses the messages, a text is no valid
-                Unicode, or a prompt does not fit the model's positions.
-            FusionError: the model was not trained for that number of vision tokens.
-        """
-        if len(conversations) != len(images):
-            raise PromptError(f"Found {len(conversations)} conversations and images for {len(images)}.")
-        processor = self._require_processor()
-        config, count = self.model.config, None
-        if vision_tokens is not None:
-            side = config.vision_config.image_size  # of what is no image
-            sizes = [[(getattr(one, "height", side), getattr(one, "width", side)) for one in group] for group in images]
-            room = self.positions if max_vision_tokens is None else min(self.positions, max_vision_tokens)
-            chosen = [choose_budgets(config, [vision_tokens] * len(group), group, room=room) for group in sizes]
-            count = min(itertools.chain(*chosen, [max(token_budgets(config))]))
-        prompts = [c if isinstance(c, str) else render_chat(processor, c) for c in conversations]
-        seen = [visual for group in images for visual in group]
-        videos = [visual for visual in seen if isinstance(visual, Video)]
-        options: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if count is not None:
-            options["vision_tokens"] = count
-        if videos:
-            require_videos(self.model.config)
-            options["videos"] = videos
-        flat = [visual for visual in seen if not isinstance(visual, Video)]
-        inputs = processor(images=flat or None, text=prompts, **options)
-        lengths = inputs["attention_mask"].sum(-1).tolist()
-        for ids, length, group in zip(inputs["input_ids"], lengths, images, strict=True):
-            self._check_bound(int((ids == config.image_token_id).sum()), len(group), max_vision_tokens)
-            if length >= self.positions:
-                raise PromptError(self._too_long(ids, length, group, count))
-        return inputs.to(self.model.device, dtype=self.model.dtype)
-
-    def compose(
-        self,
-        conversation: Conversation,
-        images: Sequence[Image.Image],
-        vision_tokens: VisionTokens | Detail = None,
-        max_vision_tokens: int | None = None,
-    ) -> Prompt:
-        """One conversation for `Reading`, as `encode` would have it, but that known images are not prepared again.
-
-        Raises:
-            PromptError: as `encode`.
-            FusionError: as `encode`.
-        """
-        processor = self._require_processor()
-        text = conversation if isinstance(conversation, str) else render_chat(processor, conversation)
-        self.image_cache.renew()
-        sizes = [(image.height, image.width) for image in images]
-        room = self.room_for_images(len(processor.prompt_ids(text, [0] * len(images))), max_vision_tokens)
-        budgets = choose_budgets(self.model.config, [vision_tokens] * len(images), sizes, room=room)
-        pairs = zip(images, budgets, strict=True)
-        seen = [self.image_cache.see(digest_of(image), image, budget) for image, budget in pairs]
-        counts = [image.count for image in seen]
-        ids = processor.prompt_ids(text, counts)
-        self.check_length(len(ids), counts, max_vision_tokens)
-        return Prompt(ids, seen)
-
-    def room_for_images(self, text_tokens: int, max_vision_tokens: int | None = None) -> int:
-        """Tokens that `"auto"` lets the images of a prompt take beside its text, an answer being left some room."""
-        left = self.positions - text_tokens - min(ANSWER_ROOM, self.positions // 4)
-        return left if max_vision_tokens is None else min(left, max_vision_tokens)
-
-    def check_length(self, length: int, image_tokens: Sequence[int], max_vision_tokens: int | None = None) -> None:
-        """Check that the model has positions for a prompt and one more token, and its images are within their bound.
-
-        Args:
-            length: tokens of the prompt.
-            image_tokens: of these, for each image.
-            max_vision_tokens: most for all images.
-
-        Raises:
-            PromptError: it has not.
-        """
-        self._check_bound(sum(image_tokens), len(image_tokens), max_vision_tokens)
-        if length >= self.positions:
-            raise PromptError(
-                f"The prompt has {length} tokens, {sum(image_tokens)} of them for {len(image_tokens)} image(s), and "
-                f"the model has positions for {self.positions - 1} and an answer: ask shorter or with fewer images."
-            )
-
-    def _check_bound(self, image_tokens: int, images: int, max_vision_tokens: int | None) -> None:
-        if max_vision_tokens is not None and image_tokens > max_vision_tokens:
-            raise PromptError(
-                f"The prompt has {image_tokens} vision tokens for {images} image(s), and it may have "
-                f"{max_vision_tokens}: ask for fewer of each, or with fewer images."
-            )
-
     def reuses(self, generate_kwargs: Mapping[str, Any] = MappingProxyType({})) -> bool:
         """Whether image tokens and what was read serve other prompts, with these keywords of `generate`."""
         return reuses(self) and not other_ways(generate_kwargs, self.model.generation_config)
-
-    @cached_property
-    def image_cache(self) -> ImageCache:
-        """The images that this pipeline has encoded, of those that `chat`, `reply_batch` and servers were shown."""
-        return ImageCache(self)
 
     @property
     def compiled(self) -> bool:
         """Whether generation is compiled."""
         return self._compiled is not None
-
-    def _too_long(self, ids: torch.Tensor, length: int, group: Sequence[Any], vision_tokens: int | None) -> str:
-        """What to say of a prompt whose ids do not fit the model's positions."""
-        config, room = self.model.config, self.positions - 1
-        image_tokens = int((ids == config.image_token_id).sum())
-        videos = [visual for visual in group if isinstance(visual, Video)]
-        said = f"The prompt has {length} tokens, {image_tokens} of them for {len(group) - len(videos)} image(s)"
-        if not videos:
-            return f"{said}, and the model has positions for {room} and an answer: ask shorter or with fewer images."
-        frames = [len(video.frames) for video in videos]
-        tokens = num_video_tokens(config, frames, vision_tokens)
-        fitting = max(
-            (
-                number for number in range(1, max(frames))
-                if length - sum(tokens) + sum(num_video_tokens(config, [number] * len(frames), vision_tokens)) <= room
-            ),
-            default=0,
-        )  # fmt: skip
-        return (
-            f"{said} and {sum(tokens)} for {sum(frames)} frames of {len(videos)} video(s), and the model has positions "
-            f"for {room} and an answer: {fitting} frames of each would fit, which Video(source, frames={fitting}) "
-            "takes."
-        )
-
-    def _require_processor(self) -> LlavaStfProcessor:
-        if self.processor is None:
-            raise CheckpointError(
-                "This checkpoint came without a tokenizer or without processor_config.json, so it cannot be asked in "
-                "words: use its model alone, or add the files beside the weights and load it again."
-            )
-        return self.processor
-
-    @property
-    def positions(self) -> int:
-        """Most tokens that a prompt and its answer have together."""
-        return self.model.config.text_config.max_position_embeddings
 
     def generate(self, inputs: BatchFeature, *, max_new_tokens: int = 128, **generate_kwargs: Any) -> Any:
         """Prompt and new ids [B, L + T] of what `encode` gave; greedy unless told otherwise, compiled where asked for.
@@ -379,21 +209,10 @@ class LlavaStf:
         `PromptError` below 1, `CheckpointError` where the model computes no numbers, `MissingDependencyError` where a
         setting needs a package.
         """
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens must be a whole number of at least 1, found {max_new_tokens!r}.")
         room = self.positions - int(inputs["attention_mask"].sum(-1).min())
-        greedy = {} if "generation_config" in generate_kwargs else {"do_sample": False}
-        options = {**greedy, **generate_kwargs, "max_new_tokens": min(max_new_tokens, room)}
         tokenizer = None if self.processor is None else self.processor.tokenizer
-        settings = options.get("generation_config") or self.model.generation_config
-        if options.get("stop_strings", settings.stop_strings):
-            options.setdefault("tokenizer", tokenizer)
-        if len(inputs["input_ids"]) > 1:
-            options["prompt_lookup_num_tokens"] = None  # faster for one row, not done for several
-        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
-        options["suppress_tokens"] = with_suppressed(
-            options, self.model.generation_config, self.model.config, tokenizer
-        )
+        rows = len(inputs["input_ids"])
+        options = generation_options(self.model, tokenizer, generate_kwargs, max_new_tokens, room=room, rows=rows)
         if self._compiled is not None and self._compiled.covers(options):
             return self._compiled.generate(inputs, options)
         try:
@@ -421,7 +240,7 @@ class LlavaStf:
     @cached_property
     def decoder(self) -> Decoder:
         """Makes text of the ids of an answer."""
-        processor = self._require_processor()
+        processor = self.require_processor()
         return Decoder(processor.tokenizer, str(processor.chat_template), self.end_ids)
 
     @property

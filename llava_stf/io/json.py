@@ -37,7 +37,7 @@ def decode_text(content: str | bytes) -> str:
 
 
 def wide_encoding(head: bytes) -> str | None:
-    """The name "UTF-16" or "UTF-32" if a text begins so, none of whose bytes is the end of a line."""
+    """The encoding of a text that begins as UTF-16 or UTF-32, in which no single byte ends a line; else `None`."""
     found = json.detect_encoding(head[:4]) if head else "utf-8"
     return None if found.startswith("utf-8") else found.upper()[:6]
 

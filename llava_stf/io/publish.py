@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -140,6 +140,14 @@ def reserve(path: Path, *, wait: bool = False) -> Iterator[Reserved | None]:
         OSError: the folder cannot be written to or, unless waiting, its file system has no locks.
     """
     beside = path.with_name(f".{path.name}.partial")
+    try:
+        yield from _reserve(path, beside, wait)
+    except BaseException:  # a signal may have come between the making of the file and the code that takes it away
+        _discard(beside)
+        raise
+
+
+def _reserve(path: Path, beside: Path, wait: bool) -> Iterator[Reserved | None]:
     while True:
         with open(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "wb", buffering=0) as file:
             if not _lock(file.fileno(), wait):
@@ -153,6 +161,13 @@ def reserve(path: Path, *, wait: bool = False) -> Iterator[Reserved | None]:
                 if _is_at(beside, file.fileno()):
                     beside.unlink()
             return
+
+
+def _discard(beside: Path) -> None:
+    """Removes a file that is written beside its place, unless another process is at it."""
+    with suppress(OSError), beside.open("rb+") as file:
+        if _lock(file.fileno(), wait=False) and _is_at(beside, file.fileno()):
+            beside.unlink()
 
 
 def _lock(descriptor: int, wait: bool) -> bool:
@@ -179,8 +194,8 @@ def _write_folder(dst: Path) -> Iterator[Path]:
         if leftover.name.startswith(prefix):
             shutil.rmtree(leftover, ignore_errors=True)
     folder = dst.parent / f"{prefix}{uuid.uuid4().hex[:8]}"
-    folder.mkdir()
     try:
+        folder.mkdir()
         yield folder
         fsync_tree(folder)
         refuse_existing(dst)

@@ -1,4 +1,4 @@
-"""What this package cannot work without, told in a sentence before anything of it is imported."""
+"""The version of this package, and what it cannot work without, told in a sentence before anything is imported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from llava_stf.errors import MissingDependencyError
 
-# As in pyproject.toml, which an installation by hand or with --no-deps passes by.
+__version__ = "0.1.0"  # as in pyproject.toml
+# As there, which an installation by hand or with --no-deps passes by.
 MINIMUM = {"torch": (2, 11), "transformers": (5, 17)}
 
 

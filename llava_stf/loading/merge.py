@@ -7,10 +7,10 @@ from pathlib import Path
 
 from llava_stf.conversion.processors import read_processor
 from llava_stf.errors import CheckpointError
-from llava_stf.io.model_card import write_card
 from llava_stf.io.publish import publish, refuse_existing
 from llava_stf.loading.load import load_trained
 from llava_stf.loading.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_lora_folder, read_lora_folder
+from llava_stf.models.model_card import write_card
 
 
 def merge_lora(src: str | Path, dst: str | Path, *, dtype: str | None = None) -> Path:

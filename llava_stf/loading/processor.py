@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import TemplateError
 from transformers import LlavaConfig, LlavaProcessor
 
-from llava_stf.conversion.processors import check_processor, read_processor
+from llava_stf.conversion.processors import check_processor, read_processor, tokenizers_template
 from llava_stf.errors import CheckpointError
 from llava_stf.export.load import read_export_processor
 from llava_stf.io.exports import is_export
@@ -19,6 +18,7 @@ from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.registry import family_of_config
+from llava_stf.models.vision.layers import select_strategy
 
 
 def load_processor(
@@ -62,13 +62,13 @@ def processor_of(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
             f"says {config.image_token_id}."
         )
     family = family_of_config(config)
-    processor.chat_template = processor.chat_template or _tokenizers_template(processor) or family.chat_template
+    processor.chat_template = processor.chat_template or tokenizers_template(processor) or family.chat_template
     if takes_videos(config):
         fields = {"patch_size": config.vision_config.patch_size, **frame_fields(config)}
         vars(processor).update(fields)
         if not isinstance(config, FusionConfig):
             processor.fusion_window = 1
-    elif type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
+    elif type(processor) is family.plain_processor and select_strategy(config) == "default":
         processor = family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,
@@ -80,14 +80,3 @@ def processor_of(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
         processor.fusion_window = config.fusion_window
     check_processor(folder, processor, config)
     return processor
-
-
-def _tokenizers_template(processor: LlavaProcessor) -> str | None:
-    """The chat template in the tokenizer's files, if it has places for images, as those for text alone have not."""
-    template = processor.tokenizer.chat_template
-    content = [{"type": "image"}, {"type": "text", "text": "?"}]
-    try:
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], chat_template=template)
-    except (TemplateError, ValueError, TypeError):
-        return None
-    return template if prompt.count(processor.image_token) == 1 else None

@@ -33,7 +33,7 @@ class CarriesCode:
             return save(save_directory, *args, **kwargs)
         holder = vars(getattr(self, "config", self))
         former = holder.pop("auto_map", None)
-        code: Any = import_module("llava_stf.io.carried_code") if with_code else None
+        code: Any = import_module("llava_stf.models.carried_code") if with_code else None
         if code is not None:
             holder["auto_map"] = code.auto_map(type(self))
         push = kwargs.pop("push_to_hub", False)  # later, with what is written here beside the weights
@@ -44,9 +44,9 @@ class CarriesCode:
             if former is not None:
                 holder["auto_map"] = former
         if "config" in vars(self) and kwargs.get("is_main_process", True):
-            import_module("llava_stf.io.model_card").write_card(Path(save_directory))
+            import_module("llava_stf.models.model_card").write_card(Path(save_directory))
         if code is not None:
             code.write_code(Path(save_directory), type(self))
         if push and kwargs.get("is_main_process", True):
-            import_module("llava_stf.io.hub").upload(Path(save_directory), **kwargs)
+            import_module("llava_stf.models.push_to_hub").upload(Path(save_directory), **kwargs)
         return saved

@@ -13,6 +13,8 @@ Config = TypeVar("Config", bound=LlavaConfig)
 def derive_config(config: LlavaConfig, config_class: type[Config], **fields: Any) -> Config:
     """A config of another class with other fields, sharing the vision and text configs, and how they attend.
 
+    Fields that no class knows, a user's own, are taken over.
+
     Raises:
         FusionError: as the class does for these fields.
     """
@@ -26,6 +28,8 @@ def derive_config(config: LlavaConfig, config_class: type[Config], **fields: Any
         for part, implementation in zip(shared, attention, strict=True):
             part._attn_implementation_internal = implementation
     derived._attn_implementation_internal = config._attn_implementation_internal
-    if "quantization_config" in vars(config):
-        derived.quantization_config = config.quantization_config
+    known = vars(type(config)()).keys() | {"auto_map"}  # which would name the code of the other class
+    for name, value in vars(config).items():
+        if name not in known and not name.startswith("_"):
+            setattr(derived, name, value)
     return derived

@@ -11,7 +11,8 @@ from transformers import LlamaModel, LlavaConfig
 
 from llava_stf.errors import FusionError
 from llava_stf.reduction.attention import rotated_keys
-from llava_stf.reduction.layers import LayerDropping, Tokens
+from llava_stf.reduction.layer_tokens import Tokens
+from llava_stf.reduction.layers import LayerDropping
 
 
 def least_alike(states: Tensor, pivots: list[int], candidates: list[int], count: int) -> list[int]:

@@ -9,7 +9,8 @@ from transformers import LlamaModel, LlavaConfig
 
 from llava_stf.errors import FusionError
 from llava_stf.reduction.attention import last_token_attention
-from llava_stf.reduction.layers import LayerDropping, Tokens, best
+from llava_stf.reduction.layer_tokens import Tokens, best
+from llava_stf.reduction.layers import LayerDropping
 
 
 @dataclass(frozen=True)

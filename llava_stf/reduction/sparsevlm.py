@@ -11,7 +11,8 @@ from transformers import LlamaModel, LlavaConfig
 
 from llava_stf.errors import FusionError
 from llava_stf.reduction.attention import attention_of
-from llava_stf.reduction.layers import LayerDropping, Tokens, best
+from llava_stf.reduction.layer_tokens import Tokens, best
+from llava_stf.reduction.layers import LayerDropping
 from llava_stf.reduction.tensors import gather_tokens
 
 # Of 32 layers, those that see less first: tokens are dropped behind the layers 2, 6 and 15.

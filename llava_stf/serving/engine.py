@@ -1,56 +1,36 @@
 """One thread that owns the model and answers the requests that wait, together where they can be.
 
-Prompts are encoded and images are decoded in other threads, one image after the other and within `Memory`, before a
-request enters the queue: what waits is small, and what is wrong with a request is known before it costs the model
-anything. A batch is made of the first request that
-waits and those behind it that fit to it; whoever comes later waits for the next batch. A row of a batch ends on its
-own, and the batch ends with its last row.
+Prompts are encoded (see `RequestEncoder`) in other threads, before a request enters the queue, so that what waits is
+small. A batch is made of the first request that waits and those behind it that fit to it; whoever comes later waits for
+the next batch. A row of a batch ends on its own, and the batch ends with its last row.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import logging
-import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
 
-import torch
-from PIL import Image
-from transformers import BatchFeature, StoppingCriteriaList
-
-from llava_stf.errors import CheckpointError, ImageError, PromptError
-from llava_stf.images import ImageHeader, load_image, read_header
-from llava_stf.inference import Conversation, LlavaStf, Message, user_turn
+from llava_stf.errors import CheckpointError
+from llava_stf.inference import LlavaStf
 from llava_stf.inference.answer_text import AnswerText
-from llava_stf.inference.generation import check_one_answer, searches
-from llava_stf.inference.image_cache import OF_AN_IMAGE, SeenImage, digest_of, join_images
-from llava_stf.inference.prefix import PrefixCache, Prompt
-from llava_stf.inference.reading import Heard, Reading
-from llava_stf.models.fusion.budget import DETAILS, VisionTokens, budget_per_image, choose_budgets, token_budgets
-from llava_stf.models.fusion.tiles import shows_several_whole
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.inference.generation import check_one_answer
+from llava_stf.serving.batch_runner import BatchRunner
+from llava_stf.serving.encoder import RequestEncoder
 from llava_stf.serving.errors import BusyError
-from llava_stf.serving.memory import Memory, needed
+from llava_stf.serving.memory import Memory
 from llava_stf.serving.metrics import Metrics
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.request_body import Bounds
-from llava_stf.serving.rows import GenerationRequest, Piece, Row, RowStoppingCriteria
-
-logger = logging.getLogger(__name__)
+from llava_stf.serving.rows import GenerationRequest, Piece, Row
 
 __all__ = ["Engine", "GenerationRequest", "Piece"]
 
 DECODERS = 4
 MAX_WAITING_BYTES = 256 * 2**20  # of preprocessed images in the queue
-_Read = TypeVar("_Read")
-WARM_UP_ROUNDS, WARM_UP_TOKENS = 2, 4
 
 
 class Engine:
@@ -80,13 +60,8 @@ class Engine:
         self.memory = Memory() if memory is None else memory
         self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
         self._decode = llava.decoder
-        self._pad = llava.processor.tokenizer.pad_token_id
-        self._ends = llava.end_ids
-        self._reuses = llava.reuses()
-        self._prefixes: PrefixCache | None = None
-        if self._reuses and options.max_cache_bytes:
-            llava.image_cache.limit = options.max_cache_bytes // 4
-            self._prefixes = PrefixCache(options.max_cache_bytes - llava.image_cache.limit)
+        self._encoder = RequestEncoder(llava, options, self.memory)
+        self._runner = BatchRunner(llava, self._encoder, self.metrics, options.max_cache_bytes)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
         self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
         self._changed = threading.Condition()
@@ -97,21 +72,11 @@ class Engine:
     @property
     def bounds(self) -> Bounds:
         """What a request may hold at most."""
-        positions = self.llava.positions
-        return Bounds(positions, self._decode.longest * positions, self.options.max_images)
+        return self._encoder.bounds
 
     def warm_up(self) -> None:
-        """Answers about a blank image at each count, before it starts: no client pays for what is done once."""
-        blank = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(blank, "PNG")
-        counts = token_budgets(self.llava.model.config)
-        for count in counts if len(counts) > 1 else [None]:
-            request = GenerationRequest([user_turn("What is it?", 1)], [blank.getvalue()], vision_tokens=count)
-            try:
-                for _ in range(WARM_UP_ROUNDS):
-                    self.llava.generate(self._inputs([self._prepare(request)]), max_new_tokens=WARM_UP_TOKENS)
-            except Exception:  # requests may do well all the same
-                logger.exception("The model failed at the warm-up with %s vision tokens.", count or counts[0])
+        """As `BatchRunner.warm_up`, before it starts."""
+        self._runner.warm_up()
 
     def start(self) -> None:
         """Starts the thread; once is enough."""
@@ -173,7 +138,7 @@ class Engine:
             self.check_room()
             self._decoding += 1
         try:
-            prepared = self._pool.submit(self._prepare, request)
+            prepared = self._pool.submit(self._encoder.encode, request)
             prompt = await asyncio.wrap_future(prepared)
             limit = self.options.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
             row = Row(
@@ -195,92 +160,6 @@ class Engine:
                 self._decoding -= 1
         return row
 
-    def _prepare(self, request: GenerationRequest) -> Prompt:
-        """The request's ids and images."""
-        self._check_length(request.conversation)
-        # A text that does not fit is refused before any image is decoded: blank ones stand for them.
-        blank, config = Image.new("RGB", (1, 1)), self.llava.model.config
-        least = None if request.vision_tokens in DETAILS else request.vision_tokens
-        inputs = self.llava.encode([request.conversation], [[blank] * len(request.images)], least)
-        ids = inputs["input_ids"][0].tolist()
-        bounds = [bound for bound in (request.max_vision_tokens, self.options.max_vision_tokens) if bound is not None]
-        bound = min(bounds, default=None)
-        headers = self._each(request, lambda source, _: read_header(source, max_pixels=self.options.max_image_pixels))
-        asked = [detail or request.vision_tokens for detail in request.details or [None] * len(headers)]
-        room = self.llava.room_for_images(len(ids) - ids.count(config.image_token_id), bound)
-        budgets = choose_budgets(config, asked, [header.size[::-1] for header in headers], room=room)
-        if self._reuses:
-            seen = self._each(request, lambda source, at: self._see(source, headers[at], budgets[at]))
-        else:  # by their pixels all images of a batch have one budget
-            one = min(budgets) if any(asked) else None
-            alone = len(headers) == 1
-            seen = self._each(request, lambda source, at: self._see_pixels(source, headers[at], one, alone=alone))
-            if seen and seen[0].inputs is not None and "batch_num_images" in inputs:
-                seen[0].inputs["batch_num_images"] = inputs["batch_num_images"]
-        counts = [image.count for image in seen]
-        ids = self._give_places(ids, counts)
-        self.llava.check_length(len(ids), counts, bound)
-        return Prompt(ids, seen)
-
-    def _each(self, request: GenerationRequest, read: Callable[[bytes | Image.Image, int], _Read]) -> list[_Read]:
-        """What is read of each image of a request. Raises `ImageError` with the image's number."""
-        found = []
-        for index, source in enumerate(request.images):
-            try:
-                found.append(read(source, index))
-            except ImageError as error:
-                raise ImageError(f"Image {index} of the request: {error}") from error
-        return found
-
-    def _see(self, source: bytes | Image.Image, header: ImageHeader, budget: int) -> SeenImage:
-        """One image, decoded only if it is not known."""
-        cache = self.llava.image_cache
-        digest = digest_of(source) if isinstance(source, bytes) else None
-        if digest is not None and (known := cache.find(digest, budget)) is not None:
-            return known
-        with self.memory.hold(needed(header)):
-            image = load_image(source, max_pixels=self.options.max_image_pixels)
-            return cache.see(digest or digest_of(image), image, budget)
-
-    def _see_pixels(
-        self, source: bytes | Image.Image, header: ImageHeader, vision_tokens: VisionTokens, *, alone: bool
-    ) -> SeenImage:
-        """One image as a model that reuses nothing takes it, alone in its prompt or not."""
-        config = self.llava.model.config
-        with self.memory.hold(needed(header)):
-            image = load_image(source, max_pixels=self.options.max_image_pixels)
-            # A blank one beside it, where others make a difference.
-            beside = not alone and shows_several_whole(config)
-            images = [image, Image.new("RGB", (1, 1))] if beside else [image]
-            inputs = self.llava.encode([IMAGE_TOKEN * len(images)], [images], vision_tokens)
-        data = BatchFeature({name: inputs[name][:1] for name in OF_AN_IMAGE if name in inputs})
-        count = int((inputs["input_ids"] == config.image_token_id).sum()) // len(images)
-        budget = budget_per_image(config, vision_tokens)
-        return SeenImage((secrets.token_bytes(16), budget), budget, count, data)
-
-    def _give_places(self, given: Sequence[int], counts: Sequence[int]) -> list[int]:
-        """The ids of a prompt with each image's number of places instead of those of a blank one."""
-        if not counts:
-            return list(given)
-        image_id = self.llava.model.config.image_token_id
-        each, places, ids = given.count(image_id) // len(counts), 0, []
-        for token in given:
-            if token != image_id:
-                ids.append(token)
-                continue
-            ids += [image_id] * (counts[places // each] if places % each == 0 else 0)
-            places += 1
-        return ids
-
-    def _check_length(self, conversation: Conversation) -> None:
-        """Refuses a text that cannot fit whatever its tokens are, since to find its tokens could take minutes."""
-        found = len(conversation) if isinstance(conversation, str) else sum(map(_characters, conversation))
-        if found > self.bounds.characters:
-            raise PromptError(
-                f"The prompt has {found:,} characters, and the model takes {self.llava.positions:,} tokens; "
-                "ask shorter."
-            )
-
     def _cancel(self, row: Row) -> None:
         row.cancelled = True
         with self._changed:
@@ -291,7 +170,7 @@ class Engine:
         while batch := self._next_batch():
             self.metrics.batch_size.observe(len(batch))
             self.metrics.running.set(len(batch))
-            self._answer(batch)
+            self._runner.answer(batch)
             self.metrics.running.set(0)
 
     def _next_batch(self) -> list[Row]:
@@ -300,91 +179,12 @@ class Engine:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             batch: list[Row] = []
             for row in list(self._waiting):
-                if len(batch) < self.options.max_batch and (not batch or self._fit(row, batch[0])):
+                if len(batch) < self.options.max_batch and (not batch or self._runner.fit(row, batch[0])):
                     batch.append(row)
                     self._waiting.remove(row)
             return batch
-
-    def _fit(self, row: Row, first: Row) -> bool:
-        """Whether both can be answered in one batch."""
-        return row.request.fits(first.request) and (self._reuses or len({*row.budgets, *first.budgets}) < 2)
-
-    def _answer(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self.metrics.prompt_tokens.inc(row.prompt_tokens)
-            self.metrics.image_tokens.inc(row.image_tokens)
-        criteria = RowStoppingCriteria(rows, self._take)
-        request = rows[0].request
-        sampling: dict[str, Any] = {"do_sample": False}
-        if request.samples:
-            sampling = {"do_sample": True, "temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
-        heard, at_once = Heard(), searches({}, self.llava.model.generation_config)
-        try:
-            with _seeded(request.seed if request.samples else None, self.llava.model.device):
-                reading = None
-                if self._prefixes is not None:
-                    reading = Reading(self.llava, [row.prompt for row in rows], self._prefixes)
-                    for row, cached in zip(rows, reading.cached, strict=True):
-                        row.cached_tokens = cached
-                        self.metrics.cached_tokens.inc(cached)
-                inputs = self._inputs([row.prompt for row in rows]) if reading is None else reading.inputs
-                whole = self.llava.generate(
-                    inputs,
-                    max_new_tokens=max(row.limit for row in rows),
-                    stopping_criteria=StoppingCriteriaList([heard] if at_once else [criteria, heard]),
-                    prompt_lookup_num_tokens=None,
-                    return_dict_in_generate=False,
-                    **sampling,
-                )
-            if at_once:
-                for row, tokens in zip(rows, whole[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                    for token in tokens:
-                        self._take(row, token)
-            for row in rows:
-                row.end(self.metrics)
-            if reading is not None and self._prefixes is not None and heard.ids is not None:
-                for prefix in reading.prefixes(heard.ids, [row.completion_tokens for row in rows]):
-                    self._prefixes.put(prefix)
-        except Exception:  # whatever went wrong in this batch, the next one may do well
-            ids = ", ".join(row.request_id for row in rows if row.request_id)
-            logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        for row in rows:
-            row.fail("The model failed at this request or at one that it was answered with; the log says why.")
-
-    def _take(self, row: Row, token: int) -> None:
-        row.add(token, self._ends, self.metrics)
-
-    def _inputs(self, prompts: Sequence[Prompt]) -> BatchFeature:
-        """Inputs of prompts as one batch, nothing being known of them."""
-        if self._reuses:
-            return Reading(self.llava, prompts).inputs
-        width = max(len(prompt.ids) for prompt in prompts)
-        ids = [[self._pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
-        mask = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
-        data = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-        images = [image.inputs for prompt in prompts for image in prompt.images if image.inputs is not None]
-        return BatchFeature({**data, **join_images(images)}).to(self.llava.model.device)
 
 
 def _image_bytes(rows: Sequence[Row]) -> int:
     """Of the images of these requests, each counted once."""
     return sum({image.key: image.nbytes for row in rows for image in row.prompt.images}.values())
-
-
-def _characters(message: Message) -> int:
-    content = message["content"]
-    return len(content) if isinstance(content, str) else sum(len(item.get("text", "")) for item in content)
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draws from this seed inside, and as before behind it."""
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

@@ -1,11 +1,10 @@
 """What a client sends to OpenAI's routes, checked, and as a request for the engine.
 
-A field that is not known is refused, as it may change the answer; those of `_HARMLESS` are passed over.
+A field that is not known is refused, as it may change the answer; those of `HARMLESS` are passed over.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,66 +13,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from llava_stf.errors import PromptError
 from llava_stf.inference import Detail, Message
-from llava_stf.models.fusion.budget import DETAILS
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.fusion.detail import DETAILS
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.serving.errors import RequestError
+from llava_stf.serving.known_fields import HARMLESS, refuse_unknown
 from llava_stf.serving.request_body import Bounds, ParsedBody, parse_body
 from llava_stf.serving.rows import GenerationRequest
 
-# Fields that change no answer of this server: who asks, how it is billed, cached, logged or hurried.
-_HARMLESS = frozenset((
-    "cache_salt", "guided_decoding_backend", "metadata", "parallel_tool_calls", "prediction", "priority",
-    "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "request_id", "safety_identifier",
-    "service_tier", "store", "user",
-))  # fmt: skip
-# Fields that change the answer, and the values with which they do not.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "continuous_usage_stats": (False,),
-    "detokenize": (True,),
-    "documents": ([],),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "ignore_eos": (False,),
-    "images": ([],),
-    "include_reasoning": (True, False),
-    "include_stop_str_in_output": (False,),
-    "length_penalty": (1,),
-    "logit_bias": ({},),
-    "logits_processors": ([],),
-    "logprobs": (False,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "num_beams": (1,),
-    "presence_penalty": (0,),
-    "reasoning_effort": ("none",),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_token_ids": ([],),
-    "suffix": ("",),
-    "tool_calls": ([],),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_k": (-1, 0),
-    "top_logprobs": (0,),
-    "typical_p": (1,),
-    "use_beam_search": (False,),
-    "verbosity": ("medium",),
-}
 _COMPLETION_TOKENS = 16  # OpenAI's default for the older route
 _FIELD = re.compile("(?!(str|int|bool|float)$)[a-z_]+")  # in the path to a fault, where kinds of values stand, too
 Body = TypeVar("Body", bound="_Request")
@@ -256,34 +202,17 @@ def parse(kind: type[Body], body: bytearray, bounds: Bounds) -> tuple[Body, Pars
 
 def _check_fields(fields: dict[str, Any], kind: type[_Request]) -> None:
     """Raises `RequestError` for a field that may change the answer and cannot be obeyed."""
-    _refuse_unknown(fields, _HARMLESS | kind.model_fields.keys(), "")
-    _refuse_unknown(fields.get("stream_options"), _OF_STREAM_OPTIONS, "stream_options.")
+    refuse_unknown(fields, HARMLESS | kind.model_fields.keys(), "")
+    refuse_unknown(fields.get("stream_options"), _OF_STREAM_OPTIONS, "stream_options.")
     messages = fields.get("messages") if kind is ChatRequest else None
     for index, message in enumerate(messages if isinstance(messages, list) else []):
-        _refuse_unknown(message, _OF_MESSAGE, f"messages.{index}.")
+        refuse_unknown(message, _OF_MESSAGE, f"messages.{index}.")
         parts = message.get("content") if isinstance(message, dict) else None
         for number, part in enumerate(parts if isinstance(parts, list) else []):
             place = f"messages.{index}.content.{number}."
-            _refuse_unknown(part, _OF_PART, place)
+            refuse_unknown(part, _OF_PART, place)
             if isinstance(part, dict):
-                _refuse_unknown(part.get("image_url"), _OF_IMAGE_URL, f"{place}image_url.")
-
-
-def _refuse_unknown(fields: Any, known: frozenset[str], place: str) -> None:
-    for name, value in fields.items() if isinstance(fields, dict) else ():
-        if name in known or value is None or any(_same(value, neutral) for neutral in _NEUTRAL.get(name, ())):
-            continue
-        what = f"{place}{name:.60}"
-        if name in _NEUTRAL and not place:
-            said = f"{what}: {json.dumps(value):.80} is not supported by this server; leave the field out."
-        else:
-            said = f"{what}: this server does not know the field, which may change the answer; leave it out."
-        raise RequestError(said, param=what)
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    """Whether both are equal and of one kind: false is no 0."""
-    return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+                refuse_unknown(part.get("image_url"), _OF_IMAGE_URL, f"{place}image_url.")
 
 
 def _message(message: _ChatMessage) -> Message:

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import llava_stf
 from llava_stf.conversion.sources import Format, detect_format
 from llava_stf.errors import LlavaStfError, MissingDependencyError
+from llava_stf.loading import bundled_folder, is_bundled
 
 # Options that vLLM has no counterpart of, how they are written, and what to do instead.
 _UNKNOWN = {
@@ -97,9 +97,7 @@ def advice_for(folder: Path) -> str | None:
 
 
 def _folder(model: str) -> Path:
-    folder = Path(model).expanduser()
-    if model in ("tiny", "tiny-full"):
-        folder = Path(llava_stf.__file__).parent / "assets" / model
+    folder = bundled_folder(model) if is_bundled(model) else Path(model).expanduser()
     if not folder.is_dir():
         raise LlavaStfError(
             f"vLLM serves saved folders, found '{model}'; bring it into one first: llava-stf convert '{model}' FOLDER"
@@ -109,6 +107,11 @@ def _folder(model: str) -> Path:
         raise LlavaStfError(
             f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; serve it "
             "without vLLM."
+        )
+    if source.config.get("fusion", "stf") not in ("stf", "pool"):
+        raise LlavaStfError(
+            f"The plugin for vLLM knows the projectors of STF and pooling, and {folder} has that of "
+            f"{source.config['fusion']}; serve it without vLLM."
         )
     if source.format not in (Format.STF, Format.LLAVA):
         raise LlavaStfError(

@@ -84,11 +84,15 @@ class FinetuneConfig:
         "LLM tokens per image: a count, `all`, or nothing for the base's own (a plain LLaVA gets a quarter); several, "
         "such as 144,64,36, train one model for each of them, the first its default",
     )
-    vision_tokens_schedule: Literal["random", "descending"] = _option(
-        "random", "several vision_tokens: one drawn per step, or one after the other, most tokens first"
+    vision_tokens_schedule: Literal["random", "descending", "all"] = _option(
+        "random",
+        "several vision_tokens: one drawn per step, one after the other with most tokens first, or all in every step, "
+        "the loss being their mean",
     )
-    reduction: Literal["stf", "pool"] = _option(
-        "stf", "how a plain LLaVA is brought to that count: stf (MBTF and STF) or pool (mean of each window)"
+    reduction: Literal["stf", "pool", "m3", "tokenpacker", "mqt"] = _option(
+        "stf",
+        "how a plain LLaVA is brought to that count: stf (MBTF and STF), pool (mean of each window), m3 (pool at the "
+        "count and all that are nested in it), or the projector of tokenpacker or mqt, which need init random",
     )
     init: str = _option("pool", "start of a new STF projector: pool (exact mean pooling), random, or an adapter file")
 
@@ -167,8 +171,14 @@ class FinetuneConfig:
             raise LlavaStfError("vision_tokens all is the teacher itself: give stage distill fewer tokens")
         if self.feature_weight and self.stage != "distill":
             raise LlavaStfError(f"feature_weight is for stage distill, found stage {self.stage}")
-        if self.vision_tokens == "all" and self.reduction == "pool":
-            raise LlavaStfError("vision_tokens all keeps every token, reduction pool does not: leave out one of them")
+        if self.vision_tokens == "all" and self.reduction != "stf":
+            raise LlavaStfError(
+                f"vision_tokens all keeps every token, reduction {self.reduction} does not: leave out one of them"
+            )
+        if self.reduction in ("tokenpacker", "mqt") and self.init != "random":
+            raise LlavaStfError(f"the projector of reduction {self.reduction} starts at random: give init random")
+        if self.reduction in ("pool", "m3") and self.init != "pool":
+            raise LlavaStfError(f"reduction {self.reduction} keeps the base's projector: leave out init {self.init}")
         if self.streaming and self.max_steps is None:
             raise LlavaStfError("a stream has no known end: give max_steps with streaming")
         if self.resume and self.overwrite:
@@ -193,18 +203,22 @@ class FinetuneConfig:
                 "LoRA leaves the vision tower frozen: leave out vision_tower_learning_rate or lora_rank"
             )
 
-    def identity(self, processes: int) -> dict[str, Any]:
+    def identity(self, processes: int, sharding: str | None = None) -> dict[str, Any]:
         """What a run must keep when it is resumed: fields by name, and the samples of an optimizer step.
 
         Args:
             processes: that train together.
+            sharding: how they share out the weights; only DeepSpeed's files are read by as many processes alone.
         """
         kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
         names = {name: getattr(self, name) for name in ("base", "vision_tower", "data")}
+        if self.streaming:  # each worker reads shards of its own
+            kept["num_workers"] = self.num_workers
         return {
             **{name: Path(value).absolute().name if value else value for name, value in names.items()},
             **kept,
             "samples_per_step": self.per_device_batch_size * self.gradient_accumulation * processes,
+            "sharding": f"{sharding} in {processes}" if sharding and sharding.startswith("DeepSpeed") else None,
         }
 
     @property

@@ -4,7 +4,7 @@ It plays the part that CLIP's pre-training plays for LLaVA: afterwards the tower
 patch, what is there. The targets are shape, colour, size and the characters in the left and right half of a patch
 (`world.patch_labels`), read by one linear layer from the state that the projector selects.
 
-    python -m llava_stf.training.pretrain_tower --output runs/tower --pictures 100000
+    python -m llava_stf.training.pretrain_tower --output runs/tower --images 100000
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
 from llava_stf.world.dataset import draw
-from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, patch_labels
 
 SELECT_LAYER = -2
 CLASSES = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
     "size": len(SIZES) + 1,
+    "place": len(PLACES) + 1,
+    "centre": 2,
     "char_left": len(CHARACTERS) + 1,
     "char_right": len(CHARACTERS) + 1,
 }
@@ -133,7 +135,7 @@ def main() -> None:
     """Train the tower that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the tower")
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
-# What `accelerate launch` sets for processes that hold a part of the weights each.
-_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def check_start(config: FinetuneConfig) -> None:
@@ -30,8 +27,6 @@ def check_start(config: FinetuneConfig) -> None:
         LlavaStfError: it cannot.
     """
     _check_packages(config)
-    if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
-        raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     if config.overwrite:
         output = Path(config.output).resolve()
         if output in (Path(config.base).resolve(), *Path(config.base).resolve().parents):
@@ -53,8 +48,11 @@ def check_start(config: FinetuneConfig) -> None:
     from llava_stf.loading import read_config
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    if base.model_type in ("video_llava", "video_llava_stf"):
-        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} has two.")
+    if base.model_type in ("video_llava", "video_llava_stf", "vipllava", "vipllava_stf"):
+        raise FusionError(
+            f"Training is for models of one vision tower whose projector takes one state of it, as LLaVA-1.5's does, "
+            f"and a {base.model_type} is none."
+        )
     _check_tokens(config, base)
 
 
@@ -97,13 +95,16 @@ def adopt_prompt(processor: LlavaProcessor) -> Template:
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
     from llava_stf.models.fusion.budget import resolve_window, resolve_windows
     from llava_stf.models.fusion.config import FusionConfig
+    from llava_stf.models.fusion.tiles import refuse_tiles
     from llava_stf.models.llava_stf.adapter import load_adapter
 
     if not isinstance(base, FusionConfig):
         resolve_windows(base, config.vision_tokens)
+        if config.reduction not in ("stf", "pool"):
+            refuse_tiles(base, f"reduction {config.reduction}")
         if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
             load_adapter(config.init).check(base)
-    elif config.reduction == "pool" or config.init != "pool":
+    elif config.reduction != "stf" or config.init != "pool":
         raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")
     elif config.stage == "distill":
         raise FusionError(
@@ -182,7 +183,7 @@ def load_start(
             config.vision_tower, config.base, attn_implementation=config.attn_implementation, seed=config.seed
         )
         _reduce(config, model, processor)
-    elif config.reduction == "pool":
+    elif config.reduction != "stf":
         model, processor = load(
             config.base, vision_tokens="all", vision_tower=config.vision_tower, quantization=config.quantization
         )
@@ -212,14 +213,14 @@ def load_start(
 def _reduce(config: FinetuneConfig, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Bring a plain LLaVA to the vision tokens asked for, in place."""
     from llava_stf.models.fusion.budget import resolve_windows
-    from llava_stf.reduction.apply import apply_pooling, apply_stf
+    from llava_stf.reduction.apply import apply_fusing, apply_stf
     from llava_stf.training.assemble import keep_all_patches
 
     if config.vision_tokens == "all":
         keep_all_patches(model, processor)
         return
     window = resolve_windows(model.config, config.vision_tokens)
-    if config.reduction == "pool":
-        apply_pooling(model, processor, window=window)
-    else:
+    if config.reduction == "stf":
         apply_stf(model, processor, window=window, init=config.init, seed=config.seed)
+    else:
+        apply_fusing(model, processor, config.reduction, window=window, seed=config.seed)

@@ -1,6 +1,7 @@
 """vLLM serves LLaVA-STF: with this package installed, `vllm serve FOLDER` and `LLM(FOLDER)` load a saved model.
 
-vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`.
+vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`; this package being
+imported with it, the Auto classes know the config and the processor.
 """
 
 ARCHITECTURE = "LlavaStfForConditionalGeneration"
@@ -17,7 +18,6 @@ def register() -> None:
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
 
-    import llava_stf  # noqa: F401 - with it the Auto classes know the config and the processor
     from llava_stf.io.signals import end_with_parent
     from llava_stf.vllm_plugin.model_config import LlavaStfModelConfig
 

@@ -19,6 +19,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.build import build_projector
+from llava_stf.models.fusion.config import refuse_resampler
 from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
@@ -35,10 +36,12 @@ def build_shared_projector(config: LlavaStfConfig) -> LlavaStfProjector | Pooled
     """The projector that `config` names, this rank's part of it, whose parameters take the whole's when loaded.
 
     Raises:
-        FusionError: the hidden units cannot be spread evenly.
+        FusionError: the hidden units cannot be spread evenly, or the projector is that of another paper.
     """
+    refuse_resampler(config, "The plugin for vLLM")
     with torch.device("meta"):
         projector = build_projector(config)
+    assert isinstance(projector, PooledProjector | LlavaStfProjector)
     if isinstance(projector, PooledProjector):
         _share(projector, places=1)
     else:

@@ -178,7 +178,7 @@ def test_the_class_token_of_a_frame_is_a_window_of_its_own() -> None:
 
 def test_a_number_that_is_no_budget_of_a_tile_is_refused() -> None:
     config = tiny_llava_next()[0].config
-    with pytest.raises(FusionError, match="cannot give 5"):
+    with pytest.raises(FusionError, match="gives 5 vision tokens"):
         count(config, 5)
     with pytest.raises(FusionError, match="one of its budgets"):
         count(config, [4, 4])

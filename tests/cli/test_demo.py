@@ -25,7 +25,7 @@ def test_the_demo_asks_both_models_about_every_family(run: Callable[..., Any], t
     assert full["vision_tokens"] == 4 * fused["vision_tokens"]
     assert 0.2 < record["chance"] < 0.5
     assert min(full["first_token_seconds"], fused["first_token_seconds"]) > 0
-    questions = [question for shown in record["pictures"] for question in shown["questions"]]
+    questions = [question for shown in record["images"] for question in shown["questions"]]
     assert {question["family"] for question in questions} == set(ALL)
     assert all(question["full"] and question["fused"] and question["reference"] for question in questions)
     with Image.open(figure) as image:
@@ -55,8 +55,8 @@ def test_own_images_and_questions(run: Callable[..., Any], images: list[Path], t
     result = run("demo", *arguments, "--output", tmp_path / "figure.png", "--json")
     assert result.code == 0
     record = json.loads(result.out)
-    assert [image["source"] for image in record["pictures"]] == [str(image) for image in images]
-    assert [q["question"] for image in record["pictures"] for q in image["questions"]] == ["What is this?"] * 2
+    assert [image["source"] for image in record["images"]] == [str(image) for image in images]
+    assert [q["question"] for image in record["images"] for q in image["questions"]] == ["What is this?"] * 2
     assert "knows only images drawn" in result.err
 
 

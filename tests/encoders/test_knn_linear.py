@@ -1,6 +1,7 @@
 """Measuring encoders: kNN as the authors compute it, linear probe, labelled data, features."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -92,6 +93,11 @@ def test_the_mean_of_the_patches_leaves_the_class_token_out(encoder, npz):
     torch.testing.assert_close(features(replace(encoder, pooling="mean"), train), states[:, 1:].mean(dim=1))
 
 
+def test_a_whole_llava_is_no_encoder_of_random_weights(plain_folder):
+    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors of a CLIPVisionModel"):
+        load_encoder(plain_folder)
+
+
 def test_an_encoder_without_class_token_is_measured_by_its_mean(npz, tmp_path):
     config = SiglipVisionConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
@@ -122,6 +128,7 @@ def test_folders_of_classes_read_as_the_array(npz, tmp_path):
                 target = tmp_path / folder / ("dark", "light")[label]
                 target.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(target / f"{number:03}.png")
+    shutil.copytree(tmp_path / "train" / "dark", tmp_path / "train" / ".ipynb_checkpoints")
     train, test = open_labelled(str(tmp_path))
     assert (len(train), len(test)) == (40, 20)
     assert train.labels.tolist() == [0] * 20 + [1] * 20

@@ -48,7 +48,7 @@ def test_shares_are_per_family(stf_folder):
 
 def test_command_writes_the_results(stf_folder, plain_folder, tmp_path, monkeypatch, capsys):
     output = tmp_path / "results.json"
-    arguments = ["--full", str(plain_folder), "--model", str(stf_folder), "--pictures", "2", "--output", str(output)]
+    arguments = ["--full", str(plain_folder), "--model", str(stf_folder), "--images", "2", "--output", str(output)]
     monkeypatch.setattr(sys, "argv", ["drawn", *arguments])
     drawn.main()
     full, fused = json.loads(output.read_text())

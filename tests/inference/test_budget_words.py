@@ -7,7 +7,7 @@ from PIL import Image
 from llava_stf import load_model
 from llava_stf.errors import FusionError, PromptError
 from llava_stf.inference import LlavaStf, user_turn
-from llava_stf.models.fusion.budget import choose_budgets
+from llava_stf.models.fusion.detail import choose_budgets
 
 # A grid of 4x4 patches of 14 px, windows of 1, 2 and 4 patches.
 SMALL, MIDDLE, LARGE = (10, 14), (28, 9), (300, 40)

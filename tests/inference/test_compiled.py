@@ -20,7 +20,8 @@ from llava_stf import load_model, remove_stf
 from llava_stf.errors import PromptError
 from llava_stf.images import load_image
 from llava_stf.inference import LlavaStf, user_turn
-from llava_stf.inference.compiled import CompiledGeneration, cache_bucket, compile_generation, prompt_bucket
+from llava_stf.inference.compiled import CompiledGeneration, compile_generation
+from llava_stf.inference.static_caches import cache_bucket, prompt_bucket
 from llava_stf.world import draw
 
 QUESTION = "What is in it?"
@@ -146,7 +147,7 @@ def test_a_smaller_last_batch_keeps_order_and_shape(stf_folder: Path, images: li
 def test_a_cache_is_left_clean_when_others_push_it_out(
     stf_folder: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava_stf.inference.compiled.MAX_CACHES", 1)
+    monkeypatch.setattr("llava_stf.inference.static_caches.MAX_CACHES", 1)
     eager = untouched(stf_folder)
     llava, _ = traced(*eager)
     for length in (8, 290, 8):

@@ -1,12 +1,15 @@
 """A file or folder appears whole or not at all, whoever writes it, and what a killed writer left goes with the next."""
 
 import ast
+import fcntl
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -82,6 +85,31 @@ def test_a_reserved_file_is_nobody_elses_and_stays_as_it_was_if_it_is_not_writte
         assert path.read_text() == "first"
     waiting.join()
     assert (path.read_text(), list(tmp_path.iterdir())) == ("second", [path])
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_a_signal_at_any_moment_leaves_nothing_beside_a_reserved_file(
+    moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the file is made, locked or looked at; Python raises when the call has been done."""
+    calls = 0
+
+    def interrupted(call: Callable[..., object]) -> Callable[..., object]:
+        def then(*arguments: object, **options: object) -> object:
+            nonlocal calls
+            result = call(*arguments, **options)
+            calls += 1
+            if calls == moment + 1:
+                raise KeyboardInterrupt
+            return result
+
+        return then
+
+    for where, name in ((os, "open"), (fcntl, "flock"), (os, "fstat")):
+        monkeypatch.setattr(where, name, interrupted(getattr(where, name)))
+    with pytest.raises(KeyboardInterrupt), reserve(tmp_path / "part"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_appears_when_its_block_ends_well(tmp_path: Path) -> None:

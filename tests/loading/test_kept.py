@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from llava_stf import convert_checkpoint, load_model
-from llava_stf.errors import PromptError
+from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.inference import user_turn
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 
@@ -197,6 +197,18 @@ def test_a_question_that_is_no_unicode_is_a_sentence(stf_folder):
         load_model(stf_folder).ask(IMAGE, "a \ud83d b")
 
 
+@pytest.mark.parametrize("conversation", [[], ["What?"], [None]])
+def test_a_conversation_that_is_none_is_a_sentence(conversation, stf_folder):
+    with pytest.raises(PromptError, match="one message or more"):
+        load_model(stf_folder).reply_batch([conversation], [[]])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "\ud83d", "", " "])
+def test_what_can_be_no_path_is_no_model(name):
+    with pytest.raises(LlavaStfError):
+        load_model(name)
+
+
 def mark(text: str) -> bytes:
     return b"\xef\xbb\xbf" + text.encode()
 
@@ -223,3 +235,24 @@ def test_positions_that_older_libraries_stored_are_passed_over(dtype, quantizati
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert load_model(folder, quantization=quantization).vision_tokens == 4
     assert convert_checkpoint(folder, tmp_path / "original", to="original", progress=False).is_dir()
+
+
+def test_a_field_of_the_users_config_is_kept(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["its_text"] = config["its_own"] = {"a": [1, 2]}
+    file.write_text(json.dumps(config))
+    load_model(folder).model.save_pretrained(tmp_path / "fused")
+    saved = json.loads((tmp_path / "fused" / "config.json").read_text())
+    assert (saved["its_own"], saved["text_config"]["its_text"]) == ({"a": [1, 2]}, {"a": [1, 2]})
+
+
+def test_a_chat_template_of_its_own_goes_through_the_original_format(plain_folder, tmp_path):
+    folder = shutil.copytree(plain_folder, tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("USER:", "HUMAN:"))
+    original = convert_checkpoint(folder, tmp_path / "original", to="original", progress=False)
+    back = convert_checkpoint(original, tmp_path / "back", progress=False)
+    assert (back / "chat_template.jinja").read_text() == file.read_text()
+    assert load_model(back).processor.chat_template == file.read_text()

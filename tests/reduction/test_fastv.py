@@ -15,7 +15,7 @@ from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 from llava_stf.reduction import apply_reduction, remove_reduction
 from llava_stf.reduction.attention import last_token_attention
 from llava_stf.reduction.fastv import FastV
-from llava_stf.reduction.layers import Tokens, best
+from llava_stf.reduction.layer_tokens import Tokens, best
 from llava_stf.world import draw
 
 BUDGET, NEW = 9, 5

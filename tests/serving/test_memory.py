@@ -51,7 +51,7 @@ def test_an_image_that_needs_more_than_there_is_is_refused(server: Server, monke
 def test_a_prompt_that_does_not_fit_is_refused_before_its_images_are_decoded(
     server: Server, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llava_stf.serving.engine.load_image", lambda *_, **__: pytest.fail("an image is decoded"))
+    monkeypatch.setattr("llava_stf.serving.encoder.load_image", lambda *_, **__: pytest.fail("an image is decoded"))
     reply = server.chat(messages=[turn("long " * 1100, *images[:2])])
     assert reply.status_code == 400
     assert "tokens" in reply.json()["error"]["message"]

@@ -4,16 +4,15 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -31,16 +30,10 @@ from .conftest import DEADLINE, QUESTION, turn, wait_for
 class Command:
     """A running `llava-stf serve` and what it has written."""
 
-    def __init__(self, *options: str, files: int | None = None, **environment: str) -> None:
-        command = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())", "serve"]
-        self.process = subprocess.Popen(
-            [*command, "--port", "0", *options],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment},
-            preexec_fn=files and (lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))),
-        )  # fmt: skip
-        self.lines: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
-        wait_for(lambda: "Serving at" in self.log or self.process.poll() is not None)
+    def __init__(self, process: BaseProcess, written: Path) -> None:
+        self.process = process
+        self._written = written
+        wait_for(lambda: "Serving at" in self.log or self.process.exitcode is not None)
         found = re.search(r"http://[\d.]+:\d+", self.log)
         assert found, self.log
         self.address = ("127.0.0.1", int(found[0].rpartition(":")[2]))
@@ -48,24 +41,37 @@ class Command:
 
     @property
     def log(self) -> str:
-        return "".join(self.lines)
+        return self._written.read_text() if self._written.exists() else ""
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.append(line)
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
 
-
-@contextmanager
-def running(*options: str, files: int | None = None, **environment: str) -> Iterator[Command]:
-    command = Command(*options, files=files, **environment)
-    try:
-        yield command
-    finally:
-        command.process.kill()
-        command.process.wait()
+    def wait(self, seconds: float = DEADLINE) -> int | None:
+        """The exit code, once there is one; `None` if there is none in time."""
+        self.process.join(seconds)
+        return self.process.exitcode
 
 
-def test_it_answers_and_ends_when_the_running_answer_is_done(images: list[np.ndarray]) -> None:
+@pytest.fixture
+def running(start: Callable[..., BaseProcess], tmp_path: Path) -> Callable[..., Any]:
+    """Starts a server with these options of the command."""
+
+    @contextmanager
+    def run(*options: str, **surroundings: Any) -> Iterator[Command]:
+        written = tmp_path / "log"
+        command = Command(start(["serve", "--port", "0", *options], output=written, **surroundings), written)
+        try:
+            yield command
+        finally:
+            command.process.kill()
+            command.wait()
+
+    return run
+
+
+def test_it_answers_and_ends_when_the_running_answer_is_done(
+    running: Callable[..., Any], images: list[np.ndarray]
+) -> None:
     with running("--max-images", "1", LLAVA_STF_API_KEY="sesame") as command:
         assert command.http.get("/v1/models").status_code == 401
         body = {"model": "tiny", "messages": [turn(f"{QUESTION} My secret is 4711.", images[0])]}
@@ -77,9 +83,9 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(images: list[np.nda
         with command.http.stream(
             "POST", "/v1/chat/completions", json={**body, "stream": True, "max_tokens": 200}, headers=headers
         ) as stream:
-            command.process.send_signal(signal.SIGTERM)
+            command.signal(signal.SIGTERM)
             assert list(stream.iter_lines())[-2] == "data: [DONE]"
-        assert command.process.wait(DEADLINE) == 128 + signal.SIGTERM
+        assert command.wait() == 128 + signal.SIGTERM
     assert "knows only images drawn by llava_stf itself" in command.log
     assert "answered 1 images" in command.log
     assert "POST /v1/chat/completions" in command.log
@@ -87,13 +93,15 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(images: list[np.nda
         assert hidden not in command.log
 
 
-def memory_of(process: subprocess.Popen[str], field: str) -> float:
+def memory_of(process: BaseProcess, field: str) -> float:
     """MiB of a process: VmRSS now, VmHWM at most."""
     text = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+)", text)[1]) / 1024
 
 
-def test_a_server_under_attack_answers_health_and_stays_small(images: list[np.ndarray]) -> None:
+def test_a_server_under_attack_answers_health_and_stays_small(
+    running: Callable[..., Any], images: list[np.ndarray]
+) -> None:
     """Half-sent heads beyond the files it may open, bodies of the greatest length, and images of 25 megapixels."""
     with running(files=128) as command:
         body = {"messages": [turn(QUESTION, images[0])], "max_tokens": 3}
@@ -140,7 +148,7 @@ def test_a_server_under_attack_answers_health_and_stays_small(images: list[np.nd
 
 
 @pytest.mark.parametrize(("signals", "code"), [("I", 130), ("II", 130), ("TT", 143)])
-def test_signals_end_it_gently_once_and_at_once_twice(signals: str, code: int) -> None:
+def test_signals_end_it_gently_once_and_at_once_twice(running: Callable[..., Any], signals: str, code: int) -> None:
     with running() as command:
         body = {"messages": [turn("Tell me a long story.")], "stream": True, "max_tokens": 900}
         numbers = [{"I": signal.SIGINT, "T": signal.SIGTERM}[letter] for letter in signals]
@@ -149,12 +157,12 @@ def test_signals_end_it_gently_once_and_at_once_twice(signals: str, code: int) -
             lines = stream.iter_lines()
             next(lines)
             for number in numbers:
-                command.process.send_signal(number)
+                command.signal(number)
                 wait_for(lambda: "Shutting down" in command.log)
             if len(numbers) == 2:
-                assert command.process.wait(5) == code
+                assert command.wait(5) == code
             list(lines)
-        assert command.process.wait(DEADLINE) == code
+        assert command.wait() == code
     assert "Traceback" not in command.log
     assert ("second signal" in command.log) == (len(signals) == 2)
 

@@ -58,7 +58,7 @@ class ModelOptions:
         from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
-        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+        from llava_stf.models.fusion.config import RESAMPLERS, FusionConfig
         from llava_stf.reduction.options import changed_options
 
         path = self._local_path()
@@ -73,10 +73,15 @@ class ModelOptions:
                 instructions=instructions,
             )  # fmt: skip
         patches = patch_grid(config) ** 2
-        fused = isinstance(config, LlavaStfConfig)
+        fused = isinstance(config, FusionConfig)
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
         method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
         check_method(method)
+        if not fused and method in RESAMPLERS:
+            raise LlavaStfError(
+                f"Method '{method}' has weights that only training gives: train with --reduction {method}, and "
+                "evaluate the folder that it writes."
+            )
         if self.compile and method not in (FULL, STF):
             raise LlavaStfError(f"compile works with the methods {FULL} and {STF}, and the method is {method}.")
         if fused and method != STF:
@@ -160,10 +165,11 @@ class ModelOptions:
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
         from llava_stf.models.fusion.budget import patch_grid, resolve_window
+        from llava_stf.models.fusion.tiles import cells_of
 
         if not fused and self.vision_tokens == "all":
             raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
-        return (patch_grid(config) // resolve_window(config, self.vision_tokens)) ** 2
+        return cells_of(patch_grid(config), resolve_window(config, self.vision_tokens)) ** 2
 
     def _reduced_tokens(self, method: str, config: LlavaConfig, patches: int) -> int:
         from llava_stf.reduction import check_reduction

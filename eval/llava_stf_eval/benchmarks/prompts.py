@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _INSTRUCTIONS = (
     "Answer the question using a single word or phrase.",
+    "Answer the question with a single word.",
     "Answer with the option's letter from the given choices directly.",
     "When the provided information is insufficient, respond with 'Unanswerable'.",
     "请直接回答选项字母。",

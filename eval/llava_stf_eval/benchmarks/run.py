@@ -25,7 +25,7 @@ from llava_stf_eval.benchmarks.folder import RunFolder, open_run, sole_user
 from llava_stf_eval.benchmarks.models import ModelOptions
 from llava_stf_eval.data.schemas import check_data, datasets_cache
 from llava_stf_eval.measurement.machine import machine, versions
-from llava_stf_eval.protocols import BENCHMARKS, parse, tasks
+from llava_stf_eval.protocols import BENCHMARKS, USUAL, parse, tasks
 from llava_stf_eval.requirements import lmms_eval_folder
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -80,7 +80,7 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
         CheckpointError: it is damaged, or no LLaVA.
         FusionError: the model cannot be had at that number of vision tokens.
     """
-    names = list(dict.fromkeys(options.benchmarks)) or list(BENCHMARKS)
+    names = list(dict.fromkeys(options.benchmarks)) or list(USUAL)
     _check(options, names)
     model = options.model.resolved()
     digest = model_digest(model.pretrained)

@@ -20,6 +20,13 @@ def _counts(text: str | None) -> str | None:
     return text
 
 
+def _size(text: str) -> str:
+    sides = text.split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise typer.BadParameter(f"expected height x width such as '672x672', found '{text}'")
+    return text
+
+
 def speed(
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a shape: medium, 7b, 13b, tiny (default).")
@@ -30,6 +37,13 @@ def speed(
             help="Instead a plain LLaVA, a folder or a model of the hub, or an export; several run beside each other."
         ),
     ] = None,
+    model_type: Annotated[
+        str, typer.Option(help="Class of the shape: llava, llava_next, llava_next_video, llava_onevision.")
+    ] = "llava",
+    image_size: Annotated[
+        str, typer.Option(metavar="HxW", callback=_size, help="Image of each prompt, height x width in pixels.")
+    ] = "480x640",
+    frames: Annotated[int | None, typer.Option(min=1, help="A video of so many frames instead of the image.")] = None,
     methods: Annotated[
         str, typer.Option(help="full, stf or ways of llava_stf.reduction; compared with the first.")
     ] = "full,stf",
@@ -79,6 +93,9 @@ def speed(
     plan = Plan(
         shape=shape if shape or model else "tiny",
         models=model or [],
+        model_type=model_type,
+        image_size=[int(side) for side in image_size.split("x")],
+        frames=frames,
         methods=_names(methods),
         vision_tokens=_integers(vision_tokens) if vision_tokens else None,
         options=parse_options(option or []),

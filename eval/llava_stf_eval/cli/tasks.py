@@ -1,4 +1,4 @@
-"""`llava-stf bench tasks`: scores on the nine benchmarks."""
+"""`llava-stf bench tasks`: scores on the benchmarks."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 def tasks(
     model: Model = "tiny",
     names: Annotated[
-        str, typer.Option("--tasks", help="Benchmarks, for instance 'pope,gqa' or 'vqav2:test'; 'all' are nine.")
+        str,
+        typer.Option(
+            "--tasks",
+            help="Benchmarks, for instance 'pope,gqa' or 'vqav2:test'; 'all' are the nine of LLaVA-1.5's tables. "
+            "Beside them: ocrbench, docvqa, chartqa, refcoco.",
+        ),
     ] = "all",
     protocol: Annotated[
         str, typer.Option(help="'llava': prompts and scoring of LLaVA-1.5's scripts; 'lmms-eval': that toolkit's own.")

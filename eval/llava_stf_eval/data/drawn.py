@@ -1,6 +1,6 @@
-"""The synthetic world as local copies of the nine data sets, so that real task code runs on data the models know.
+"""The synthetic world as local copies of the data sets, so that real task code runs on data the models know.
 
-    python -m llava_stf_eval.data.drawn --out data --pictures 100
+    python -m llava_stf_eval.data.drawn --out data --images 100
 
 writes `data/<org>/<name>/` in the hub's layout: a README that names configurations and splits, and Parquet files.
 """
@@ -24,7 +24,7 @@ from llava_stf_eval.protocols import BENCHMARKS, parse
 def write_benchmarks(
     folder: Path, *, images: int, seed: int = 0, benchmarks: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """Draws held-out images and writes each of the benchmarks (default: all nine) to `folder`/<org>/<name>.
+    """Draws held-out images and writes each of the benchmarks (default: all) to `folder`/<org>/<name>.
 
     A data set appears complete or not at all. Returns the number of rows of each benchmark's default split.
 
@@ -94,12 +94,12 @@ def main() -> None:
     """Write the data sets that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; it is created")
-    parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--benchmark", action="append", help="only this one; repeatable")
     options = parser.parse_args()
     try:
-        counts = write_benchmarks(options.out, images=options.pictures, seed=options.seed, benchmarks=options.benchmark)
+        counts = write_benchmarks(options.out, images=options.images, seed=options.seed, benchmarks=options.benchmark)
     except (LlavaStfError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

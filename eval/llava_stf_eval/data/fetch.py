@@ -19,7 +19,7 @@ import yaml
 from llava_stf.errors import DataError
 from llava_stf.io.publish import write_file
 from llava_stf_eval.data.tables import TABLES
-from llava_stf_eval.protocols import BENCHMARKS, parse
+from llava_stf_eval.protocols import USUAL, parse
 
 Split = tuple[str, str]  # configuration and split, as the hub names them
 
@@ -55,7 +55,7 @@ def fetch_data(names: Sequence[str], folder: Path) -> None:
         DataError: the hub cannot be reached or lacks a data set or split, or the disk is too small.
     """
     asked: dict[str, list[Split]] = defaultdict(list)
-    for name in names or BENCHMARKS:
+    for name in names or USUAL:
         benchmark, split = parse(name)
         asked[benchmark.dataset] += [(t.config, t.splits[split]) for t in TABLES[benchmark.name] if t.needed]
     remotes = {dataset: _look(dataset) for dataset in asked}

@@ -1,7 +1,8 @@
-"""The synthetic world's held-out images and questions as rows of the nine data sets.
+"""The synthetic world's held-out images and questions as rows of the data sets.
 
-Every family of questions mirrors one benchmark; MME's pairs are made here, from the objects of an image. An image
-that is too poor to read is asked about in VizWiz only.
+Every family of questions mirrors one benchmark; MME's pairs are made here, from the objects of an image, and RefCOCO's
+boxes are theirs. OCRBench and DocVQA ask for the text of an image, ChartQA for what is counted in it. An image that is
+too poor to read is asked about in VizWiz only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from llava_stf_eval.scoring.choices import ROTATION
 from llava_stf_eval.scoring.pope import CATEGORIES
 
 SPLIT = "held_out"
-PRESENCE_PART, PAIRS_PART = 2, 3  # random streams of an image behind those of the scene (0) and its questions (1)
+# Random streams of an image behind those of the scene (0) and its questions (1).
+PRESENCE_PART, PAIRS_PART, BOXES_PART = 2, 3, 4
 PRESENCE_DRAWS = 24  # enough for a yes and a no of each of POPE's three kinds in nearly every image
 ANNOTATORS = 10
 YES_OR_NO = " Please answer yes or no."  # closes every MME question
@@ -216,6 +218,60 @@ def _is_there(colour: str, shape: str) -> str:
     return f"Is there {'an' if colour == 'orange' else 'a'} {colour} {shape}?"
 
 
+def _ocrbench(drawn: list[DrawnImage]) -> Rows:
+    rows = [
+        {
+            "dataset": "drawn", "question": question.text, "answer": [question.answer], "image": image.cell,
+            "question_type": "Digit String Recognition" if question.kind == "number" else "Regular Text Recognition",
+        }
+        for image, question in _asked(drawn, "text")
+    ]  # fmt: skip
+    return {("default", "test"): rows}
+
+
+def _docvqa(drawn: list[DrawnImage]) -> Rows:
+    rows = [
+        {
+            "questionId": str(image.index), "question": question.text, "question_types": [question.kind],
+            "image": image.cell, "docId": image.index, "ucsf_document_id": image.id, "ucsf_document_page_no": "1",
+            "answers": [question.answer], "data_split": "val",
+        }
+        for image, question in _asked(drawn, "text")
+    ]  # fmt: skip
+    return {("DocVQA", "validation"): rows}
+
+
+def _chartqa(drawn: list[DrawnImage]) -> Rows:
+    rows = [
+        {
+            "type": "human_test" if question.kind == "count" else "augmented_test", "question": question.text,
+            "answer": question.answer, "image": image.cell,
+        }
+        for image, question in _asked(drawn, "open")
+    ]  # fmt: skip
+    return {("default", "test"): rows}
+
+
+def _refcoco(drawn: list[DrawnImage]) -> Rows:
+    rows: list[Row] = []
+    for image in drawn:
+        if image.scene.degraded:
+            continue
+        rng = generator(SPLIT, image.seed, image.index, BOXES_PART)
+        for number, thing in enumerate(image.scene.objects):
+            label = name(thing, image.scene, rng)
+            if label is None:
+                continue
+            left, top, right, bottom = map(float, thing.box)
+            rows.append({
+                "question_id": f"{image.id}-{number}", "question": "Please carefully observe the area circled in the "
+                "image and come up with a caption for the area.", "answer": [f"the {label}"], "image": image.cell,
+                "segmentation": [left, top, right, top, right, bottom, left, bottom],
+                "bbox": [left, top, right - left, bottom - top], "iscrowd": 0, "file_name": f"{image.id}.png",
+            })  # fmt: skip
+    return {("default", split): rows for split in ("val", "testA", "testB")}
+
+
 ROWS: dict[str, Callable[[list[DrawnImage]], Rows]] = {
     "vqav2": _vqav2,
     "gqa": _gqa,
@@ -226,4 +282,8 @@ ROWS: dict[str, Callable[[list[DrawnImage]], Rows]] = {
     "mmbench": lambda drawn: _mmbench(drawn, "choice", "en"),
     "mmbench_cn": lambda drawn: _mmbench(drawn, "choice_cn", "cn"),
     "mme": _mme,
+    "ocrbench": _ocrbench,
+    "docvqa": _docvqa,
+    "chartqa": _chartqa,
+    "refcoco": _refcoco,
 }

@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -105,11 +106,11 @@ def _check_columns(files: list[str], declared: Mapping[str, Any], table: Table, 
 
 
 def _fits(feature: Any, kind: str) -> bool:
-    """Whether a column may stand in for the published type: any width of integer or string, any image."""
+    """Whether a column may stand in for the published type: any width of number or string, any image."""
     name = _type_name(feature)
     if kind == ANSWERS:
         return name.startswith("list<") and "answer: string" in name and "answer_id: int" in name
-    return name.rstrip("0123456789") == kind.rstrip("0123456789")
+    return re.sub(r"\d+", "", name) == re.sub(r"\d+", "", kind)
 
 
 def _type_name(feature: Any) -> str:
@@ -147,7 +148,9 @@ def _check_rows(benchmark: str, protocol: str, files: list[str], *, scored: bool
         if present != set(CATEGORIES):
             found = _names(sorted(present))
             raise DataError(f"{files[0]}: expected the categories {_names(CATEGORIES)}, found {found}.")
-    elif benchmark in ("vqav2", "vizwiz", "textvqa") and scored:
+    elif benchmark == "refcoco":
+        _check_boxes(files)
+    elif benchmark in ("vqav2", "vizwiz", "textvqa", "docvqa") and scored:
         _check_references(benchmark, files)
 
 
@@ -180,13 +183,23 @@ def _check_pairs(files: list[str]) -> None:
 
 
 def _check_references(benchmark: str, files: list[str]) -> None:
-    for row in _read(files, "question_id", "answers"):
+    key = "questionId" if benchmark == "docvqa" else "question_id"
+    for row in _read(files, key, "answers"):
         answers = row["answers"]
         if not answers or (benchmark == "textvqa" and len(answers) != TEXTVQA_REFERENCES):
             expected = TEXTVQA_REFERENCES if benchmark == "textvqa" else "at least one"
             raise DataError(
-                f"{files[0]}: question {row['question_id']}: expected {expected} reference answers, found "
-                f"{len(answers or [])}."
+                f"{files[0]}: question {row[key]}: expected {expected} reference answers, found {len(answers or [])}."
             )
         if benchmark == "vqav2" and len({answer["answer_id"] for answer in answers}) != len(answers):
-            raise DataError(f"{files[0]}: question {row['question_id']}: two reference answers have one answer_id.")
+            raise DataError(f"{files[0]}: question {row[key]}: two reference answers have one answer_id.")
+
+
+def _check_boxes(files: list[str]) -> None:
+    for row in _read(files, "question_id", "bbox"):
+        box = row["bbox"] or []
+        if len(box) != 4 or min(box[2:]) <= 0:
+            raise DataError(
+                f"{files[0]}: question {row['question_id']}: expected a box of left, top, width and height, found "
+                f"{box}."
+            )

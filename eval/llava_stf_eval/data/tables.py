@@ -1,4 +1,4 @@
-"""Columns and types of the nine data sets, as they are published on the hub."""
+"""Columns and types of the data sets, as they are published on the hub."""
 
 from __future__ import annotations
 
@@ -105,6 +105,40 @@ TABLES: dict[str, tuple[Table, ...]] = {
             frozenset({"question_id", "question", "answer", "category", "image"}),
         ),
     ),
+    "ocrbench": (
+        Table(
+            "default", {"test": "test"},
+            {**_columns("dataset question question_type"), "answer": "list<string>", "image": "image"},
+            frozenset({"dataset", "question", "question_type", "answer", "image"}),
+        ),
+    ),
+    "docvqa": (
+        Table(
+            "DocVQA", {"val": "validation"},
+            {
+                **_columns("questionId question"), "question_types": "list<string>", "image": "image",
+                "docId": "int64", **_columns("ucsf_document_id ucsf_document_page_no data_split"),
+                "answers": "list<string>",
+            },
+            frozenset({"questionId", "question", "image", "answers"}),
+        ),
+    ),
+    "chartqa": (
+        Table(
+            "default", {"test": "test"}, _columns("type question answer", image="image"),
+            frozenset({"type", "question", "answer", "image"}),
+        ),
+    ),
+    "refcoco": (
+        Table(
+            "default", {split: split for split in ("val", "testA", "testB")},
+            {
+                **_columns("question_id question file_name"), "image": "image", "answer": "list<string>",
+                "segmentation": "list<float32>", "bbox": "list<float32>", "iscrowd": "int8",
+            },
+            frozenset({"question_id", "image", "answer", "bbox"}),
+        ),
+    ),
 }  # fmt: skip
 
 
@@ -115,6 +149,7 @@ def features(table: Table) -> Any:
     kinds = {
         "image": Image(),
         "list<string>": [Value("string")],
+        "list<float32>": [Value("float32")],
         ANSWERS: [{"answer": Value("string"), "answer_confidence": Value("string"), "answer_id": Value("int64")}],
     }
     return Features({name: kinds.get(kind) or Value(kind) for name, kind in table.columns.items()})

@@ -1,1 +1,1 @@
-"""What every measurement has: where it was made, and a file that says whether it is complete."""
+"""What every measurement has: where it was made, a file that says whether it is complete; and some of their own."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava_stf.io.publish import write_file
-from llava_stf_eval.protocols import BENCHMARKS
+from llava_stf_eval.protocols import BENCHMARKS, USUAL
 from llava_stf_eval.report.images import data_uri
 from llava_stf_eval.report.page import Item, Page, Plot, Table, fair_share, render
 from llava_stf_eval.report.plots import draw_bars, draw_radar
@@ -81,13 +81,13 @@ def _page(runs: Sequence[Run], plots: Sequence[Plot]) -> Page:
         group_label="Run",
         items=items,
         plots=plots,
-        published_columns=[benchmark.title for benchmark in BENCHMARKS.values()] + ["MME, both parts"],
+        published_columns=[BENCHMARKS[name].title for name in USUAL] + ["MME, both parts"],
         published=[
             {
                 "title": row.title,
                 "tokens": row.budget,
                 "trained": "yes" if row.trained else "no",
-                "cells": [row.text(name) or NONE for name in (*BENCHMARKS, "mme_total")],
+                "cells": [row.text(name) or NONE for name in (*USUAL, "mme_total")],
                 "source": "; ".join(row.sources) + (f". {row.note}" if row.note else ""),
             }
             for row in published_rows()

@@ -69,14 +69,15 @@ def questions(images: Path | None, seed: int, count: int) -> Iterator[Question]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files of a folder whose names end like an image's.
+    """The files of a folder whose names end like an image's; hidden ones are none.
 
     Raises:
         LlavaStfError: it is no folder.
     """
     if not folder.is_dir():
         raise LlavaStfError(f"Expected a folder of images, found none at {folder}.")
-    return sorted(file for file in folder.iterdir() if _kind(file).startswith("image/"))
+    visible = (file for file in folder.iterdir() if not file.name.startswith("."))
+    return sorted(file for file in visible if _kind(file).startswith("image/"))
 
 
 def arrivals(count: int, rate: float, seed: int) -> list[float]:

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaImageProcessorPil
+from transformers import LlavaForConditionalGeneration
 
 from llava_stf.analysis.counting import llm_parameters
 from llava_stf.errors import LlavaStfError
@@ -20,11 +19,10 @@ from llava_stf.loading import load_model
 from llava_stf_eval.speed.machine import describe_machine
 from llava_stf_eval.speed.measuring import Case, Measured, Request, measure_once
 from llava_stf_eval.speed.plan import Plan, Subject, device_of
-from llava_stf_eval.speed.shapes import build_model
+from llava_stf_eval.speed.shapes import build_model, shape_image_processor
 from llava_stf_eval.speed.variants import Variant, build_variants
 
 _START = "spawn"  # and no fork: what has computed with several threads has none of them in its forks
-IMAGE = (480, 640)  # height and width of the random image that is preprocessed
 
 
 class Bench(Protocol):
@@ -62,6 +60,7 @@ class Here:
             "machine": describe_machine(model.device),
             "model": {
                 "name": subject.name,
+                "type": subject.config.model_type,
                 "run_by": _run_by(plan, subject, model),
                 "weights": "random" if plan.shape else "trained",
                 "dtype": str(model.dtype).removeprefix("torch."),
@@ -85,7 +84,7 @@ class Here:
     def count(self, case: Case, index: int) -> dict[str, Any]:
         """As `Bench` says; the projector of an export is not known, it is in the graph of its tower."""
         variant = self._variants[index]
-        counted = variant.count(text_tokens=case.text_tokens)
+        counted = variant.count(self._plan.shown, text_tokens=case.text_tokens)
         return {
             "llm_tokens": list(counted.llm_tokens),
             "kv_bytes": counted.kv_bytes,
@@ -100,11 +99,9 @@ class Here:
 
     def _make_request(self, case: Case) -> Request:
         generator = np.random.default_rng(self._plan.seed)
-        images = [
-            Image.fromarray(generator.integers(0, 256, (*IMAGE, 3), dtype=np.uint8)) for _ in range(case.batch_size)
-        ]
+        images = self._plan.shown.draw(generator, case.batch_size)
         ids = generator.integers(3, self.subject.config.image_token_id, (case.batch_size, case.text_tokens))
-        return Request(images, torch.from_numpy(ids), self._image_processor, self._plan.clock)
+        return Request(images, torch.from_numpy(ids), self._image_processor, self._plan.shown, self._plan.clock)
 
 
 class Elsewhere:
@@ -192,13 +189,13 @@ def _load(plan: Plan, subject: Subject) -> tuple[LlavaForConditionalGeneration, 
         )
     else:
         dtype = {"auto": None, "stored": torch.bfloat16}.get(subject.dtype, getattr(torch, subject.dtype, None))
-        model = build_model(plan.shape, device=device, dtype=dtype, quantization=plan.quantization)
+        model = build_model(
+            plan.shape, device=device, dtype=dtype, quantization=plan.quantization, model_type=plan.model_type
+        )
     size = sum(parameter.nbytes for parameter in model.parameters())
     if processor is not None:
         return model, processor.image_processor, size
-    side = model.config.vision_config.image_size
-    crop = {"height": side, "width": side}
-    return model, LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": side}, crop_size=crop), size
+    return model, shape_image_processor(model.config), size
 
 
 def _run_by(plan: Plan, subject: Subject, model: LlavaForConditionalGeneration) -> str:

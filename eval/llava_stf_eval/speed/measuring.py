@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from llava_stf.export.model import EngineCache, ExportedLlava
 from llava_stf.export.parts import head_width
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf_eval.speed.engines import timed_engine
+from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import Variant
 
 # Seconds that pass; or that the process computes, in all its threads, to which other programs do not add.
@@ -55,11 +56,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Request:
-    """The same images and text for every variant: `text_ids` is [B, T], int64, on the host."""
+    """The same images and text for every variant: `text_ids` is [B, T], int64, on the host.
 
-    images: list[Image]
+    `images` holds for each prompt its image, or the frames of its video.
+    """
+
+    images: list[list[Image]]
     text_ids: Tensor
     image_processor: Any
+    shown: Shown = field(default_factory=Shown)
     clock: Clock = "wall"
 
 
@@ -83,8 +88,11 @@ def measure_once(variant: Variant, request: Request, case: Case) -> Measured:
     seconds: dict[str, float] = {}
     with _peak_memory(device) as peak:
         start = now()
-        pixels = request.image_processor(request.images, return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(device, variant.model.dtype)
+        prepared = request.shown.prepare(request.image_processor, request.images)
+        pixels = {
+            name: value.to(device, variant.model.dtype) if value.is_floating_point() else value.to(device)
+            for name, value in prepared.items()
+        }
         ready = now()
         seconds["preprocessing"] = ready - start
         inputs = _inputs(variant, request, pixels)
@@ -116,13 +124,15 @@ def _cached(variant: Variant, cache: Any) -> tuple[list[int], list[int]]:
     return lengths, [(keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[-2]) for keys, values in layers]
 
 
-def _inputs(variant: Variant, request: Request, pixels: Tensor) -> dict[str, Tensor]:
-    """The text with the variant's image places in its middle, and the pixels."""
+def _inputs(variant: Variant, request: Request, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The text with the variant's places of images or videos in its middle, and the pixels."""
     batch, length = request.text_ids.shape
-    places = torch.full((batch, variant.setting.places), variant.model.config.image_token_id)
+    config = variant.model.config
+    marker = config.image_token_id if request.shown.frames is None else config.video_token_id
+    places = torch.full((batch, variant.setting.places), marker)
     ids = torch.cat([request.text_ids[:, : length // 2], places, request.text_ids[:, length // 2 :]], dim=1)
-    ids = ids.to(pixels.device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    ids = ids.to(variant.model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
 
 
 class _FirstTokenClock(StoppingCriteria):

@@ -13,8 +13,10 @@ from transformers import LlavaConfig
 from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.io.exports import is_export
 from llava_stf.loading.options import from_pretrained_options
+from llava_stf.models.registry import is_plain_config
 from llava_stf_eval.speed.measuring import Case, Clock
-from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
+from llava_stf_eval.speed.shapes import MODEL_TYPES, SHAPES, build_model, shape_config
+from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import FULL, Setting, export_setting, settings_of
 
 Precision = Literal["auto", "stored", "float32", "bfloat16", "float16"]
@@ -29,6 +31,9 @@ class Plan:
     Attributes:
         shape: of random weights, a key of `SHAPES`; or
         models: plain LLaVAs that `load_model` finds, and exports.
+        model_type: of the shape, one of `MODEL_TYPES`.
+        image_size: height and width in pixels of the random image that each prompt shows, or of the frames.
+        frames: of the video that each prompt shows in place of an image.
         methods: `"full"`, `"stf"`, or of `llava_stf.reduction`; an export is what it was made.
         vision_tokens: budgets; `None` is a quarter of the patches.
         options: of the methods that have them, such as `{"full_layers": "3"}`.
@@ -42,6 +47,9 @@ class Plan:
 
     shape: str | None = "tiny"
     models: list[str] = field(default_factory=list)
+    model_type: str = "llava"
+    image_size: list[int] = field(default_factory=lambda: [480, 640])
+    frames: int | None = None
     methods: list[str] = field(default_factory=lambda: [FULL, "stf"])
     vision_tokens: list[int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +64,12 @@ class Plan:
     warm_up: int = 1
     clock: Clock = "wall"
     seed: int = 0
+
+    @property
+    def shown(self) -> Shown:
+        """What each prompt shows."""
+        height, width = self.image_size
+        return Shown((height, width), self.frames)
 
     def cases(self) -> list[Case]:
         """Every combination of attention, batch size, text length and answer length."""
@@ -74,10 +88,12 @@ class Plan:
         for name in [self.shape] if self.shape else self.models:
             if not self.shape and is_export(Path(str(name))):
                 config, setting = export_setting(Path(str(name)))
+                self.shown.check(config)
                 found.append(Subject(str(name), None, config, [setting]))
                 continue
-            config = shape_config(str(name)) if self.shape else _read_config(str(name))
-            settings = settings_of(config, self.methods, self.vision_tokens, self.options)
+            config = shape_config(str(name), self.model_type) if self.shape else _read_config(str(name))
+            self.shown.check(config)
+            settings = settings_of(config, self.methods, self.vision_tokens, self.options, self.shown)
             found += [Subject(str(name), dtype, config, settings) for dtype in self.dtype]
         return found
 
@@ -102,6 +118,11 @@ def check_plan(plan: Plan) -> list[Subject]:
         raise LlavaStfError("Expected a shape or a model to measure, and not both.")
     if plan.shape is not None and plan.shape not in SHAPES:
         raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{plan.shape}'.")
+    if plan.model_type not in MODEL_TYPES or (plan.models and plan.model_type != "llava"):
+        raise LlavaStfError(
+            f"model_type is of a shape, one of {', '.join(MODEL_TYPES)}, found '{plan.model_type}' for "
+            f"{plan.shape or ', '.join(plan.models)}."
+        )
     for name, least in (("batch_sizes", 1), ("text_tokens", 2), ("new_tokens", 1), ("repeats", 1), ("warm_up", 0)):
         values = getattr(plan, name)
         for value in values if isinstance(values, list) else [values]:
@@ -155,7 +176,7 @@ def _read_config(model: str) -> LlavaConfig:
     from llava_stf.loading import read_config
 
     config = read_config(model)
-    if type(config) is not LlavaConfig:
+    if not is_plain_config(config):
         raise LlavaStfError(
             f"{model} is fused already, and fused and plain are compared on one set of weights: give a plain LLaVA, "
             "--shape, or an export of it; times do not depend on what was trained."

@@ -1,4 +1,4 @@
-"""LLaVAs of random weights in the shapes of LLaVA-1.5: times do not depend on trained values, so nothing is downloaded.
+"""LLaVAs of random weights in the shapes of LLaVA-1.5: times depend on no trained value, so nothing is downloaded.
 
 The random numbers are one block, repeated: filling 14 GB with fresh ones takes minutes on a CPU.
 """
@@ -9,7 +9,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.memory import available_memory
@@ -46,23 +57,78 @@ SHAPES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4},
     ),
 }
-VOCABULARY, IMAGE_TOKEN, POSITIONS = 32064, 32000, 4096
+VOCABULARY, IMAGE_TOKEN, VIDEO_TOKEN = 32064, 32000, 32001
+POSITIONS = {"llava": 4096, "llava_next": 8192, "llava_next_video": 8192, "llava_onevision": 32768}
+# Tiles that an image is brought to at most, rows and columns of them, by model type.
+_TILES = {
+    "llava_next": [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)],
+    "llava_next_video": [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)],
+    "llava_onevision": [(rows, columns) for rows in range(1, 7) for columns in range(1, 7)],
+}
+MODEL_TYPES = tuple(POSITIONS)
 _BLOCK = 2**22 + 3  # elements of the repeated block; odd, so that rows of a matrix differ
 # Bytes of a quantized LLM weight, with its scales: NF4 keeps one for 64 weights.
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.57}
 
 
-def shape_config(shape: str) -> LlavaConfig:
-    """The config of a plain LLaVA of that shape."""
+def shape_config(shape: str, model_type: str = "llava") -> LlavaConfig:
+    """The config of a plain LLaVA of that shape; `model_type` is one of `MODEL_TYPES`.
+
+    LLaVA-OneVision has a SigLIP of 27x27 patches, at the tiny shape of 7x7, and a Qwen2.
+    """
     vision, text = SHAPES[shape]
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**vision),
-        text_config=LlamaConfig(**text, vocab_size=VOCABULARY, max_position_embeddings=POSITIONS),
-        image_token_index=IMAGE_TOKEN,
-        image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
-    )
+    language: Any = {**text, "num_key_value_heads": text["num_attention_heads"], "vocab_size": VOCABULARY}
+    language["max_position_embeddings"] = POSITIONS[model_type]
+    if model_type == "llava":
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(**vision),
+            text_config=LlamaConfig(**language),
+            image_token_index=IMAGE_TOKEN,
+            image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
+        )
+    else:
+        config = _tiled_config(model_type, dict(vision), language)
     config.text_config.eos_token_id = None  # an answer of random weights ends where it is told to
     return config
+
+
+def _tiled_config(model_type: str, vision: dict[str, int], language: dict[str, Any]) -> Any:
+    if model_type == "llava_onevision":
+        vision["image_size"] = {336: 384, 112: 98}[vision["image_size"]]
+    side = vision["image_size"]
+    fields = {
+        "image_token_index": IMAGE_TOKEN,
+        "image_seq_length": (side // vision["patch_size"]) ** 2,
+        "image_grid_pinpoints": [[side * rows, side * columns] for rows, columns in _TILES[model_type]],
+    }
+    if model_type == "llava_onevision":
+        tower = SiglipVisionConfig(**vision, vision_use_head=False)
+        del fields["image_seq_length"]
+        return LlavaOnevisionConfig(
+            vision_config=tower, text_config=Qwen2Config(**language), video_token_index=VIDEO_TOKEN, **fields
+        )
+    if model_type == "llava_next_video":
+        fields["video_token_index"] = VIDEO_TOKEN
+    kind = LlavaNextConfig if model_type == "llava_next" else LlavaNextVideoConfig
+    return kind(vision_config=CLIPVisionConfig(**vision), text_config=LlamaConfig(**language), **fields)
+
+
+def shape_image_processor(config: LlavaConfig) -> Any:
+    """The image processor for a model of `shape_config`."""
+    from transformers import LlavaImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+        LlavaOnevisionImageProcessorPil,
+    )
+
+    side = config.vision_config.image_size
+    square = {"height": side, "width": side}
+    if config.model_type == "llava_onevision":
+        return LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=config.image_grid_pinpoints)
+    sizes = {"size": {"shortest_edge": side}, "crop_size": square}
+    if config.model_type == "llava":
+        return LlavaImageProcessorPil(do_pad=True, **sizes)
+    return LlavaNextImageProcessorPil(image_grid_pinpoints=config.image_grid_pinpoints, **sizes)
 
 
 def build_model(
@@ -71,13 +137,14 @@ def build_model(
     device: torch.device,
     dtype: torch.dtype | None,
     quantization: Literal["8bit", "4bit"] | None = None,
+    model_type: str = "llava",
     config: LlavaConfig | None = None,
 ) -> LlavaForConditionalGeneration:
     """A plain LLaVA of that shape, or of `config`, with random weights, made on `device`.
 
     `quantization` is of the LLM alone.
 
-    Without `dtype` it is what `load_model` takes of a checkpoint in bfloat16.
+    `model_type` is one of `MODEL_TYPES`. Without `dtype` it is what `load_model` takes of a checkpoint in bfloat16.
 
     Raises:
         LlavaStfError: the weights do not fit in memory.
@@ -86,7 +153,8 @@ def build_model(
     from accelerate.utils import set_module_tensor_to_device
 
     with init_empty_weights():
-        model = LlavaForConditionalGeneration(config or shape_config(shape)).eval().requires_grad_(False)
+        model = AutoModelForImageTextToText.from_config(config or shape_config(shape, model_type))
+        model = model.eval().requires_grad_(False)
     if dtype is None:
         elements = sum(parameter.numel() for parameter in model.parameters())
         on_cpu = device.type == "cpu" and quantization is None

@@ -15,9 +15,11 @@ from llava_stf.analysis.counting import Count, count
 from llava_stf.errors import FusionError, nearest
 from llava_stf.export.load import read_export_config
 from llava_stf.export.model import ExportedLlava
-from llava_stf.models.fusion.budget import patch_grid
+from llava_stf.models.fusion.budget import patch_grid, window_of_tokens
+from llava_stf.models.fusion.tiles import cells_of, has_tiles
 from llava_stf.reduction import METHODS, Method, apply_reduction, check_reduction, with_options
 from llava_stf.reduction.options import changed_options, option_types
+from llava_stf_eval.speed.shown import Shown
 
 FULL = "full"
 EXPORT = "export"  # the method of a row whose method went into a graph
@@ -25,10 +27,10 @@ EXPORT = "export"  # the method of a row whose method went into a graph
 
 @dataclass(frozen=True)
 class Setting:
-    """A method at a budget of vision tokens for each image.
+    """A method at a budget of vision tokens for each image, or tile.
 
-    `vision_tokens` are kept of an image, `places` is how many image ids its prompts hold, `per_layer` how many tokens
-    of an image each LLM layer sees, `options` the method's that are not its defaults.
+    `vision_tokens` are kept of an image or tile, `places` is how many ids for what is shown its prompts hold,
+    `per_layer` how many tokens of it each LLM layer sees, `options` the method's that are not its defaults.
     """
 
     method: str
@@ -62,16 +64,22 @@ class Variant:
             return {"f32": 4, "u8": 1}[self.model.config.kv_cache]
         return self.model.dtype.itemsize
 
-    def count(self, *, text_tokens: int) -> Count:
-        """What one prompt with an image costs."""
+    def count(self, shown: Shown, *, text_tokens: int) -> Count:
+        """What one prompt that shows this costs."""
+        square = not has_tiles(self.model.config)
         return count(
-            self.model.config, self.setting.per_layer, text_tokens=text_tokens, itemsize=self.cache_itemsize,
+            self.model.config, self.setting.per_layer if square else self.setting.vision_tokens,
+            image_sizes=shown.image_sizes, frames=shown.videos, text_tokens=text_tokens, itemsize=self.cache_itemsize,
             skip_unused_blocks=self.setting.method != FULL,
         )  # fmt: skip
 
 
 def settings_of(
-    config: LlavaConfig, methods: list[str], budgets: list[int] | None, options: Mapping[str, Any] | None = None
+    config: LlavaConfig,
+    methods: list[str],
+    budgets: list[int] | None,
+    options: Mapping[str, Any] | None = None,
+    shown: Shown | None = None,
 ) -> list[Setting]:
     """Every method at every budget, `"full"` at all patches alone; a budget left out is a quarter of the patches.
 
@@ -80,23 +88,30 @@ def settings_of(
         methods: `"full"`, or of `llava_stf.reduction`.
         budgets: tokens that are kept.
         options: each of every method that has one of that name.
+        shown: what prompts show; default one image.
 
     Raises:
         FusionError: an unknown method, a budget that a method cannot give, an option that none of them has.
     """
-    options = options or {}
+    options, shown = options or {}, shown or Shown()
     patches, layers = patch_grid(config) ** 2, config.text_config.num_hidden_layers
+    quarter = cells_of(patch_grid(config), 2) ** 2 if has_tiles(config) else patches // 4
     known = [FULL, *METHODS]
     settings = []
     for method in methods:
         if method not in known:
             raise FusionError(f"Unknown method '{method}': {nearest(method, known)}")
-        for budget in [patches] if method == FULL else budgets or [patches // 4]:
+        for budget in [patches] if method == FULL else budgets or [quarter]:
             if method == FULL:
-                settings.append(Setting(method, budget, budget, (budget,) * layers))
+                places = shown.tokens(config, 1)
+                settings.append(Setting(method, budget, places, (places,) * layers))
                 continue
             found = _configured(method, options)
             check_reduction(config, found, budget)
+            if has_tiles(config):
+                places = shown.tokens(config, window_of_tokens(config, budget))
+                settings.append(Setting(method, budget, places, (places,) * layers))
+                continue
             per_layer = found.vision_tokens_per_layer(layers, patches, budget)
             own = tuple(changed_options(found).items())
             settings.append(Setting(method, budget, found.prompt_tokens(patches, budget), tuple(per_layer), own))

@@ -1,6 +1,6 @@
 """Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
 
-    python -m llava_stf_eval.tables.training evaluate RUN --pictures 300
+    python -m llava_stf_eval.tables.training evaluate RUN --images 300
     python -m llava_stf_eval.tables.training report FOLDER --output docs/training
 
 Accuracy is the share of right answers to the questions about held-out drawn images, see `llava_stf_eval.drawn`.
@@ -154,13 +154,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("evaluate")
     one.add_argument("run", type=Path)
-    one.add_argument("--pictures", type=int, default=IMAGES)
+    one.add_argument("--images", type=int, default=IMAGES)
     report = commands.add_parser("report")
     report.add_argument("folder", type=Path)
     report.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "evaluate":
-        evaluate_run(options.run, options.pictures)
+        evaluate_run(options.run, options.images)
         return
     runs, untrained = read_runs(options.folder), evaluate_untrained(IMAGES)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,13 @@ from llava_stf.models.fusion.budget import (
     tokens_in_window,
     window_sides,
 )
-from llava_stf.models.fusion.tiles import cells_of
-from llava_stf.models.vision.layers import default_fusion_layers, state_index
+from llava_stf.models.fusion.tiles import cells_of, refuse_tiles
+from llava_stf.models.vision.layers import default_fusion_layers, state_index, tokenpacker_layers
+
+# Kinds of projectors, and what the title of each resampler of other papers is.
+FUSIONS = ("stf", "pool", "tokenpacker", "mqt")
+RESAMPLERS = {"tokenpacker": "TokenPacker", "mqt": "MQT"}
+_DEFAULT_LAYERS = {"stf": default_fusion_layers, "tokenpacker": tokenpacker_layers}
 
 
 @dataclass
@@ -25,10 +30,10 @@ class FusionConfig:
 
     Args:
         fusion: `"stf"` for MBTF and STF (the paper), `"pool"` for the baseline that averages the stock projector's
-            output over each window.
+            output over each window; `"tokenpacker"` and `"mqt"` for the projectors of these papers.
         fusion_layers: hidden states joined by MBTF, in the order of their channels; another name of
-            `vision_feature_layer`. `None` takes `default_fusion_layers` of the tower's depth; `"pool"` keeps the one
-            select layer.
+            `vision_feature_layer`. `None` takes `default_fusion_layers` of the tower's depth, or `tokenpacker_layers`;
+            `"pool"` and `"mqt"` keep the one select layer.
         fusion_window: side k of a window; k*k patches become one token. Must divide the patch grid. Of a model for
             several windows the one that is taken where nothing else is asked for.
         fusion_windows: every window that the model was made for; default `fusion_window` alone.
@@ -41,10 +46,11 @@ class FusionConfig:
     `image_seq_length` (tokens per image, or tile, that the LLM sees by default) is derived: (grid / k) squared.
 
     Raises:
-        FusionError: a window does not divide the grid, or a fusion layer does not exist; it is a `ValueError`, too.
+        FusionError: a window does not divide the grid, a fusion layer does not exist, or no projector has that name or
+            these states; it is a `ValueError`, too.
     """
 
-    fusion: Literal["stf", "pool"] = "stf"
+    fusion: Literal["stf", "pool", "tokenpacker", "mqt"] = "stf"
     fusion_layers: int | list[int] | None = None
     fusion_window: int = 2
     fusion_windows: list[int] | None = None
@@ -69,14 +75,23 @@ class FusionConfig:
                 f"vision_feature_select_strategy must be 'default', found '{self.vision_feature_select_strategy}': "
                 "windows need the patch grid alone, without the class token."
             )
+        if self.fusion not in FUSIONS:
+            raise FusionError(f"fusion must be {', '.join(FUSIONS[:-1])} or {FUSIONS[-1]}, found '{self.fusion}'.")
+        if self.fusion in RESAMPLERS:
+            refuse_tiles(self, RESAMPLERS[self.fusion])
         self.fusion_windows = [self.fusion_window] if self.fusion_windows is None else list(self.fusion_windows)
         for window in {*self.fusion_windows, self.fusion_window}:
             self._check_window(window)
         if self.fusion_layers is None:
             layers = self.vision_feature_layer
-            if self.fusion == "stf" and isinstance(layers, int):
-                layers = default_fusion_layers(vision.num_hidden_layers, layers)
+            if self.fusion in _DEFAULT_LAYERS and isinstance(layers, int):
+                layers = _DEFAULT_LAYERS[self.fusion](vision.num_hidden_layers, layers)
             self.fusion_layers = layers
+        if self.fusion == "mqt" and (len(self.fusion_states) != 1 or vision.hidden_size % 4):
+            raise FusionError(
+                "MQT reads one state of a tower whose width is a multiple of 4, found the states "
+                f"{self.fusion_states} of width {vision.hidden_size}."
+            )
         for layer in self.fusion_states:
             state_index(layer, vision.num_hidden_layers)
         self.vision_feature_layer = self.fusion_layers
@@ -144,3 +159,14 @@ class VideoFusionConfig(FusionConfig):
     """
 
     fusion_pool_frames: bool = True
+
+
+def refuse_resampler(config: Any, what: str) -> None:
+    """Check that the projector of a model with this config is a plain LLaVA's, that of STF, or pooling.
+
+    Raises:
+        FusionError: it is that of another paper.
+    """
+    title = RESAMPLERS.get(getattr(config, "fusion", ""))
+    if title is not None:
+        raise FusionError(f"{what} knows the projectors of STF and pooling, and this model has {title}'s.")

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import LlavaNextForConditionalGeneration, LlavaNextModel
 
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.modeling import FusedGeneration, register_key_names
+from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.tiled import TiledImages
 from llava_stf.models.llava_next.configuration_llava_next_stf import LlavaNextStfConfig
 from llava_stf.models.vision.states import skip_unused_blocks

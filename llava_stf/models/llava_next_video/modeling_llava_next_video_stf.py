@@ -10,7 +10,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.models.fusion.budget import VisionTokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.modeling import FusedGeneration, register_key_names
+from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.tiled import TiledImages
 from llava_stf.models.llava_next_video.configuration_llava_next_video_stf import LlavaNextVideoStfConfig
 from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks

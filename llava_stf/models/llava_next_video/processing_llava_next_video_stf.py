@@ -9,8 +9,8 @@ from transformers import LlavaNextVideoProcessor
 from transformers.processing_utils import MultiModalData
 
 from llava_stf.models.fusion.budget import ImageSizes
-from llava_stf.models.fusion.processing import FusedVideoProcessing
 from llava_stf.models.fusion.tiles import tile_tokens
+from llava_stf.models.fusion.video_processing import FusedVideoProcessing
 from llava_stf.models.fusion.videos import next_video_tokens
 
 

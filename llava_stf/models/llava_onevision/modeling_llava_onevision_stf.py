@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from llava_stf.errors import PromptError
 from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.modeling import FusedGeneration, register_key_names
+from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.tiled import TiledImages, whole_windows
 from llava_stf.models.fusion.tiles import WHOLE
 from llava_stf.models.fusion.videos import pooled_frames

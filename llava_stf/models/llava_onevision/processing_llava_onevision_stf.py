@@ -9,8 +9,8 @@ from transformers import LlavaOnevisionProcessor
 from transformers.processing_utils import MultiModalData
 
 from llava_stf.models.fusion.budget import ImageSizes
-from llava_stf.models.fusion.processing import FusedVideoProcessing
 from llava_stf.models.fusion.tiles import WHOLE, most_tiles, tile_tokens
+from llava_stf.models.fusion.video_processing import FusedVideoProcessing
 from llava_stf.models.fusion.videos import onevision_tokens
 
 

@@ -17,6 +17,7 @@ LANGUAGE = {
     "model.norm": "language_model.model.norm",
     "lm_head": "language_model.lm_head",
 }
+NEWLINE = {"model.image_newline": "image_newline"}
 TOWER = {"model.vision_tower.vision_tower.vision_model": "vision_tower.vision_model"}
 STF_PROJECTOR = {
     "model.mm_projector_crosslayer.0": "multi_modal_projector.block_fusion.linear_1",
@@ -47,14 +48,16 @@ HUGGING_FACE = {
     "model.vision_tower": "vision_tower.vision_model",
     "model.multi_modal_projector": "multi_modal_projector",
     "lm_head": "language_model.lm_head",
+    "image_newline": "image_newline",
+    **NEWLINE,
 }
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
 PROJECTOR = "multi_modal_projector."
 
-# Buffers that older libraries stored, and LLaVA-1.6's newline vector, which LLaVA-1.5 holds without using it.
-_UNUSED = ("rotary_emb.inv_freq", "embeddings.position_ids", "image_newline")
+# Buffers that older libraries stored.
+_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 def rename(name: str, table: Mapping[str, str]) -> str | None:
@@ -68,18 +71,21 @@ def rename(name: str, table: Mapping[str, str]) -> str | None:
 def original_table(names: Iterable[str]) -> dict[str, str]:
     """The table original -> public for a checkpoint with these original names; its MBTF weights alone tell STF."""
     fused = any(name.startswith("model.mm_projector_crosslayer.") for name in names)
-    return {**LANGUAGE, **TOWER, **(STF_PROJECTOR if fused else PLAIN_PROJECTOR)}
+    return {**LANGUAGE, **TOWER, **NEWLINE, **(STF_PROJECTOR if fused else PLAIN_PROJECTOR)}
 
 
 def public_to_original(fused: bool) -> dict[str, str]:
     """The table public -> original of an STF checkpoint or a plain LLaVA-1.5."""
-    table = {**LANGUAGE, **TOWER, **(STF_PROJECTOR if fused else PLAIN_PROJECTOR)}
+    table = {**LANGUAGE, **TOWER, **NEWLINE, **(STF_PROJECTOR if fused else PLAIN_PROJECTOR)}
     return {public: original for original, public in table.items()}
 
 
-def is_unused(name: str) -> bool:
-    """Whether a stored tensor is of no use to the model and is dropped."""
-    return name.endswith(_UNUSED)
+def is_unused(name: str, *, tiles: bool = False) -> bool:
+    """Whether a stored tensor is of no use to the model and is dropped.
+
+    LLaVA-1.5 may hold the newline of models with `tiles`, without using it.
+    """
+    return name.endswith(_BUFFERS) or (name.endswith("image_newline") and not tiles)
 
 
 def adapter_name(name: str) -> str:

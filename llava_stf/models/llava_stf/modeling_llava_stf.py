@@ -11,7 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import VisionTokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.modeling import FusedGeneration, FusedImages, register_key_names
+from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
+from llava_stf.models.fusion.modeling import FusedImages
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
 

@@ -10,8 +10,8 @@ from transformers import VideoLlavaProcessor
 from transformers.processing_utils import MultiModalData
 
 from llava_stf.models.fusion.budget import ImageSizes
-from llava_stf.models.fusion.processing import FusedVideoProcessing
 from llava_stf.models.fusion.tiles import cells_of
+from llava_stf.models.fusion.video_processing import FusedVideoProcessing
 from llava_stf.models.fusion.videos import video_llava_tokens
 from llava_stf.models.video_llava.modeling_video_llava_stf import PIXELS
 

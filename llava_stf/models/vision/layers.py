@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llava_stf.errors import FusionError
 
 
@@ -35,3 +37,29 @@ def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
     """
     selected = state_index(select_layer, num_blocks)
     return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
+
+
+def select_strategy(config: Any) -> str:
+    """What of the tower's states a LLaVA of this config takes: `"default"` leaves out the class token.
+
+    A ViP-LLaVA leaves it out and has no such field.
+    """
+    return getattr(config, "vision_feature_select_strategy", "default")
+
+
+def tokenpacker_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
+    """Hidden states that TokenPacker joins by default: the selected one and three levels below it, deepest first.
+
+    24 blocks give [-2, 22, 16, 12], those of its paper (arXiv 2407.02392); other towers have these at the same share of
+    their depth, which is this package's choice.
+
+    Args:
+        num_blocks: depth of the vision tower.
+        select_layer: the one that a plain LLaVA takes.
+
+    Raises:
+        FusionError: the tower has no such layer.
+    """
+    selected = state_index(select_layer, num_blocks)
+    levels = {selected - 1, selected * 16 // 23, selected * 12 // 23}
+    return [select_layer, *sorted((level for level in levels if 0 < level < selected), reverse=True)]

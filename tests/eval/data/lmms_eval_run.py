@@ -21,11 +21,16 @@ from llava_stf_eval import protocols
 from llava_stf_eval.benchmarks.lmms_model import LlavaStfLmms
 from llava_stf_eval.requirements import lmms_eval_folder
 
-FOLDERS = ("vqav2", "gqa", "vizwiz_vqa", "scienceqa", "textvqa", "pope", "mmbench", "mme")
+FOLDERS = (
+    *("vqav2", "gqa", "vizwiz_vqa", "scienceqa", "textvqa", "pope", "mmbench", "mme"),
+    *("ocrbench", "docvqa", "chartqa", "refcoco"),
+)
 
 
 def reference(doc: dict) -> str:
-    """The right answer to a row of any of the nine data sets; rows of a test split have none."""
+    """The right answer to a row of any of the data sets; rows of a test split have none."""
+    if "bbox" in doc:
+        return str([round(number, 4) for number in doc["bbox"]])
     answer = doc.get("answer", doc.get("answers"))
     if isinstance(answer, list):
         answer = answer[0]["answer"] if isinstance(answer[0], dict) else answer[0]
@@ -72,7 +77,7 @@ def main() -> None:
     data, out, *runs = sys.argv[1:]
     os.chdir(data)
     models, results = {"right": Answers(right=True), "wrong": Answers(right=False)}, {}
-    # The folders of the nine alone: reading all of lmms-eval's task files takes seconds.
+    # The folders of these alone: reading all of lmms-eval's task files takes seconds.
     theirs = [str(lmms_eval_folder() / "tasks" / name) for name in FOLDERS]
     ours = str(protocols.include_path("llava"))
     manager = TaskManager(include_path=[ours, *theirs], include_defaults=False)

@@ -1,4 +1,4 @@
-"""The synthetic world in the nine schemas: real task code scores it, and faults in a local copy are named."""
+"""The synthetic world in the benchmarks' schemas: real task code scores it, and faults in a local copy are named."""
 
 import json
 import os
@@ -21,7 +21,10 @@ IMAGES = 20
 SERVED = [f"{name}:test" for name, benchmark in BENCHMARKS.items() if benchmark.server]
 RIGHT = [f"right/{protocol}/{name}" for protocol in PROTOCOLS for name in BENCHMARKS]
 SUBMITTED = [f"right/llava/{name}" for name in SERVED]
-WRONG = [f"wrong/llava/{name}" for name in ("scienceqa", "pope", "mmbench", "mme")]
+WRONG = [
+    f"wrong/llava/{name}"
+    for name in ("scienceqa", "pope", "mmbench", "mme", "ocrbench", "docvqa", "chartqa", "refcoco")
+]
 # Chance on the drawn questions is about 8, 30, 50 and 300; below are lower ends of the model's 95 % intervals.
 BUNDLED = {"tiny/llava/vqav2": 35, "tiny/llava/textvqa": 55, "tiny/llava/pope": 65, "tiny/llava/mme": 330}
 
@@ -54,7 +57,9 @@ def run(data, tmp_path_factory):
 def test_reference_answers_get_the_full_score(run, name):
     result = run[0][name]
     # three of MME's ten categories of perception are drawn, 200 points each
-    assert result["headline"] == pytest.approx(600 if name.endswith("/mme") else 100)
+    # and each row of OCRBench is one right answer of its thousand
+    full = {"mme": 600, "ocrbench": len(result["scores"])}
+    assert result["headline"] == pytest.approx(full.get(name.rpartition("/")[2], 100))
     assert set(result["scores"]) == {1.0}
 
 
@@ -170,6 +175,10 @@ def _set(column, value):
         ("pope", _set("category", "random"), "expected the categories 'adversarial', 'popular', 'random', found 'rand"),
         ("vizwiz", _set("answers", None), "at least one reference answers, found 0"),
         ("textvqa", _set("answers", ["a"] * 9), "expected 10 reference answers, found 9"),
+        ("refcoco", _set("bbox", [1.0, 2.0, 0.0, 3.0]), "expected a box of left, top, width and height"),
+        ("refcoco", _as_text("bbox"), "column 'bbox' to be list<float32>, found string"),
+        ("ocrbench", lambda table: table.drop_columns(["dataset"]), r"expected a column 'dataset' \(string\)"),
+        ("docvqa", _set("answers", None), "at least one reference answers, found 0"),
         ("vqav2", _set("answers", [{"answer": "a", "answer_confidence": "yes", "answer_id": 1}] * 10), "one answer_id"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_first_token_is_over_before_the_second_pass_begins(tiny, monkeypatch
     monkeypatch.setattr(measuring, "_generate", lambda *rest: seen.append(original(*rest)) or seen[-1])
     crop = {"height": 112, "width": 112}
     image_processor = LlavaImageProcessorPil(crop_size=crop, size={"shortest_edge": 112})
-    request = measuring.Request([Image.new("RGB", (112, 112))], torch.full((1, 4), 5), image_processor)
+    request = measuring.Request([[Image.new("RGB", (112, 112))]], torch.full((1, 4), 5), image_processor)
     variant, case = Variant(settings_of(model.config, ["full"], None)[0], model), measuring.Case("sdpa", 1, 4, 3)
     measuring.measure_once(variant, request, case)
     clock = seen[0][1]
@@ -379,3 +379,41 @@ def test_options_go_to_the_methods_that_have_them():
     assert variants[1].model.model.reduction.method.full_layers == 1
     with pytest.raises(FusionError, match="None of the methods full, stf has an option 'full_layers'"):
         settings_of(config, ["full", "stf"], [16], {"full_layers": "1"})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "shown", "full", "stf"),
+    [
+        ("llava_next", {"image_size": [100, 220]}, 64 + 8 * 17, 16 + 4 * 9),
+        ("llava_onevision", {"image_size": [90, 90]}, 49 + 7 * 8, 16 + 4 * 5),
+        ("llava_onevision", {"frames": 3}, 3 * 16 + 1, 3 * 4 + 1),
+        ("llava_next_video", {"frames": 2}, 2 * 16, 2 * 4),
+    ],
+)
+def test_tiles_and_frames_are_timed_beside_the_class_of_transformers(model_type, shown, full, stf) -> None:
+    options = {"text_tokens": [4], "new_tokens": [2], "repeats": 1, "warm_up": 0, "device": "cpu"}
+    rows = measure(Plan(model_type=model_type, **shown, **options))["rows"]
+    assert [row["llm_tokens"][0] - 4 for row in rows] == [full, stf]
+    for row in rows:
+        assert row["llm_tokens"] == row["counted"]["llm_tokens"]
+        assert row["kv_bytes"] == row["counted"]["kv_bytes"]
+        assert all(row["stages"][part]["median"] > 0 for part in PARTS)
+
+
+def test_frames_and_sizes_that_a_class_does_not_take_are_refused() -> None:
+    with pytest.raises(FusionError, match="images alone"):
+        measure(Plan(model_type="llava_next", frames=4))
+    with pytest.raises(LlavaStfError, match="model_type is of a shape"):
+        measure(Plan(model_type="llava_two"))
+    with pytest.raises(FusionError, match="cuts images into tiles"):
+        measure(Plan(model_type="llava_next", methods=["full", "fastv"]))
+    with pytest.raises(typer.BadParameter, match="height x width"):
+        run("--image-size", "672")
+
+
+@pytest.mark.parametrize("model_type", ["llava_next", "llava_onevision"])
+def test_an_llm_of_4_bits_takes_tiles(model_type) -> None:
+    options = {"text_tokens": [4], "new_tokens": [2], "repeats": 1, "warm_up": 0, "device": "cpu"}
+    rows = measure(Plan(model_type=model_type, image_size=[100, 200], quantization="4bit", **options))["rows"]
+    assert [row["error"] for row in rows] == [None, None]
+    assert rows[1]["llm_tokens"][0] < rows[0]["llm_tokens"][0] / 2

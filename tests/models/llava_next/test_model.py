@@ -321,14 +321,11 @@ def test_compile_runs_eagerly_and_says_so(folder, caplog):
 
 def test_what_is_for_squares_alone_says_so(folder, tmp_path):
     from llava_stf.analysis.visualise import visualise
-    from llava_stf.conversion import convert_checkpoint
     from llava_stf.serving.vllm import vllm_command
 
     llava = load_model(folder)
     with pytest.raises(FusionError, match="cuts images into tiles"):
         visualise(llava, images()[0])
-    with pytest.raises(CheckpointError, match="Conversion is for LLaVA"):
-        convert_checkpoint(folder, tmp_path / "out")
     with pytest.raises(LlavaStfError, match="plugin for vLLM"):
         vllm_command(str(folder), {})
 

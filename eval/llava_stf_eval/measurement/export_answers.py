@@ -1,6 +1,6 @@
 """What exporting changes in answers: the bundled models on drawn held-out images, PyTorch beside every precision.
 
-    python scripts/measure_export_answers.py --images 152 --output docs/speed/export-answers.json
+    python -m llava_stf_eval.measurement.export_answers --images 152 --output docs/speed/export-answers.json
 
 Each row has the share of right answers and how many are, id for id, those of PyTorch in float32.
 """
@@ -19,15 +19,20 @@ from PIL.Image import Image
 from llava_stf import LlavaStf, load_model
 from llava_stf.export.write import export_model
 from llava_stf.inference import user_turn
+from llava_stf.io.exports import Format, KvCache, Weights
 from llava_stf.io.publish import write_json
 from llava_stf.world.questions import is_right
 from llava_stf_eval.drawn import MAX_NEW_TOKENS, held_out
 from llava_stf_eval.speed.machine import describe_machine
 
-EXPORTS = [
-    *(("openvino", weights, "f32") for weights in ("fp32", "fp16", "int8", "int4")),
+EXPORTS: list[tuple[Format, Weights, KvCache]] = [
+    ("openvino", "fp32", "f32"),
+    ("openvino", "fp16", "f32"),
+    ("openvino", "int8", "f32"),
+    ("openvino", "int4", "f32"),
     ("openvino", "fp32", "u8"),
-    *(("onnx", weights, "f32") for weights in ("fp32", "int8")),
+    ("onnx", "fp32", "f32"),
+    ("onnx", "int8", "f32"),
 ]
 BATCH = 64
 
@@ -46,6 +51,7 @@ def answer_ids(llava: LlavaStf, pairs: Sequence[tuple[Image, Any]]) -> list[list
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", action="append", help="bundled or a folder; repeatable; default: tiny")
     parser.add_argument("--images", type=int, default=152, help="152 images have a thousand questions")
@@ -69,7 +75,10 @@ def main() -> None:
                     out = Path(folder) / label
                     asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
                     ids = answer_ids(asked, pairs)
-                texts = [text.strip() for text in asked.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+                texts = [
+                    text.strip()
+                    for text in asked.require_processor().tokenizer.batch_decode(ids, skip_special_tokens=True)
+                ]
                 right = sum(is_right(text, question.answer) for text, (_, question) in zip(texts, pairs, strict=True))
                 equal = sum(one == other for one, other in zip(ids, wanted, strict=True))
                 rows.append({"model": name, "run_by": label, "questions": len(pairs), "right": right, "equal": equal})

@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from llava_stf._auto import MODEL_TYPES
 from llava_stf.io.json import read_json
+from llava_stf.models.auto_classes import MODEL_TYPES
 
 CARD = "README.md"
 
@@ -110,7 +110,7 @@ def _summary(config: dict[str, Any], base: str | None) -> str:
     if config.get("model_type") in MODEL_TYPES:
         facts["fusion"] = config.get("fusion", "stf")
         facts["windows of patches"] = ", ".join(f"{k}x{k}" for k in windows)
-        facts["fused tower states"] = config.get("fusion_layers")
+        facts["fused hidden states"] = config.get("fusion_layers")
     facts["language model"] = (config.get("text_config") or {}).get("model_type", config.get("model_type"))
     return _table(facts)
 

@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 
 from llava_stf import convert_checkpoint, load_model
 from llava_stf.cli import main
-from llava_stf.io.model_card import write_card
+from llava_stf.models.model_card import write_card
 
 
 def test_saving_makes_a_card_of_what_the_config_tells(stf_folder, tmp_path):

@@ -1,6 +1,6 @@
 """What a conversation that does not start over saves, against another checkout, in turns in one run.
 
-    python scripts/measure_conversation.py --before ../other      # a git worktree of the build to compare with
+    python -m llava_stf_eval.measurement.conversation --before ../other    # a git worktree of the build before
 
 Random weights of the shape `medium`: LLaVA-1.5's grid, a tower of 12 blocks of width 256, an LLM of 12 of width 1,024.
 The other build is measured in the precision of the files, as it loads them by itself, and in float32. Each figure is a
@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[3]
 SERVE = "import sys; from llava_stf.cli import main; sys.exit(main())"
 
 
@@ -29,7 +29,7 @@ def work(folder: str, dtype: str) -> None:
 
     from llava_stf import load_model
 
-    llava = load_model(folder, device="cpu", **({} if dtype == "default" else {"dtype": dtype}))
+    llava = load_model(folder, device="cpu", dtype=None if dtype == "default" else dtype)
     print("ready", flush=True)
     for line in sys.stdin:
         image = np.random.default_rng(int(line)).integers(0, 255, (480, 640, 3), dtype=np.uint8)
@@ -44,28 +44,35 @@ def work(folder: str, dtype: str) -> None:
 
 
 def environment(checkout: Path) -> dict[str, str]:
+    """What a process that runs a checkout is told."""
     paths = (checkout, checkout / "kernels", checkout / "eval")
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1"}
 
 
 def measure_chats(folder: Path, builds: dict[str, tuple[Path, str]], repeats: int) -> dict[str, float]:
+    """Seconds to the first token, by what was measured."""
     workers = {}
     for name, (checkout, dtype) in builds.items():
         command = [sys.executable, str(Path(__file__).resolve()), "--work", str(folder), "--dtype", dtype]
         workers[name] = subprocess.Popen(
             command, env=environment(checkout), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert workers[name].stdout.readline() == "ready\n"
+        assert _read(workers[name]) == "ready\n"
     seconds: dict[str, list[float]] = {name: [] for name in builds}
     for repeat in range(repeats):
         for name, worker in workers.items():
+            assert worker.stdin is not None
             worker.stdin.write(f"{repeat}\n")
             worker.stdin.flush()
-            seconds[name] += json.loads(worker.stdout.readline())
+            seconds[name] += json.loads(_read(worker))
     for worker in workers.values():
-        worker.stdin.close()
-        worker.wait()
+        worker.communicate()
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _read(worker: subprocess.Popen[str]) -> str:
+    assert worker.stdout is not None
+    return worker.stdout.readline()
 
 
 def measure_servers(folder: Path, builds: dict[str, tuple[Path, str]], repeats: int, clients: int) -> dict[str, float]:
@@ -87,6 +94,7 @@ def measure_servers(folder: Path, builds: dict[str, tuple[Path, str]], repeats: 
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         servers.append(server)
+        assert server.stdout is not None
         urls[name] = next(f"http://127.0.0.1:{m[1]}" for line in server.stdout if (m := re.search(r":(\d+)", line)))
     rates: dict[str, list[float]] = {name: [] for name in builds}
     for repeat in range(repeats):
@@ -115,6 +123,7 @@ def measure_servers(folder: Path, builds: dict[str, tuple[Path, str]], repeats: 
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, help="the checkout to compare with")
     parser.add_argument("--repeats", type=int, default=3)

@@ -1,7 +1,7 @@
 """Exports beside PyTorch on a CPU: first token, further tokens and memory, with random weights of a shape.
 
-    python scripts/measure_export_speed.py --shape 1b --output docs/speed/export-cpu.json
-    python scripts/measure_export_speed.py --layers 4 --blocks 4        # a part of it, where time or memory is short
+    python -m llava_stf_eval.measurement.export_speed --shape 1b --output docs/speed/export-cpu.json
+    python -m llava_stf_eval.measurement.export_speed --layers 4 --blocks 4    # a part of it
 
 Every row is a process of its own, so that its memory is its own; they answer in turns, on one core each, and what is
 counted are the seconds that the process computes, which another program on the machine does not add to.
@@ -65,6 +65,7 @@ def export(options: argparse.Namespace, folder: Path) -> None:
 
 
 def load(options: argparse.Namespace, by: str, tokens: int, folder: Path) -> Any:
+    """The model of a row."""
     engine, precision = by.split()
     if engine == "pytorch":
         return build(options, tokens, getattr(torch, precision))
@@ -94,6 +95,7 @@ def answer(model: Any, tokens: int, new_tokens: int) -> tuple[float, float]:
 
 
 def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, folder: Path) -> None:
+    """Answers in a process of its own whenever it is told to, and sends seconds and bytes."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     model = load(options, by, tokens, folder)
@@ -105,6 +107,7 @@ def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, 
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", default="1b")
     parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
@@ -137,8 +140,8 @@ def main() -> None:
     rows = []
     for (by, tokens), runs in found.items():
         first, further, memory = (statistics.median(column) for column in zip(*runs, strict=True))
-        row = {"first_token": first, "further_token": further, "resident_bytes": memory}
-        rows.append({"run_by": by, "vision_tokens": tokens, **row})
+        medians = {"first_token": first, "further_token": further, "resident_bytes": memory}
+        rows.append({"run_by": by, "vision_tokens": tokens, **medians})
     plan = {name: str(value) for name, value in vars(options).items() if name != "output"}
     write_json(options.output, {"machine": describe_machine(torch.device("cpu")), "plan": plan, "rows": rows})
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import llava_stf_kernels
-from llava_stf._auto import MODEL_TYPES
+from llava_stf.models.auto_classes import MODEL_TYPES
 from llava_stf_kernels import windows
 
 # By Auto class, the file's and the class's name before and behind what the model type gives them.

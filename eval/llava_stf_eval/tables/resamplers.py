@@ -1,0 +1,80 @@
+"""Trained resamplers beside one another: what `scripts/measure_resamplers.sh` measured, as a table.
+
+    python -m llava_stf_eval.tables.resamplers FOLDER
+
+Accuracy is that of `llava_stf_eval.tables.training`. Parameters and FLOPs are those of the projector, counted at the
+width of LLaVA-1.5-7B, 144 of 576 tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "stf": ("STF, starts as pooling", "stf"),
+    "stf-random": ("STF, random start", "stf"),
+    "tokenpacker": ("TokenPacker, random start", "tokenpacker"),
+    "mqt": ("MQT, random start", "mqt"),
+    "pool": ("mean pooling", "pool"),
+    "m3": ("M3: pooling at 16, 4 and 1", "pool"),
+    "stf-nested": ("STF at 16, 4 and 1, starts as pooling", "stf"),
+    "mqt-nested": ("MQT at 16, 4 and 1, random start", "mqt"),
+}
+
+
+def costs(fusion: Any) -> tuple[int, int]:
+    """Parameters of a projector, and FLOPs of one image, at the shape of LLaVA-1.5-7B with 144 of 576 tokens."""
+    import torch
+    from transformers import LlamaConfig
+
+    from llava_stf import LlavaStfConfig
+    from llava_stf.analysis.counting import projector_flops
+    from llava_stf.models.fusion.build import build_projector
+
+    config = LlavaStfConfig(text_config=LlamaConfig(), fusion=fusion)
+    with torch.device("meta"):
+        projector = build_projector(config)
+    return sum(parameter.numel() for parameter in projector.parameters()), projector_flops(config)
+
+
+def table(folder: Path) -> str:
+    """Markdown, one row for each kind of run that the folder holds."""
+    found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*/accuracy.json")):
+        kind = path.parent.name.rpartition("-")[0]
+        for row in json.loads(path.read_text()):
+            found[kind][row["vision_tokens"]].append(100 * row["accuracy"])
+    lines = [
+        "| | right answers, % at 16 | at 4 | at 1 | parameters, 7B | FLOPs an image, 7B |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind, (title, fusion) in TITLES.items():
+        if kind in found:
+            parameters, flops = costs(fusion)
+            cells = [_accuracy(found[kind][count]) for count in (16, 4, 1)]
+            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G"
+            lines.append(f"| {title} | {' | '.join(cells)} | {counted} |")
+    return "\n".join(lines)
+
+
+def _accuracy(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    """Print the table of the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    print(table(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The table of trained resamplers."""
+
+import json
+
+from llava_stf_eval.tables.resamplers import costs, table
+
+
+def test_a_row_for_each_kind_with_the_mean_of_its_seeds(tmp_path):
+    for seed, share in ((0, 0.5), (1, 0.54)):
+        (tmp_path / f"mqt-nested-{seed}").mkdir()
+        rows = [{"step": 9, "vision_tokens": count, "accuracy": share - 0.1 * (count == 4)} for count in (16, 4)]
+        (tmp_path / f"mqt-nested-{seed}" / "accuracy.json").write_text(json.dumps(rows))
+    (tmp_path / "pool-0").mkdir()
+    (tmp_path / "pool-0" / "accuracy.json").write_text(json.dumps([{"vision_tokens": 16, "accuracy": 0.4}]))
+    *_, pool, nested = table(tmp_path).splitlines()
+    assert pool == "| mean pooling | 40.0 |  |  | 21 M | 24 G |"
+    assert nested.startswith("| MQT at 16, 4 and 1, random start | 52.0 ± 2.8 | 42.0 ± 2.8 |  |")
+
+
+def test_parameters_at_seven_billion():
+    # Two linear layers with biases: 1024 to 4096 to 4096.
+    assert costs("pool")[0] == 1024 * 4096 + 4096 + 4096**2 + 4096
+    # TokenPacker: its query map, two times 4096 to 1024 to 1024, three norms, attention, and the same two layers.
+    assert costs("tokenpacker")[0] == sum((
+        1024**2, 2 * (4096 * 1024 + 1024 + 1024**2 + 1024), 3 * 2048, 4 * (1024**2 + 1024), costs("pool")[0],
+    ))  # fmt: skip
