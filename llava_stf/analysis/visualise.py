@@ -32,7 +32,7 @@ class Visualisation:
         window: side of the windows that are fused, in patches; 1 where every patch is a token of its own.
         kept: raster indices of the patches that a selecting method keeps; `None` where windows say it all.
         contributions: float32 [K, grid, grid], see `block_contributions`; `None` if it was not asked for.
-        states: the K tower states of `contributions`: i is the output of block i, 0 the embedding.
+        states: the K hidden states of `contributions`: i is the output of block i, 0 the embedding.
     """
 
     image: np.ndarray
@@ -44,7 +44,7 @@ class Visualisation:
 
 
 def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Visualisation:
-    """The windows of a model, and with `contributions` what MBTF reads of each tower state.
+    """The windows of a model, and with `contributions` what MBTF reads of each hidden state.
 
     Raises:
         ImageError: the image cannot be read.
@@ -99,7 +99,7 @@ def visualise_selection(
 
 @torch.no_grad()
 def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    """Share of each fused tower state in MBTF's first layer, per patch.
+    """Share of each fused hidden state in MBTF's first layer, per patch.
 
     MBTF's first layer multiplies the K states x_1 .. x_K of a patch, joined, by one weight W = [W_1 .. W_K]. What state
     i brings is W_i x_i, and its share is the norm of that over the sum of all K norms:

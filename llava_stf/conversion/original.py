@@ -116,8 +116,8 @@ def read_original(
         and len(model_config.fusion_states) not in (1, 8)
     ):
         state.notes.append(
-            f"The checkpoint does not say which tower states it fuses; {model_config.fusion_states} was assumed. If it "
-            "was trained on others, give them as fusion_layers."
+            f"The checkpoint does not say which hidden states it fuses; {model_config.fusion_states} was assumed. If "
+            "it was trained on others, give them as fusion_layers."
         )
     return state
 

@@ -111,11 +111,11 @@ def fusion_fields(
     fusion_layers = layers or layers_of(states, depth, select_layer)
     if fusion_layers is None:
         raise CheckpointError(
-            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, deepest "
+            f"The projector fuses {states} hidden states and nothing tells which; give them as fusion_layers, deepest "
             f"first (the default for {depth} blocks would be {default_fusion_layers(depth, select_layer)})."
         )
     if len(fusion_layers) != states:
-        raise CheckpointError(f"The projector fuses {states} tower states, fusion_layers names {len(fusion_layers)}.")
+        raise CheckpointError(f"The projector fuses {states} hidden states, fusion_layers names {len(fusion_layers)}.")
     return {
         "fusion_layers": fusion_layers,
         "fusion_window": window,

@@ -113,7 +113,9 @@ def _check_expressible(state: CheckpointState) -> None:
         raise CheckpointError("The original format has projectors with GELU and biases only; this one has others.")
     if not isinstance(config, LlavaStfConfig):
         if not isinstance(config.vision_feature_layer, int):
-            raise CheckpointError("The original format of a plain LLaVA selects one tower state; this one has several.")
+            raise CheckpointError(
+                "The original format of a plain LLaVA selects one hidden state; this one has several."
+            )
         return
     if config.fusion != "stf":
         raise CheckpointError(

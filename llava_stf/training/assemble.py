@@ -121,7 +121,7 @@ def assemble(
         output: folder to write; must not exist.
         seed: as in `build_model`.
         vision_tokens: as in `load_model`: nothing is a quarter of the patches.
-        fusion_layers: tower states that are fused, as in `apply_stf`; one alone is STF without the other depths.
+        fusion_layers: hidden states that are fused, as in `apply_stf`; one alone is STF without the other depths.
         init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.
 
     Raises:

@@ -1,9 +1,14 @@
 """Training in this process, and in several that share out the weights."""
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from llava_stf.io.runs import newest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,3 +103,25 @@ def run_in(start, tmp_path, options):
         return Processes(started, logs)
 
     return begin
+
+
+@pytest.fixture
+def same_run():
+    """Compares the output of a run in several processes with that of one process, see `test_sharded.py`."""
+
+    def history(output):
+        state = json.loads((newest_checkpoint(output) / "trainer_state.json").read_text())
+        return [(line["loss"], line["grad_norm"]) for line in state["log_history"] if "loss" in line]
+
+    def weights(folder):
+        return load_file(next(folder.glob("*model.safetensors")))
+
+    def compare(found, expected):
+        assert [loss for loss, _ in history(found)] == pytest.approx([loss for loss, _ in history(expected)], abs=2e-6)
+        assert [norm for _, norm in history(found)] == pytest.approx([norm for _, norm in history(expected)], rel=1e-5)
+        after, wanted = weights(found), weights(expected)
+        assert after.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(after[name], value, rtol=0, atol=2e-4, msg=name)
+
+    return compare

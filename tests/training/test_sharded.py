@@ -2,10 +2,9 @@
 
 Accelerate shards on GPUs alone: `shard_on_cpus.py` says how it is brought to do so here, over gloo. Everything is in
 float32, and what differs is the order in which gradients are added up: losses by 1e-6, gradients by 1e-6 of theirs, and
-weights, which AdamW moves by a gradient's sign where it is nearly nothing, by 1e-4 (steps are 1e-2).
+weights, which AdamW moves by a gradient's sign where it is nearly nothing, by 2e-4 (steps are 1e-2).
 """
 
-import json
 import os
 import shutil
 import signal
@@ -34,22 +33,8 @@ STAGES = {
 distributed = pytest.mark.distributed
 
 
-def history(output):
-    state = json.loads((newest_checkpoint(output) / "trainer_state.json").read_text())
-    return [(line["loss"], line["grad_norm"]) for line in state["log_history"] if "loss" in line]
-
-
 def weights(folder):
     return load_file(next(folder.glob("*model.safetensors")))
-
-
-def assert_same_run(found, expected, *, atol=1e-4):
-    assert [loss for loss, _ in history(found)] == pytest.approx([loss for loss, _ in history(expected)], abs=2e-6)
-    assert [norm for _, norm in history(found)] == pytest.approx([norm for _, norm in history(expected)], rel=1e-5)
-    after, wanted = weights(found), weights(expected)
-    assert after.keys() == wanted.keys()
-    for name, value in wanted.items():
-        torch.testing.assert_close(after[name], value, rtol=0, atol=atol, msg=name)
 
 
 def copy_checkpoint(source, step, output):
@@ -60,16 +45,16 @@ def copy_checkpoint(source, step, output):
     "stage", [name if name in ("instruct", "distill") else pytest.param(name, marks=distributed) for name in STAGES]
 )
 def test_two_processes_end_where_one_does_which_goes_on_from_their_checkpoint(
-    run, run_in, tmp_path, data_folder, stage
+    run, run_in, same_run, tmp_path, data_folder, stage
 ):
     """In the last of an epoch's three steps one process has text alone, and the other an image, too."""
     one = run("one", max_steps=4, **STAGES[stage])
     two = run_in(2, "two", max_steps=4, save_steps=2, save_total_limit=2, **STAGES[stage])
     assert two.wait() == [0, 0], two.log()
     assert "sharded by FSDP2" in two.log()
-    assert_same_run(tmp_path / "two", one)
+    same_run(tmp_path / "two", one)
     copy_checkpoint(tmp_path / "two", 2, tmp_path / "on")
-    assert_same_run(run("on", max_steps=4, resume=True, **STAGES[stage]), one)
+    same_run(run("on", max_steps=4, resume=True, **STAGES[stage]), one)
     answers = [
         load_model(folder).ask(data_folder / "red.png", "What?", max_new_tokens=4) for folder in (tmp_path / "two", one)
     ]
@@ -79,7 +64,7 @@ def test_two_processes_end_where_one_does_which_goes_on_from_their_checkpoint(
 @distributed
 @pytest.mark.parametrize("stage", ["instruct", "lora", "distill"])
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (2, 4), (1, 2)])
-def test_a_run_goes_on_in_another_number_of_processes(run, run_in, tmp_path, stage, before, after):
+def test_a_run_goes_on_in_another_number_of_processes(run, run_in, same_run, tmp_path, stage, before, after):
     """The adapters of rank 1 have fewer rows than there are processes."""
     one = run("one", max_steps=4, **STAGES[stage])
     begun = run_in(before, "begun", max_steps=4, save_steps=2, save_total_limit=2, **STAGES[stage])
@@ -87,29 +72,29 @@ def test_a_run_goes_on_in_another_number_of_processes(run, run_in, tmp_path, sta
     copy_checkpoint(tmp_path / "begun", 2, tmp_path / "on")
     on = run_in(after, "on", "--resume", max_steps=4, **STAGES[stage])
     assert on.wait() == [0] * after, on.log()
-    assert_same_run(tmp_path / "on", one)
+    same_run(tmp_path / "on", one)
 
 
 @distributed
-def test_a_run_of_one_process_goes_on_sharded(run, run_in, tmp_path):
+def test_a_run_of_one_process_goes_on_sharded(run, run_in, same_run, tmp_path):
     one = run("one", max_steps=4, save_steps=2, save_total_limit=2)
     copy_checkpoint(one, 2, tmp_path / "on")
     on = run_in(2, "on", "--resume", max_steps=4)
     assert on.wait() == [0, 0], on.log()
-    assert_same_run(tmp_path / "on", one)
+    same_run(tmp_path / "on", one)
 
 
 @distributed
-def test_accumulated_and_recomputed_it_is_the_same(run, run_in, tmp_path):
+def test_accumulated_and_recomputed_it_is_the_same(run, run_in, same_run, tmp_path):
     one = run("one", max_steps=4)
     options = {"per_device_batch_size": 1, "gradient_accumulation": 2, "gradient_checkpointing": True}
     two = run_in(2, "two", max_steps=4, **options)
     assert two.wait() == [0, 0], two.log()
-    assert_same_run(tmp_path / "two", one)
+    same_run(tmp_path / "two", one)
 
 
 @distributed
-def test_adapters_trained_in_two_processes_merge_as_those_of_one(run, run_in, tmp_path):
+def test_adapters_trained_in_two_processes_merge_as_those_of_one(run, run_in, same_run, tmp_path):
     from llava_stf.cli import main
 
     run("one", **LORA)
@@ -119,7 +104,7 @@ def test_adapters_trained_in_two_processes_merge_as_those_of_one(run, run_in, tm
         assert not main(["merge", str(tmp_path / name), str(tmp_path / f"merged-{name}")])
     after, wanted = weights(tmp_path / "merged-two"), weights(tmp_path / "merged-one")
     for name, value in wanted.items():
-        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-4, msg=name)
+        torch.testing.assert_close(after[name], value, rtol=0, atol=2e-4, msg=name)
 
 
 def until(condition, processes, seconds=120):
@@ -132,7 +117,7 @@ def until(condition, processes, seconds=120):
 
 @distributed
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_or_killed_run_leaves_whole_checkpoints_and_goes_on(run, run_in, tmp_path, number):
+def test_a_stopped_or_killed_run_leaves_whole_checkpoints_and_goes_on(run, run_in, same_run, tmp_path, number):
     """SIGTERM to one process stops all of them at the same step; kill -9 of one leaves the others to the launcher."""
     one = run("one", max_steps=8)
     output = tmp_path / "two"
@@ -151,7 +136,7 @@ def test_a_stopped_or_killed_run_leaves_whole_checkpoints_and_goes_on(run, run_i
     assert 2 <= checkpoint_step(newest_checkpoint(output)) < 8
     on = run_in(2, "two", "--resume", max_steps=8, save_steps=2)
     assert on.wait() == [0, 0], on.log()
-    assert_same_run(output, one)
+    same_run(output, one)
     assert not (output / PARTIAL).exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from transformers import VipLlavaConfig
 
@@ -22,7 +22,7 @@ class VipLlavaStfConfig(FusionConfig, VipLlavaConfig):
 
     model_type = "vipllava_stf"
 
-    fusion: str = "pool"
+    fusion: Literal["stf", "pool", "tokenpacker", "mqt"] = "pool"
     vision_feature_layer: int | list[int] | tuple[int, ...] = (-2, -5, -8, -11, 6)
     vision_feature_select_strategy: str = "default"
     multimodal_projector_bias: bool = True
