@@ -1,8 +1,8 @@
 """The classes that a LLaVA-NeXT and its processor have while a method without weights is applied to each of its tiles.
 
-The tokens that are left of a tile lie on no grid any more, so that padding cannot be cropped from their rows and no
-The tokens that are left of a tile lie on no grid any more: padding cannot be cropped from their rows, and no
-2,880 are five tiles of 576, and 640, 320 or 160 are 128, 64 or 32 of each.
+The tokens that are left of a tile lie on no grid any more: padding cannot be cropped from their rows, and no newline
+follows one. An image takes M tokens for each of its tiles, the base tile first. Published tables count so: their 2,880
+are five tiles of 576, and 640, 320 or 160 are 128, 64 or 32 of each.
 """
 
 from __future__ import annotations
