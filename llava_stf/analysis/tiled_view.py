@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from llava_stf.errors import FusionError
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference import LlavaStf
-from llava_stf.models.fusion.budget import num_image_tokens, patch_grid
+from llava_stf.models.fusion.budget import CountsTokens, FusedConfig, num_image_tokens, patch_grid
 from llava_stf.models.fusion.tiles import (
     cells_of,
     has_tiles,
@@ -67,11 +66,13 @@ def view_tiles(llava: LlavaStf, image: ImageSource) -> TiledView:
     config, processor = llava.model.config, llava.require_processor()
     if not has_tiles(config):
         raise FusionError(f"A {config.model_type} shows an image as a whole, in no tiles.")
+    if isinstance(config, CountsTokens) and not isinstance(config, FusedConfig):
+        raise FusionError("Tiles of a reduced model keep tokens of no windows, so there is nothing to draw.")
     loaded = load_image(image)
     made = processor.process_images([loaded], [1], {"return_tensors": "pt"})["pixel_values"][0]
     size, side, grid = (loaded.height, loaded.width), config.vision_config.image_size, patch_grid(config)
     across = tile_rows_and_columns(size, config.image_grid_pinpoints, side)
-    window = math.ceil(grid / math.isqrt(llava.vision_tokens))
+    window = config.fusion_window if isinstance(config, FusedConfig) else 1
     cells = cells_of(grid, window)
     rows, columns = image_area(across[0] * cells, across[1] * cells, size, least=least_rows(window))
     height, width = rows.stop - rows.start, columns.stop - columns.start

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaProcessor
 
+from llava_stf.errors import FusionError
+
 
 class Method(ABC):
     """A way to shorten the image's part of the prompt. B images of N patches, M tokens left, H the LLM's width.
@@ -100,6 +102,18 @@ class Reduction:
     def mean_tokens(self, num_layers: int) -> float:
         """As `Method.mean_tokens`, of an LLM of that many layers."""
         return self.method.mean_tokens(num_layers, self.patches, self.vision_tokens)
+
+
+def refuse_to_save(method: Method) -> None:
+    """Refuse to save a reduced model: such a method has no weights, and a checkpoint has no place for it.
+
+    Raises:
+        FusionError: always.
+    """
+    raise FusionError(
+        f"This model is reduced by '{method.name}', which no checkpoint can hold; call remove_reduction, save, and "
+        "apply it again after loading."
+    )
 
 
 def _no_hooks(model: LlavaForConditionalGeneration) -> list[RemovableHandle]:

@@ -29,7 +29,7 @@ def folder(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [(150, 40), (60, 190), (112, 112), (260, 260), (500, 6)])
-@pytest.mark.parametrize("tokens", [None, "all"])
+@pytest.mark.parametrize("tokens", [None, "all", 1])
 def test_rows_columns_and_newlines_are_those_of_the_prompt(folder, size, tokens):
     llava = load_model(folder, vision_tokens=tokens)
     seen = view_tiles(llava, gradient(*size))
