@@ -4,10 +4,10 @@ Three parts follow each other, each a run that starts from the one before:
 
 - `objects`: the language model alone learns to look up what stands in a scene, told as one token for each object in its
   own word embeddings, and beside it the lessons on option letters;
-- `patches`: the projector is aligned to say in word embeddings what each patch shows, and the language model learns the
-  same from images, more and more of it in whole questions;
-- `questions`: projector and language model learn all families of questions. Models that are compared start from one
-  folder and have the same steps; one that fuses windows starts as mean pooling of that folder's projector.
+- `images`: the projector is aligned to say in word embeddings what each patch shows; then both learn all families of
+  questions, the language model's lookups and lessons going on beside them;
+- `tokens`: the same without alignment, at all tokens or fewer. Models that are compared start from one folder and have
+  the same steps; one that fuses windows starts as mean pooling of that folder's projector.
 
     python -m llava_stf.training.pretrain_drawn --part objects --start runs/start --states runs/states \\
         --output runs/objects --steps 1500
@@ -73,8 +73,8 @@ class Part:
 
 PARTS = {
     "objects": Part(letters=0.3, pairs=0.7, told=True),
-    "patches": Part(letters=0.1, pairs=0.5, alignment=600),
-    "questions": Part(letters=0.05, pairs=0.2, projector=0.1),
+    "images": Part(letters=0.4, pairs=0.2, alignment=600, projector=0.1),
+    "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
 
 
@@ -114,7 +114,7 @@ def pretrain_drawn(
     states: Path,
     output: Path,
     *,
-    part: Literal["objects", "patches", "questions"],
+    part: Literal["objects", "images", "tokens"],
     steps: int,
     vision_tokens: int | Literal["all"] = "all",
     reduction: Literal["stf", "pool"] = "stf",

@@ -134,14 +134,14 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
     ("part", "tokens", "reduction"),
     [
         ("objects", "all", "stf"),
-        ("patches", "all", "stf"),
-        ("questions", "all", "stf"),
-        ("questions", 16, "stf"),
-        ("questions", 16, "pool"),
+        ("images", "all", "stf"),
+        ("tokens", "all", "stf"),
+        ("tokens", 16, "stf"),
+        ("tokens", 16, "pool"),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
-    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "patches")))
+    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "images")))
     options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
     run = [start / "start", start / "states"]
     assert pretrain_drawn(*run, tmp_path / "whole", **options)
