@@ -7,7 +7,7 @@ SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
+.PHONY: demo test test-distributed test-deepspeed test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -16,6 +16,22 @@ demo: $(VENV)/.installed
 # Two workers with one torch thread each finish sooner than one worker with two.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Training in several processes that share out the weights, over gloo on CPUs.
+test-distributed: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/training
+
+# The same by DeepSpeed, in an environment of its own. It builds for some minutes once, with g++.
+test-deepspeed: .venv-deepspeed/.installed
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PATH=$(CURDIR)/.venv-deepspeed/bin:$$PATH \
+		.venv-deepspeed/bin/python -m pytest -m distributed tests/training/test_deepspeed.py
+
+.venv-deepspeed/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --disable-pip-version-check torch==2.13.0
+	DS_BUILD_OPS=0 .venv-deepspeed/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train]" \
+		deepspeed==0.19.8 ninja hypothesis pytest
+	touch $@
 
 # What depends most on transformers, each version in an environment of its own (1.3 GB).
 CORE := tests/models tests/inference tests/reduction tests/loading tests/cli/test_ask.py tests/training/test_distill.py

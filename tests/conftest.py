@@ -43,11 +43,11 @@ def start() -> Iterator[Callable[..., BaseProcess]]:
     """Starts a program of the package in a process of its own, as `start(arguments)`; without more the command line.
 
     It is forked from a process that has imported torch, transformers and the package, which takes a new interpreter six
-    seconds. `program` is another `module:function`, `output` the file for what it prints, `files` how many it may open,
-    and keywords are environment variables.
+    seconds. `program` is another `module:function` or `path.py:function`, `output` the file for what it prints, `files`
+    how many it may open, and keywords are environment variables.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llava_stf.cli", "llava_stf.training.finetune", "llava_stf.serving.app"])
+    context.set_forkserver_preload(["llava_stf.cli", "llava_stf.training.distill", "llava_stf.serving.app"])
     started = []
 
     def start_one(arguments, *, program="llava_stf.cli:main", output=os.devnull, files=None, **environment):

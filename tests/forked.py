@@ -3,8 +3,10 @@
 Not imported: `start` has it run in the fork, with `told` as its one global.
 """
 
+import multiprocessing
 import os
 import resource
+import runpy
 import sys
 from importlib import import_module
 from typing import Any
@@ -14,7 +16,9 @@ written = os.open(told["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(written, 1)
 os.dup2(written, 2)
 os.environ.update(told["environment"])
+multiprocessing.set_start_method(None, force=True)  # its own workers start as in a process that nobody has forked
 if told["files"] is not None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (told["files"], told["files"]))
-module, _, function = told["program"].partition(":")
-sys.exit(getattr(import_module(module), function)(told["arguments"]))
+module, _, function = told["program"].rpartition(":")
+found = runpy.run_path(module) if module.endswith(".py") else vars(import_module(module))
+sys.exit(found[function](told["arguments"]))

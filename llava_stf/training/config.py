@@ -203,18 +203,22 @@ class FinetuneConfig:
                 "LoRA leaves the vision tower frozen: leave out vision_tower_learning_rate or lora_rank"
             )
 
-    def identity(self, processes: int) -> dict[str, Any]:
+    def identity(self, processes: int, sharding: str | None = None) -> dict[str, Any]:
         """What a run must keep when it is resumed: fields by name, and the samples of an optimizer step.
 
         Args:
             processes: that train together.
+            sharding: how they share out the weights; only DeepSpeed's files are read by as many processes alone.
         """
         kept = {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
         names = {name: getattr(self, name) for name in ("base", "vision_tower", "data")}
+        if self.streaming:  # each worker reads shards of its own
+            kept["num_workers"] = self.num_workers
         return {
             **{name: Path(value).absolute().name if value else value for name, value in names.items()},
             **kept,
             "samples_per_step": self.per_device_batch_size * self.gradient_accumulation * processes,
+            "sharding": f"{sharding} in {processes}" if sharding and sharding.startswith("DeepSpeed") else None,
         }
 
     @property

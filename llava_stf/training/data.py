@@ -1,19 +1,20 @@
 """Training samples: token ids, labels and pixels, padded to batches; a bad sample is replaced by another.
 
-Bad samples never change the number of batches, so processes stay in step and a resumed run finds its place. For records
-by number the replacement depends on the data alone. In a stream it is the good sample before, among those that the same
-process has read, so there it also depends on how many processes there are.
+In its place comes the next good one. So bad samples never change the number of batches, processes stay in step, a
+resumed run finds its place, and what replaces a sample depends on the data alone, not on how many processes train.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -44,20 +45,25 @@ def training_data(
     config: FinetuneConfig,
     *,
     pad_token_id: int,
-    samples_per_step: int,
+    share: Share,
 ) -> TrainingData:
     """The data of a run, whose `rows` are `Records`, or a `datasets.IterableDataset` if the config says streaming.
 
-    `samples_per_step` are those of all processes together.
+    Raises:
+        DataError: there are fewer records than processes.
     """
-    if not config.streaming:
+    dataset: LlavaDataset | StreamedSamples
+    if config.streaming:
+        assert config.max_steps is not None
+        count = config.max_steps * config.gradient_accumulation * share.batch * share.processes
+        dataset = StreamedSamples(rows, prepare, BadSamples(count, config.max_bad_samples), share)
+    elif len(rows) < share.processes:
+        raise DataError(
+            f"the data has {len(rows)} samples, fewer than the {share.processes} processes that train on it"
+        )
+    else:
         dataset = LlavaDataset(rows, prepare, max_bad_samples=config.max_bad_samples)
-        return TrainingData(dataset, partial(collate, pad_token_id=pad_token_id), dataset.bad_samples)
-    assert config.max_steps is not None
-    bad_samples = BadSamples(config.max_steps * samples_per_step, config.max_bad_samples)
-    return TrainingData(
-        StreamedRows(rows), StreamCollator(prepare, bad_samples, pad_token_id=pad_token_id), bad_samples
-    )
+    return TrainingData(dataset, partial(collate, pad_token_id=pad_token_id), dataset.bad_samples)
 
 
 class LlavaDataset(Dataset[Sample]):
@@ -94,59 +100,39 @@ class LlavaDataset(Dataset[Sample]):
                 return sample
 
 
-class StreamedRows(IterableDataset[tuple[int, Mapping[str, Any]]]):
-    """The rows of a `datasets.IterableDataset`, numbered, over and over, each time in another order.
+class StreamedSamples(IterableDataset["Sample | None"]):
+    """The samples of a `datasets.IterableDataset`, over and over, each time in another order.
 
-    Each data loading process reads shards of its own, so more of them than shards are of no use. Rows are prepared by
-    `StreamCollator`, behind the point where training processes share them out: each prepares its own only.
-    """
-
-    def __init__(self, rows: datasets.IterableDataset) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        worker = get_worker_info()
-        start, step = (worker.id, min(worker.num_workers, self.rows.num_shards)) if worker else (0, 1)
-        number = start
-        for epoch in itertools.count():
-            self.rows.set_epoch(epoch)
-            before = number
-            for row in self.rows:
-                yield number, row
-                number += step
-            if number == before:  # no shard for this process
-                return
-
-
-class StreamCollator:
-    """Batches of streamed rows. In place of a bad one comes the good one before it, or in a first batch behind it.
+    In place of a bad row comes the next good one, which is a sample of its own, too. Each data loading process reads
+    shards of its own, so more of them than shards are of no use. Training processes take batches in turn: `None` stands
+    for a row of another one, and only the own ones are decoded.
 
     Args:
+        rows: the stream.
         prepare: makes samples of rows.
         bad_samples: takes the verdicts on them.
-        pad_token_id: see `collate`.
+        share: who takes which rows.
     """
 
-    def __init__(self, prepare: Preparation, bad_samples: BadSamples, *, pad_token_id: int) -> None:
-        self.prepare = prepare
-        self.bad_samples = bad_samples
-        self.pad_token_id = pad_token_id
-        self._last_good: Sample | None = None
+    def __init__(self, rows: datasets.IterableDataset, prepare: Preparation, bad: BadSamples, share: Share) -> None:
+        self.rows, self.prepare, self.bad_samples, self.share = rows, prepare, bad, share
 
-    def __call__(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
-        """A batch of the samples of these rows; in place of a bad one stands a good one."""
-        samples = [self._sample_or_none(number, row) for number, row in rows]
-        spare = self._last_good or next((sample for sample in samples if sample is not None), None)
-        if spare is None:
-            raise DataError(f"all {len(rows)} samples that {self.prepare.name} begins with are bad: see the log")
-        batch = []
-        for sample in samples:
-            spare = sample or spare
-            batch.append(spare)
-        self._last_good = spare
-        return collate(batch, pad_token_id=self.pad_token_id)
+    def __iter__(self) -> Iterator[Sample | None]:
+        rows = numbered_rows(self.rows)
+        ahead: deque[tuple[int, Mapping[str, Any]]] = deque()  # read already to replace a bad row
+        for place in itertools.count():
+            if not ahead:
+                ahead.extend(itertools.islice(rows, 1))
+            if not ahead:
+                return
+            if self.share.has(place):
+                yield next(filter(None, map(self._sample_or_none, _read_on(ahead, rows))))
+            else:
+                yield None
+            ahead.popleft()
 
-    def _sample_or_none(self, number: int, row: Mapping[str, Any]) -> Sample | None:
+    def _sample_or_none(self, numbered: tuple[int, Mapping[str, Any]]) -> Sample | None:
+        number, row = numbered
         try:
             sample = self.prepare(row, number)
         except SampleError as error:
@@ -154,6 +140,40 @@ class StreamCollator:
             return None
         self.bad_samples.add_good(number)
         return sample
+
+
+class Share(NamedTuple):
+    """Which rows of a stream a training process takes: every batch of all processes is dealt out, `batch` rows each."""
+
+    batch: int
+    process: int = 0
+    processes: int = 1
+
+    def has(self, place: int) -> bool:
+        """Whether the row at that place of the stream is its own."""
+        return place // self.batch % self.processes == self.process
+
+
+def numbered_rows(rows: datasets.IterableDataset) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The rows that this data loading process reads, over and over, with numbers that no other one gives."""
+    worker = get_worker_info()
+    number, step = (worker.id, min(worker.num_workers, rows.num_shards)) if worker else (0, 1)
+    for epoch in itertools.count():
+        rows.set_epoch(epoch)
+        before = number
+        for row in rows:
+            yield number, row
+            number += step
+        if number == before:  # no shard for this process
+            return
+
+
+def _read_on(ahead: deque[Any], rows: Iterator[Any]) -> Iterator[Any]:
+    """What was read already, and then what comes, which is kept."""
+    yield from list(ahead)
+    for row in rows:
+        ahead.append(row)
+        yield row
 
 
 def collate(samples: Sequence[Sample], *, pad_token_id: int) -> dict[str, Any]:
@@ -181,3 +201,25 @@ def collate(samples: Sequence[Sample], *, pad_token_id: int) -> dict[str, Any]:
         for name, values in sample["choices"].items():
             batch[name] = [*batch.get(name, []), *values]
     return batch
+
+
+def filler(prepare: Preparation, *, pad_token_id: int) -> dict[str, Any]:
+    """A batch of one row that shows an image and has nothing to learn, for `with_filler`."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
+    row = prepare({"id": "filler", "image": Image.new("RGB", (32, 32)), "conversations": turns}, 0)
+    batch = collate([row], pad_token_id=pad_token_id)
+    return {**batch, "labels": torch.full_like(batch["labels"], IGNORE_INDEX)}
+
+
+def with_filler(batch: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """A batch of text alone with the one row of another below it, which has images; `sample_ids` stay.
+
+    The row changes neither the loss nor a gradient if it has nothing to learn.
+    """
+
+    def below(name: str, value: int) -> Tensor:
+        rows = [*batch[name], row[name][0].to(batch[name].device)]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value)
+
+    joined = {"input_ids": below("input_ids", 0), "labels": below("labels", IGNORE_INDEX)}
+    return {**row, **batch, **joined, "attention_mask": below("attention_mask", 0)}

@@ -12,6 +12,7 @@ vocabulary, A answer tokens in a batch.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
 from llava_stf.models.vision.states import select_patch_states
 from llava_stf.training.budgets import with_budget
+from llava_stf.training.sharding import forward_of
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_kernels import place_tokens, pool_tokens
 
@@ -77,6 +79,7 @@ class DistillTrainer(FinetuneTrainer):
 
     def __init__(self, *args: Any, teacher_projector: nn.Module, **kwargs: Any) -> None:
         super().__init__(*args, compute_loss_func=self._distance, **kwargs)
+        self._teach: Callable[..., Any] | None = None  # the teacher, once the model is sharded
         self._peft_model = self.model if self.finetune_config.lora_rank is not None else None
         self.teacher = Teacher(self.model.get_base_model() if self._peft_model else self.model, teacher_projector)
 
@@ -85,8 +88,10 @@ class DistillTrainer(FinetuneTrainer):
         student = self.teacher.student
         wide = with_budget(student, inputs, self.step_budget, student.config.grid**2)
         without_adapters = self._peft_model.disable_adapter() if self._peft_model else contextlib.nullcontext()
+        if self._teach is None:
+            self._teach = forward_of(model, "teach", self.teacher)
         with self.accelerator.autocast(), without_adapters:
-            self._teacher_outputs = self.teacher(wide)
+            self._teacher_outputs = self._teach(wide)
         self._sizes = self.teacher.sizes_of(wide) if "pixel_values" in wide else []
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -96,7 +101,7 @@ class DistillTrainer(FinetuneTrainer):
         found = answer_log_probabilities(outputs.logits[:, :-1][answers(labels)])
         distance = F.kl_div(found, target, reduction="sum", log_target=True)
         weight = self.finetune_config.feature_weight
-        if weight and teacher_tokens is not None:
+        if weight and teacher_tokens is not None and not self.filled:
             student = self.teacher.student
             window = resolve_window(student.config, self.step_budget)
             pooled = pool_tokens(whole_windows([teacher_tokens], window)[0], window)

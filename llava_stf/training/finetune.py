@@ -22,6 +22,7 @@ from llava_stf.io.runs import check_options, describe_newest, prepare_output, re
 from llava_stf.io.signals import keeping, report, terminable
 from llava_stf.models.model_card import write_card
 from llava_stf.training.config import FinetuneConfig, parse
+from llava_stf.training.sharding import check_processes, check_sharding, sharding, whole_weights
 from llava_stf.training.start import adopt_prompt, check_start, computes_in_bfloat16, load_start
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def finetune(config: FinetuneConfig) -> None:
     output = Path(config.output)
     checkpoint = prepare_output(output, resume=config.resume, overwrite=config.overwrite)
     if checkpoint is not None:
-        check_options(checkpoint, config.identity(int(os.environ.get("WORLD_SIZE", "1"))))
+        check_options(checkpoint, config.identity(int(os.environ.get("WORLD_SIZE", "1")), sharding()))
+    check_sharding(config)
     check_start(config)
 
     import torch
@@ -55,7 +57,7 @@ def finetune(config: FinetuneConfig) -> None:
     from llava_stf.models.fusion.budget import budget_per_image
     from llava_stf.models.fusion.tiles import has_tiles
     from llava_stf.reduction.change import former_projector
-    from llava_stf.training.data import training_data
+    from llava_stf.training.data import Share, filler, training_data
     from llava_stf.training.distill import DistillTrainer
     from llava_stf.training.lora import add_lora, save_adapter
     from llava_stf.training.optim import keep_newline, train_only
@@ -65,6 +67,7 @@ def finetune(config: FinetuneConfig) -> None:
         torch.set_num_threads(config.cpu_threads)
     set_seed(config.seed)
     arguments = training_arguments(config)
+    check_processes(arguments)
     if config.bf16 == "auto" and not arguments.bf16:
         logger.info(
             "computing in float32: bfloat16 is slower on this %s, which multiplies it in software",
@@ -72,7 +75,8 @@ def finetune(config: FinetuneConfig) -> None:
         )
     images = image_folder(config.data, config.images)
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
-    model, processor = load_start(config, checkpoint, arguments.device)
+    with whole_weights():
+        model, processor = load_start(config, checkpoint, arguments.device)
     template: Template = "plain" if config.stage == "align" else adopt_prompt(processor)
     if config.lora_rank is None:
         train_only(model, config.learning_rates)
@@ -90,9 +94,9 @@ def finetune(config: FinetuneConfig) -> None:
         template=template,
         max_length=config.max_length,
     )
-    batch = config.per_device_batch_size * config.gradient_accumulation * arguments.world_size
     pad_id = processor.tokenizer.pad_token_id
-    data = training_data(rows, prepare, config, pad_token_id=pad_id, samples_per_step=batch)
+    share = Share(config.per_device_batch_size, arguments.process_index, arguments.world_size)
+    data = training_data(rows, prepare, config, pad_token_id=pad_id, share=share)
     trained: Any = model
     if config.lora_rank is not None:
         trained = add_lora(model, config)
@@ -107,6 +111,7 @@ def finetune(config: FinetuneConfig) -> None:
         config,
         budgets=budgets(model.config, config),
         prepared_budget=budget_per_image(model.config),
+        filler=partial(filler, prepare, pad_token_id=pad_id),
         model=trained,
         args=arguments,
         train_dataset=data.dataset,
@@ -118,8 +123,7 @@ def finetune(config: FinetuneConfig) -> None:
     logger.info("%s samples, %d tokens per %s", samples, budget_per_image(model.config), square)
     with heard_from_workers():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None
+    state = trainer.weights()
     if data.bad_samples.summary():
         logger.warning("%s: others took their place", data.bad_samples.summary())
     if trainer.is_world_process_zero():
@@ -162,6 +166,8 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
     from transformers import TrainingArguments
 
     on_cpu = not torch.accelerator.is_available()
+    bfloat16 = computes_in_bfloat16(config)
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if bfloat16 else "no"  # not what accelerate's own file says
     return TrainingArguments(
         output_dir=config.output,
         num_train_epochs=config.epochs,
@@ -172,7 +178,7 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         warmup_steps=config.warmup_ratio,
         max_grad_norm=config.max_grad_norm or math.inf,  # at 0 the Trainer would not look at gradients at all
         seed=config.seed,
-        bf16=computes_in_bfloat16(config),
+        bf16=bfloat16,
         use_cpu=on_cpu,
         dataloader_num_workers=config.num_workers,
         dataloader_persistent_workers=config.num_workers > 0,
@@ -184,7 +190,11 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
         report_to=config.report_to,
-        accelerator_config={"dispatch_batches": False},  # every process reads a stream for itself
+        accelerator_config={
+            "dispatch_batches": False,  # every process reads a stream for itself
+            # Sharded, gradients stay so between forward passes: whole ones would take the memory that sharding saves.
+            "gradient_accumulation_kwargs": {"sync_each_batch": sharding() is not None},
+        },
         disable_tqdm=not sys.stderr.isatty(),
     )
 

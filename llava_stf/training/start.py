@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from llava_stf.training.config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
-# What `accelerate launch` sets for processes that hold a part of the weights each.
-_SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 
 
 def check_start(config: FinetuneConfig) -> None:
@@ -30,8 +27,6 @@ def check_start(config: FinetuneConfig) -> None:
         LlavaStfError: it cannot.
     """
     _check_packages(config)
-    if config.stage == "distill" and any(os.environ.get(name, "").lower() in ("true", "1") for name in _SHARDING):
-        raise LlavaStfError("stage distill needs whole weights in every process: leave out FSDP or DeepSpeed, take DDP")
     if config.overwrite:
         output = Path(config.output).resolve()
         if output in (Path(config.base).resolve(), *Path(config.base).resolve().parents):
@@ -53,8 +48,11 @@ def check_start(config: FinetuneConfig) -> None:
     from llava_stf.loading import read_config
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    if base.model_type in ("video_llava", "video_llava_stf"):
-        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} has two.")
+    if base.model_type in ("video_llava", "video_llava_stf", "vipllava", "vipllava_stf"):
+        raise FusionError(
+            f"Training is for models of one vision tower whose projector takes one state of it, as LLaVA-1.5's does, "
+            f"and a {base.model_type} is none."
+        )
     _check_tokens(config, base)
 
 

@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput
 
 from llava_stf.errors import LlavaStfError
@@ -30,9 +31,12 @@ from llava_stf.io.runs import (
 from llava_stf.io.signals import StepEnd, shield_worker
 from llava_stf.training.budgets import budget_of_step, with_budget
 from llava_stf.training.config import FinetuneConfig
+from llava_stf.training.data import with_filler
 from llava_stf.training.lora import save_model_config
 from llava_stf.training.optim import parameter_groups
+from llava_stf.training.optimizer_file import load_optimizer, save_optimizer
 from llava_stf.training.sampling import EpochSampler
+from llava_stf.training.sharding import gathered, prepare_plugin, sharding
 
 NAMED_SAMPLES = 16
 
@@ -50,10 +54,13 @@ class FinetuneTrainer(Trainer):
             has several; counts samples and tokens, and remembers losses and sample ids.
         compute_loss: a share of the mean over the step's vision tokens.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
-        get_batch_samples: measures how long the process waits for its data.
+        get_batch_samples: measures how long the process waits for its data; where weights are sharded, all processes
+            have images in a forward pass, or none has.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes, and the share of
             the time that this process waited for data.
         _save_checkpoint, _get_output_dir: checkpoints appear complete or not at all.
+        save_model, _save_optimizer_and_scheduler, _load_optimizer_and_scheduler: checkpoints that are read again by any
+            number of processes, sharded by FSDP2 or not.
         _save: a checkpoint of adapters has the model's config, so that `load_model` takes it as it does the result.
         _load_from_checkpoint: nothing, since the model handed in has the checkpoint's weights already. The Trainer's
             own would compare the public key names on disk with those in memory and skip what differs, silently.
@@ -61,15 +68,31 @@ class FinetuneTrainer(Trainer):
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, config: FinetuneConfig, *, budgets: list[int], prepared_budget: int, **kwargs: Any) -> None:
-        """`budgets` are the vision tokens per image that the run trains for, the data have `prepared_budget`."""
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        *,
+        budgets: list[int],
+        prepared_budget: int,
+        filler: Callable[[], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`budgets` are the vision tokens per image that the run trains for, the data have `prepared_budget`.
+
+        `filler` makes a batch of one image and nothing to learn.
+        """
         super().__init__(**kwargs)
         self.finetune_config = config
+        self._filler = filler
+        if self.is_fsdp_enabled:
+            prepare_plugin(self.accelerator.state.fsdp_plugin, self.model)
         self.budgets, self.prepared_budget = budgets, prepared_budget
+        self.filled = False
         self.step_budget = prepared_budget  # vision tokens per image in the pass under way
         self.terminating = False  # in all processes, from the same step on
         self._step_end = StepEnd()
         self._saving = False
+        self._loader: DataLoader[Any] | None = None
         self._step_losses: list[tuple[list[str], Tensor]] = []
         self.add_callback(_StepCallback(self))
         self.restart_clock()
@@ -86,8 +109,12 @@ class FinetuneTrainer(Trainer):
             step = checkpoint_step(Path(resume_from_checkpoint))
             if step >= self._total_steps():
                 return TrainOutput(step, 0.0, {})
-        with self._step_end:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self._step_end:
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        finally:
+            if self._loader is not None:
+                self._loader._iterator = None  # which ends its workers; the Trainer keeps the loader
         if self.terminating and output.global_step < self.state.max_steps:
             raise self._step_end.stop(output.global_step)
         return output
@@ -96,7 +123,7 @@ class FinetuneTrainer(Trainer):
         """See the class: workers that wait."""
         loader = super().get_train_dataloader()
         # Accelerate's loader wraps torch's, and a resumed epoch copies this attribute from it.
-        inner = loader.base_dataloader
+        inner = self._loader = loader.base_dataloader
         inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
         return loader
 
@@ -114,14 +141,15 @@ class FinetuneTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """See the class: the step's vision tokens, counts and losses."""
         ids = inputs.pop("sample_ids", [])
+        self.filled = len(ids) < len(inputs["input_ids"])  # its images are no sample's
         whole = self.accelerator.unwrap_model(model)
         whole = whole.get_base_model() if self.finetune_config.lora_rank is not None else whole
-        self._counts[0] += len(inputs["input_ids"])
+        self._counts[0] += len(ids)
         losses = []
         for budget in self._step_budgets():
             self.step_budget = budget
             brought = dict(with_budget(whole, inputs, self.prepared_budget, budget))
-            self._counts[1] += brought["attention_mask"].sum()
+            self._counts[1] += brought["attention_mask"][: len(ids)].sum()
             losses.append(super().training_step(model, brought, *args, **kwargs))
         loss = torch.stack(losses).sum()
         self._step_losses.append((ids, loss))
@@ -142,9 +170,23 @@ class FinetuneTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """See the class: the wait for data is measured."""
         start = time.perf_counter()
-        batches = super().get_batch_samples(*args, **kwargs)
+        batches, items = super().get_batch_samples(*args, **kwargs)
         self._waited += time.perf_counter() - start
-        return batches
+        return self._alike_in_all_processes(batches), items
+
+    def _alike_in_all_processes(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give a batch of text alone an image where another process has one in the same forward pass.
+
+        Every process has to take part when a sharded tower and projector are gathered.
+        """
+        if self._filler is None or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return batches
+        found = torch.tensor(["pixel_values" in batch for batch in batches], dtype=torch.int64, device=self.args.device)
+        anywhere = self.accelerator.reduce(found, reduction="sum").tolist()
+        return [
+            with_filler(batch, self._filler()) if others and "pixel_values" not in batch else batch
+            for batch, others in zip(batches, anywhere, strict=True)
+        ]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """See the class: with samples and tokens per second."""
@@ -218,9 +260,46 @@ class FinetuneTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()  # for their random states, and shards
             if self.is_world_process_zero():
-                write_options(output / PARTIAL / name, self.finetune_config.identity(self.args.world_size))
+                write_options(output / PARTIAL / name, self.finetune_config.identity(self.args.world_size, sharding()))
                 publish_checkpoint(output, name, keep=self.finetune_config.save_total_limit)
         self._saving = False
+
+    def weights(self) -> dict[str, Any] | None:
+        """The trained weights where they are sharded, whole in the first process; all have to call it."""
+        if self.is_fsdp_enabled:
+            return gathered(self.model, trained_only=self.finetune_config.lora_rank is not None)
+        if self.is_deepspeed_enabled and self.model_wrapped is not self.model:  # else no step was taken
+            return self.accelerator.get_state_dict(self.model_wrapped)
+        return None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """See the class."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = self.weights()
+        if self.args.should_save:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.is_fsdp_enabled or self.args.should_save:
+            assert self.optimizer is not None
+            save_optimizer(self.optimizer, self.model, Path(output_dir), sharded=self.is_fsdp_enabled)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_deepspeed_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        load_optimizer(self.optimizer, self.model, Path(checkpoint), sharded=self.is_fsdp_enabled)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -3,19 +3,23 @@
 import io
 import itertools
 import json
+import shutil
 import sys
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from llava_stf.data.bad_samples import BadSamples
 from llava_stf.data.preparation import Preparation
+from llava_stf.data.records import SampleError
 from llava_stf.data.sources import open_records, open_stream
 from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError
 from llava_stf.training.config import from_values
-from llava_stf.training.data import LlavaDataset, StreamedRows
+from llava_stf.training.data import LlavaDataset, Share, StreamedSamples
 from llava_stf.training.finetune import finetune
 
 datasets = pytest.importorskip("datasets", reason="needs the extra train")
@@ -132,15 +136,56 @@ def train(tmp_path, llava_base):
     return run
 
 
+def numbered(row, number):
+    """In place of a prepared sample."""
+    return {"id": row["id"], "number": number}
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_loading_processes_share_a_stream_and_number_its_rows(shards):
     """In each pass every row comes once; of two processes and one shard, one process has nothing to do."""
     rows = datasets.Dataset.from_dict({"id": list(range(20))}).to_iterable_dataset(num_shards=shards)
-    loader = DataLoader(StreamedRows(rows.shuffle(seed=0, buffer_size=4)), 5, num_workers=2, collate_fn=list)
+    samples = StreamedSamples(rows.shuffle(seed=0, buffer_size=4), numbered, BadSamples(40, 0), Share(5))
+    loader = DataLoader(samples, 5, num_workers=2, collate_fn=list)
     found = [item for batch in itertools.islice(loader, 8) for item in batch]
-    assert sorted(row["id"] for _, row in found) == sorted([*range(20)] * 2)
-    assert sorted(number for number, _ in found) == list(range(40))
-    assert [row["id"] for _, row in found[:20]] != [row["id"] for _, row in found[20:]]
+    assert sorted(item["id"] for item in found) == sorted([*range(20)] * 2)
+    assert sorted(item["number"] for item in found) == list(range(40))
+    assert [item["id"] for item in found[:20]] != [item["id"] for item in found[20:]]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_what_replaces_a_bad_row_does_not_depend_on_the_number_of_processes(processes):
+    """Rows 3, 4, 5 and 11 are bad, and each process prepares its own rows and what it needs in their place."""
+    rows = datasets.Dataset.from_dict({"id": list(range(12))}).to_iterable_dataset()
+    prepared = []
+
+    def prepare(row, number):
+        prepared.append(number)
+        if row["id"] in (3, 4, 5, 11):
+            raise SampleError("no target", str(number), "bad")
+        return numbered(row, number)
+
+    batch = 4 // processes
+    shares = [Share(batch, process, processes) for process in range(processes)]
+    streams = [iter(StreamedSamples(rows, prepare, BadSamples(16, 0.99), share)) for share in shares]
+    dealt = [list(itertools.islice(stream, 16)) for stream in streams]
+    whole = [next(filter(None, samples))["id"] for samples in zip(*dealt, strict=True)]
+    assert whole == [0, 1, 2, 6, 6, 6, 6, 7, 8, 9, 10, 0, 0, 1, 2, 6]
+    assert [sum(sample is not None for sample in samples) for samples in dealt] == [16 // processes] * processes
+    assert all(prepared.count(number) == 1 for number in (0, 1, 2, 7, 8, 9, 10))
+
+
+def test_streamed_training_with_workers_resumes_exactly_and_ends_them(train, hf_data, tmp_path):
+    """Of one shard the first worker reads all, the second nothing."""
+    data, before = hf_data(""), set(psutil.Process().children())
+    whole = train(data, "whole", max_steps=4, num_workers=2)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    with pytest.raises(LlavaStfError, match="num_workers 2 is now 0"):
+        train(data, "resumed", max_steps=4, num_workers=0, resume=True)
+    resumed = train(data, "resumed", max_steps=4, num_workers=2, resume=True)
+    assert set(psutil.Process().children()) == before
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("form", [".parquet", ""])

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -116,7 +114,7 @@ def test_a_resumed_run_has_its_teacher_again(run, tmp_path):
     Version(transformers.__version__) < Version("5.19"),
     reason="transformers 5.17 maps the optimizer of several CPU processes to 'cpu:0', which torch does not know",
 )
-def test_two_processes_end_where_one_does(run, tmp_path, llava_base, data_folder):
+def test_two_processes_end_where_one_does(run, run_in, tmp_path):
     options = {
         "stage": "distill",
         "max_steps": 3,
@@ -125,24 +123,10 @@ def test_two_processes_end_where_one_does(run, tmp_path, llava_base, data_folder
         "group_by_length": False,
     }
     one = run("one", per_device_batch_size=4, **options)
-    values = {
-        **options,
-        "vision_tokens": "4,1",
-        "base": llava_base,
-        "data": data_folder / "instruct.json",
-        "logging_steps": 1,
-    }
-    values |= {
-        "output": tmp_path / "two",
-        "per_device_batch_size": 2,
-        "learning_rate": 1e-2,
-        "num_workers": 0,
-        "bf16": False,
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "llava_stf.training.finetune", *(f"--{name}={value}" for name, value in values.items())]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two = run_in(
+        2, "two", config="ddp.yaml", program="llava_stf.training.finetune:main", **{**options, "vision_tokens": "4,1"}
+    )
+    assert two.wait() == [0, 0], two.log()
     # The match of image tokens is weighted by a process's answers, so it is the same up to their share.
     assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=0.05)
 
@@ -165,12 +149,6 @@ def test_what_is_frozen_takes_the_dtype_it_is_saved_in(llava_base, data_folder, 
 def test_distillation_needs_a_base_that_can_teach(run, stf_folder):
     with pytest.raises(FusionError, match="starts from a plain LLaVA"):
         run(stage="distill", base=str(stf_folder))
-
-
-def test_distillation_on_sharded_weights_is_refused(run, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(LlavaStfError, match="take DDP"):
-        run(stage="distill")
 
 
 def test_budgets_that_no_window_gives_are_refused(run):

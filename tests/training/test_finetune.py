@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from llava_stf.io.runs import newest_checkpoint, prepare_output
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import load_start, main, training_arguments
 from llava_stf.training.optim import part_of
+
+DDP = Path(__file__).resolve().parents[2] / "scripts" / "accelerate" / "ddp.yaml"
 
 
 def weights(folder):
@@ -188,13 +191,17 @@ def test_a_malformed_sample_is_named_in_one_sentence(run, tmp_path, workers):
     assert "\n" not in str(error.value)
 
 
-def test_module_runs_under_accelerate_launch(tmp_path, llava_base, data_folder):
+def test_accelerate_launch_starts_processes_that_train_together_on_cpus_too(run, tmp_path, options):
+    """With the configuration for several GPUs: `--cpu` starts one process. Its `mixed_precision` is not ours."""
+    expected = weights(run("one"))
+    values = options("two", per_device_batch_size=2)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "-m", "llava_stf.training.finetune"),
-        *("--base", str(llava_base), "--data", str(data_folder / "instruct.json"), "--output", str(tmp_path / "out")),
-        *("--max-steps", "10", "--per-device-batch-size", "2", "--num-workers", "1"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2"),
+        *("--main_process_port", "0", "-m", "llava_stf.training.finetune"),
+        *(f"--{name}={value}" for name, value in values.items()),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "samples_per_second" in done.stdout
-    assert (tmp_path / "out" / "config.json").exists()
+    assert done.stdout.count("samples_per_second") == 3  # of the first process alone
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)

@@ -59,7 +59,7 @@ def test_what_does_not_change_the_result_may_change(begun, tmp_path, data_folder
 
 def test_every_field_is_compared_or_free():
     config = FinetuneConfig(base="b", data="d", output="o")
-    known = {*config.identity(1), *FREE} - {"samples_per_step"}
+    known = {*config.identity(1), *FREE} - {"samples_per_step", "sharding"}
     assert known == set(FinetuneConfig.__dataclass_fields__)
 
 

@@ -58,8 +58,7 @@ class ModelOptions:
         from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
-        from llava_stf.models.fusion.config import RESAMPLERS
-        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+        from llava_stf.models.fusion.config import RESAMPLERS, FusionConfig
         from llava_stf.reduction.options import changed_options
 
         path = self._local_path()
@@ -74,7 +73,7 @@ class ModelOptions:
                 instructions=instructions,
             )  # fmt: skip
         patches = patch_grid(config) ** 2
-        fused = isinstance(config, LlavaStfConfig)
+        fused = isinstance(config, FusionConfig)
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
         own = config.fusion if fused else STF
         method = self.method or (own if fused or asked not in ("all", patches) else FULL)
@@ -169,10 +168,11 @@ class ModelOptions:
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
         from llava_stf.models.fusion.budget import patch_grid, resolve_window
+        from llava_stf.models.fusion.tiles import cells_of
 
         if not fused and self.vision_tokens == "all":
             raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
-        return (patch_grid(config) // resolve_window(config, self.vision_tokens)) ** 2
+        return cells_of(patch_grid(config), resolve_window(config, self.vision_tokens)) ** 2
 
     def _reduced_tokens(self, method: str, config: LlavaConfig, patches: int) -> int:
         from llava_stf.reduction import check_reduction

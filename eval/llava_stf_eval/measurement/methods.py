@@ -48,7 +48,7 @@ def timed(variant: Variant, seconds: dict[str, float]) -> Iterator[None]:
         handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     reduction = getattr(variant.model.model, "reduction", None)
     choose = reduction.method.choose if reduction and isinstance(reduction.method, LayerDropping) else None
-    if choose is not None:
+    if reduction is not None and choose is not None:
 
         def timed_choose(*args: Any) -> Any:
             start = time.process_time()
@@ -62,7 +62,7 @@ def timed(variant: Variant, seconds: dict[str, float]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        if choose is not None:
+        if reduction is not None and choose is not None:
             object.__delattr__(reduction.method, "choose")
 
 

@@ -1,0 +1,122 @@
+"""Peak memory, CPU time and the share of communication in it, of training in one and in two processes on CPUs.
+
+    python scripts/measure_sharding.py [FOLDER]      default: runs/sharding; writes the table of docs/training.md
+
+A random LLaVA of 20 million weights, stage instruct in float32, 8 samples of about 230 tokens a step, one torch thread
+a process. CPU time counts on a machine with other work, too, and leaves out what processes wait for each other. The
+share of communication is what both take more than two that train apart, each on its half. Memory is the largest
+resident size of a process, less that after its imports.
+"""
+
+import json
+import os
+import resource
+import runpy
+import statistics
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+from llava_stf.loading.testing import write_tiny_llava
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 7
+RUNS = {
+    "one process": ("plain", 1),
+    "two, apart": ("apart", 2),
+    "two, DDP": ("plain", 2),
+    "two, FSDP2": ("FSDP2", 2),
+}
+
+
+def write_inputs(folder: Path) -> None:
+    """A model, and 64 short conversations about one image."""
+    from PIL import Image
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    base = write_tiny_llava(folder / "base", stf=False)
+    config = AutoConfig.from_pretrained(base)
+    config.text_config.update(
+        {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8}
+    )
+    config.text_config.update({"num_key_value_heads": 8, "head_dim": 64})
+    LlavaForConditionalGeneration(config).save_pretrained(base)
+    Image.new("RGB", (56, 56), "red").save(folder / "red.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A square."}]
+    (folder / "data.json").write_text(
+        json.dumps([{"id": str(i), "image": "red.png", "conversations": turns} for i in range(64)])
+    )
+
+
+def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None:
+    """One process of a run, forked; prints a line of figures."""
+    if kind == "apart":
+        processes, name = 1, f"{name}-{rank}"
+    if processes > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
+    main = __import__("llava_stf.training.finetune", fromlist=["main"]).main
+    if kind == "FSDP2":
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
+        main = runpy.run_path(str(ROOT / "tests" / "training" / "shard_on_cpus.py"))["main"]
+    trainer = __import__("llava_stf.training.trainer", fromlist=["FinetuneTrainer"]).FinetuneTrainer
+    times, log = [], trainer.log
+    trainer.log = lambda self, *values: (times.append(time.process_time()), log(self, *values))
+    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    options = {
+        "base": folder / "base",
+        "data": folder / "data.json",
+        "output": folder / name,
+        "bf16": "false",
+        "per_device_batch_size": 4 if kind == "apart" else 8 // processes,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "save_steps": 100,
+        "num_workers": 0,
+        "cpu_threads": 1,
+    }
+    code = main([*(f"--{option}={value}" for option, value in options.items()), "--overwrite"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
+    (folder / f"{name}-{rank}.json").write_text(json.dumps({"code": code, "peak": peak / 2**20, "times": times}))
+
+
+def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, float]:
+    """CPU seconds of a step, of all processes (median, without the first two), and peak GiB of a process."""
+    children = []
+    for rank in range(processes):
+        children.append(os.fork())
+        if not children[-1]:
+            log = os.open(folder / f"{kind}-{processes}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            try:
+                train(folder, name, kind, processes, rank)
+            finally:
+                os._exit(0)
+    for child in children:
+        os.waitpid(child, 0)
+    told = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
+    assert all(figures["code"] == 0 for figures in told)
+    steps = [statistics.median(b - a for a, b in pairwise(figures["times"][:STEPS][1:])) for figures in told]
+    return sum(steps), max(figures["peak"] for figures in told)
+
+
+def report(folder: Path) -> None:
+    """Measure all, and print the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "data.json").exists():
+        write_inputs(folder)
+    import llava_stf.training.distill  # noqa: F401
+
+    found = {name: measure(folder, name.replace(", ", "-").replace(" ", "-"), *run) for name, run in RUNS.items()}
+    print("| | CPU seconds a step, of all processes | of these communication | peak memory of a process |")
+    print("| --- | ---: | ---: | ---: |")
+    apart = found["two, apart"][0]
+    for name, (seconds, peak) in found.items():
+        talking = f"{1 - apart / seconds:.0%}" if name in ("two, DDP", "two, FSDP2") else ""
+        print(f"| {name} | {seconds:.2f} | {talking} | {peak:.2f} GiB |")
+
+
+if __name__ == "__main__":
+    report(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sharding"))
