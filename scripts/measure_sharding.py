@@ -2,7 +2,7 @@
 
     python scripts/measure_sharding.py [FOLDER]      default: runs/sharding; writes the table of docs/training.md
 
-A random LLaVA of 20 million weights, stage instruct in float32, 8 samples of about 230 tokens a step, one torch thread
+A random LLaVA of 20 million weights, stage instruct in float32, 2 samples of about 230 tokens a step, one torch thread
 a process. CPU time counts on a machine with other work, too, and leaves out what processes wait for each other. The
 share of communication is what both take more than two that train apart, each on its half. Memory is the largest
 resident size of a process, less that after its imports.
@@ -21,7 +21,7 @@ from pathlib import Path
 from llava_stf.loading.testing import write_tiny_llava
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 7
+STEPS = 6
 RUNS = {
     "one process": ("plain", 1),
     "two, apart": ("apart", 2),
@@ -69,7 +69,7 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
         "data": folder / "data.json",
         "output": folder / name,
         "bf16": "false",
-        "per_device_batch_size": 4 if kind == "apart" else 8 // processes,
+        "per_device_batch_size": 1 if kind == "apart" else 2 // processes,
         "max_steps": STEPS,
         "logging_steps": 1,
         "save_steps": 100,

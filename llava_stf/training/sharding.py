@@ -18,7 +18,7 @@ from llava_stf.errors import LlavaStfError
 
 if TYPE_CHECKING:
     from accelerate import FullyShardedDataParallelPlugin
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import TrainingArguments
 
     from llava_stf.training.config import FinetuneConfig
@@ -120,7 +120,8 @@ def unit_names(model: nn.Module) -> list[str]:
     Args:
         model: a LLaVA, with or without adapters.
     """
-    llava: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+    whole: Any = model
+    llava = whole.get_base_model() if hasattr(model, "peft_config") else whole
     projector = llava.model.multi_modal_projector
     projector = getattr(projector, "original_module", projector)  # PEFT keeps it beside the one that is trained
     there = {type(module).__name__ for module in model.modules()}
@@ -142,7 +143,7 @@ def forward_of(model: nn.Module, name: str, function: Callable[..., Any]) -> Cal
     return getattr(model, name)
 
 
-def gathered(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
+def gathered(model: nn.Module, *, trained_only: bool) -> dict[str, Any]:
     """The whole weights of an FSDP2 model on the CPU of the first process, nothing in others; all have to call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
