@@ -48,6 +48,9 @@ if TYPE_CHECKING:
         VideoLlavaStfModel,
     )
     from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
+    from llava_stf.models.vipllava.configuration_vipllava_stf import VipLlavaStfConfig
+    from llava_stf.models.vipllava.modeling_vipllava_stf import VipLlavaStfForConditionalGeneration, VipLlavaStfModel
+    from llava_stf.models.vipllava.processing_vipllava_stf import VipLlavaStfProcessor
     from llava_stf.reduction.apply import apply_pooling, apply_stf, remove_stf
 
 
@@ -78,6 +81,10 @@ _HOMES = {
     "VideoLlavaStfForConditionalGeneration": "models.video_llava.modeling_video_llava_stf",
     "VideoLlavaStfModel": "models.video_llava.modeling_video_llava_stf",
     "VideoLlavaStfProcessor": "models.video_llava.processing_video_llava_stf",
+    "VipLlavaStfConfig": "models.vipllava.configuration_vipllava_stf",
+    "VipLlavaStfForConditionalGeneration": "models.vipllava.modeling_vipllava_stf",
+    "VipLlavaStfModel": "models.vipllava.modeling_vipllava_stf",
+    "VipLlavaStfProcessor": "models.vipllava.processing_vipllava_stf",
     "apply_pooling": "reduction.apply",
     "apply_stf": "reduction.apply",
     "convert_checkpoint": "conversion",
@@ -112,6 +119,10 @@ __all__ = [
     "VideoLlavaStfForConditionalGeneration",
     "VideoLlavaStfModel",
     "VideoLlavaStfProcessor",
+    "VipLlavaStfConfig",
+    "VipLlavaStfForConditionalGeneration",
+    "VipLlavaStfModel",
+    "VipLlavaStfProcessor",
     "apply_pooling",
     "apply_stf",
     "convert_checkpoint",

@@ -3,6 +3,7 @@
 Not imported: `start` has it run in the fork, with `told` as its one global.
 """
 
+import multiprocessing
 import os
 import resource
 import runpy
@@ -15,6 +16,7 @@ written = os.open(told["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.dup2(written, 1)
 os.dup2(written, 2)
 os.environ.update(told["environment"])
+multiprocessing.set_start_method(None, force=True)  # its own workers start as in a process that nobody has forked
 if told["files"] is not None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (told["files"], told["files"]))
 module, _, function = told["program"].rpartition(":")

@@ -20,7 +20,7 @@ from shapes import MODELS
 from targets import compiled_ms, first_token_ratio, ratio, target_lines
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
-NOT_MEASURED = "Not measured yet: `scripts/gpu_check.sh` measures on a CUDA GPU and fills in this table."
+NOT_MEASURED = "Speed on a GPU is not measured yet; `scripts/gpu_check.sh` measures it."
 EMPTY = "–"
 
 

@@ -32,7 +32,7 @@ class Visualisation:
         window: side of the windows that are fused, in patches; 1 where every patch is a token of its own.
         kept: raster indices of the patches that a selecting method keeps; `None` where windows say it all.
         contributions: float32 [K, grid, grid], see `block_contributions`; `None` if it was not asked for.
-        states: the K tower states of `contributions`: i is the output of block i, 0 the embedding.
+        states: the K hidden states of `contributions`: i is the output of block i, 0 the embedding.
     """
 
     image: np.ndarray
@@ -44,13 +44,13 @@ class Visualisation:
 
 
 def visualise(llava: LlavaStf, image: ImageSource, *, contributions: bool = False) -> Visualisation:
-    """The windows of a model, and with `contributions` what MBTF reads of each tower state.
+    """The windows of a model, and with `contributions` what MBTF reads of each hidden state.
 
     Raises:
         ImageError: the image cannot be read.
         FusionError: contributions of a model without MBTF or a model that takes images in tiles.
     """
-    refuse_tiles(llava.model.config, "Showing windows")
+    refuse_tiles(llava.model.config, "What MBTF reads" if contributions else "One square of windows")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     window = grid // math.isqrt(llava.vision_tokens)
@@ -78,6 +78,7 @@ def visualise_selection(
         ImageError: the image cannot be read.
         FusionError: as `apply_reduction`, or nothing can be drawn.
     """
+    refuse_tiles(llava.model.config, "Showing what a method keeps")
     preview, pixels = _preprocess(llava, image)
     grid = patch_grid(llava.model.config)
     budget = grid**2 // 4 if vision_tokens is None else vision_tokens
@@ -98,7 +99,7 @@ def visualise_selection(
 
 @torch.no_grad()
 def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    """Share of each fused tower state in MBTF's first layer, per patch.
+    """Share of each fused hidden state in MBTF's first layer, per patch.
 
     MBTF's first layer multiplies the K states x_1 .. x_K of a patch, joined, by one weight W = [W_1 .. W_K]. What state
     i brings is W_i x_i, and its share is the norm of that over the sum of all K norms:

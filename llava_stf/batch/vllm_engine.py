@@ -49,7 +49,8 @@ class VllmEngine(Engine):
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _request(self, prompt: Prompt) -> dict[str, Any]:
-        from llava_stf.models.llava_stf.conversation import render_chat, tokenize_chunks
+        from llava_stf.models.llava_stf.chunks import tokenize_chunks
+        from llava_stf.models.llava_stf.conversation import render_chat
 
         text = render_chat(self._processor, [prompt.message])
         image_id = self._processor.image_token_id

@@ -65,7 +65,7 @@ FusionLayers = Annotated[
     typer.Option(
         metavar="A,B,...",
         callback=_check_layers,
-        help="Tower states to fuse, in channel order; default: what is known of them, or by the tower's depth.",
+        help="Hidden states to fuse, in channel order; default: what is known of them, or by the tower's depth.",
     ),
 ]
 Quantization = Annotated[

@@ -32,7 +32,7 @@ def show(
         typer.Option(help="The drawing; default: show.png, or show-2.png where that is another file."),
     ] = None,
 ) -> None:
-    """Draw an image with its patch grid and what of it reaches the language model.
+    """Draw an image with its patch grid, or its tiles, and what of it reaches the language model.
 
     --weights: norm of a block's part of MBTF's first layer, |W_i x_i|, as share of the sum over the blocks, per patch.
     """
@@ -43,6 +43,7 @@ def show(
     with importing():
         from llava_stf.analysis.visualise import visualise, visualise_selection
         from llava_stf.cli.show_figure import save_visualisation
+        from llava_stf.models.fusion.tiles import has_tiles
         from llava_stf.reduction import find_method, with_options
         from llava_stf.reduction.options import parse_options
 
@@ -50,6 +51,12 @@ def show(
     if method == WINDOWS:
         name = model or "tiny"
         llava = load(name, vision_tokens=vision_tokens, device=device)
+        if has_tiles(llava.model.config) and not weights:
+            from llava_stf.analysis.tiled_view import view_tiles
+            from llava_stf.cli.show_tiles import save_tiles
+
+            print(f"{save_tiles(drawing, view_tiles(llava, loaded), name=name)}\ndrawn: {drawing}")
+            return
         seen = visualise(llava, loaded, contributions=weights)
     else:
         name = model or "tiny-full"

@@ -48,7 +48,7 @@ def convert_checkpoint(
         base: for a projector file: the model it was trained on, a plain LLaVA or a Vicuna; folder or hub id.
         vision_tower: tower of an original checkpoint that does not say it (folder or hub id); with `to="original"` from
             a Hugging Face folder, the name to write down.
-        fusion_layers: the tower states MBTF joins, in channel order, where their number does not tell.
+        fusion_layers: the hidden states MBTF joins, in channel order, where their number does not tell.
         subfolder: of `src`, on the hub.
         revision: of `src`, on the hub.
         progress: show a progress bar on stderr.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -35,7 +36,7 @@ def locate(
     if not isinstance(name, str | Path):
         raise ModelNotFoundError(f"A model is named by a path or a hub id, found {type(name).__name__}.")
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # False, too, for what can be no path
         if revision is not None:
             raise LlavaStfError(
                 f"'{name}' is a local path, which has no revision '{revision}'; leave revision out, or check out that "
@@ -44,8 +45,8 @@ def locate(
         return _inside(path, subfolder, name)
     if not is_hub_id(str(name)):
         raise ModelNotFoundError(
-            f"No model '{name}': there is no such file or folder (looked in {Path.cwd()}), and it is no hub id "
-            "(owner/name); check the path."
+            f"No model '{name!s:.200}': there is no such file or folder (looked in {Path.cwd()}), and it is no hub "
+            "id (owner/name); check the path."
         )
     return _inside(_fetch(str(name), subfolder, revision, weights), subfolder, name)
 

@@ -33,8 +33,9 @@ from llava_stf.conversion.tiles import (
 from llava_stf.conversion.tower import Tower, find_tower
 from llava_stf.errors import CheckpointError
 from llava_stf.io.weights import StoredTensor
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.keys import EMBEDDING, adapter_name, original_table, public_to_original, rename
 
 ROW_MULTIPLE = 64
@@ -115,8 +116,8 @@ def read_original(
         and len(model_config.fusion_states) not in (1, 8)
     ):
         state.notes.append(
-            f"The checkpoint does not say which tower states it fuses; {model_config.fusion_states} was assumed. If it "
-            "was trained on others, give them as fusion_layers."
+            f"The checkpoint does not say which hidden states it fuses; {model_config.fusion_states} was assumed. If "
+            "it was trained on others, give them as fusion_layers."
         )
     return state
 

@@ -28,9 +28,11 @@ from llava_stf.io.json import read_json, without_byte_order_marks
 from llava_stf.models.fusion.budget import num_image_tokens
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
-from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
 from llava_stf.models.registry import family_of_config
+from llava_stf.models.vision.layers import select_strategy
 
 GENERATION = "generation_config.json"
 PAD_TOKEN = "<pad>"
@@ -127,7 +129,7 @@ def build_processor(
             "image_processor": image_processor,
             "tokenizer": tokenizer,
             "patch_size": config.vision_config.patch_size,
-            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "vision_feature_select_strategy": select_strategy(config),
             "num_additional_image_tokens": 1,
             "chat_template": template,
         }
@@ -190,7 +192,7 @@ def read_processor(folder: Path, config: LlavaConfig) -> tuple[LlavaProcessor | 
         raise CheckpointError(f"{folder}: the processor files cannot be read: {one_line(error)}") from error
     ensure_pad_token(processor.tokenizer)
     processor.patch_size = config.vision_config.patch_size  # which versions before 4.45 did not write
-    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+    processor.vision_feature_select_strategy = select_strategy(config)
     return processor, processor.image_processor
 
 
@@ -231,7 +233,7 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
             "size, crop_size, image_mean and image_std in the processor's files."
         )
     found = int((made["input_ids"] == config.image_token_id).sum())
-    if config.vision_feature_select_strategy == "default" and found != expected:
+    if select_strategy(config) == "default" and found != expected:
         raise CheckpointError(f"{folder}: the processor gives an image {found} tokens, and the model {expected}.")
 
 

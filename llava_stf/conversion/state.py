@@ -111,11 +111,11 @@ def fusion_fields(
     fusion_layers = layers or layers_of(states, depth, select_layer)
     if fusion_layers is None:
         raise CheckpointError(
-            f"The projector fuses {states} tower states and nothing tells which; give them as fusion_layers, deepest "
+            f"The projector fuses {states} hidden states and nothing tells which; give them as fusion_layers, deepest "
             f"first (the default for {depth} blocks would be {default_fusion_layers(depth, select_layer)})."
         )
     if len(fusion_layers) != states:
-        raise CheckpointError(f"The projector fuses {states} tower states, fusion_layers names {len(fusion_layers)}.")
+        raise CheckpointError(f"The projector fuses {states} hidden states, fusion_layers names {len(fusion_layers)}.")
     return {
         "fusion_layers": fusion_layers,
         "fusion_window": window,
@@ -169,7 +169,7 @@ def _check_tower(file: Path, config: LlavaConfig) -> None:
         if type(size) is not int or size < 1:
             raise CheckpointError(f"{file}: {name} of vision_config must be a positive whole number, found {size!r}.")
     layers, depth = config.vision_feature_layer, vision.num_hidden_layers
-    for layer in layers if isinstance(layers, list) else [layers]:
+    for layer in [layers] if isinstance(layers, int) else layers:
         if state_index(layer, depth) == 0:
             raise CheckpointError(f"{file}: vision_feature_layer {layer} is no output of the tower's {depth} blocks.")
 

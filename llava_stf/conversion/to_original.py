@@ -96,7 +96,7 @@ def _check_expressible(state: CheckpointState) -> None:
     """Refuse what the format has no place for; note what it holds but the authors' code does not run."""
     config = state.config
     if isinstance(config, FusionConfig) and not isinstance(config, LlavaStfConfig):
-        raise CheckpointError(f"The original format has no {config.model_type}: the authors' code has no such model.")
+        raise CheckpointError(f"The original format has no {state.config.model_type}, nor has the authors' code.")
     if config.model_type not in ("llava", "llava_stf", "llava_next", "llava_onevision"):
         raise CheckpointError(f"A {config.model_type} cannot be written in the original format.")
     if config.text_config.model_type not in _MODEL_TYPES:
@@ -113,7 +113,9 @@ def _check_expressible(state: CheckpointState) -> None:
         raise CheckpointError("The original format has projectors with GELU and biases only; this one has others.")
     if not isinstance(config, LlavaStfConfig):
         if not isinstance(config.vision_feature_layer, int):
-            raise CheckpointError("The original format of a plain LLaVA selects one tower state; this one has several.")
+            raise CheckpointError(
+                "The original format of a plain LLaVA selects one hidden state; this one has several."
+            )
         return
     if config.fusion != "stf":
         raise CheckpointError(

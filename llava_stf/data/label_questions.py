@@ -15,7 +15,7 @@ from llava_stf.data.sources import visible_files
 from llava_stf.errors import DataError
 from llava_stf.images import FORMATS
 from llava_stf.io.json import read_text
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 
 # Asked about every image of a folder, for answers of all lengths.
 PROMPTS = (

@@ -16,7 +16,8 @@ from llava_stf.data.templates import Template, encode_chat
 from llava_stf.errors import CheckpointError, DataError, ImageError, PromptError
 from llava_stf.images import load_image
 from llava_stf.models.fusion.tiles import WHOLE, has_tiles, number_of_tiles, shows_several_whole
-from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, IMAGE_TOKEN, encode_conversation
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, encode_conversation
 
 if TYPE_CHECKING:
     from llava_stf.data.sources import Records

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from llava_stf.errors import DataError
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 
 Reason = Literal[
     "no record",

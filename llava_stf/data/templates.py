@@ -13,10 +13,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from llava_stf.errors import PromptError
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.models.llava_stf.conversation import (
     CHAT_TEMPLATE,
     IGNORE_INDEX,
-    IMAGE_TOKEN,
     checked_turns,
     controls_of,
     render_chat,

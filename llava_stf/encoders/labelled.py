@@ -81,7 +81,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
 
     Raises:
         ModelNotFoundError: there is none.
-        CheckpointError: it is no ViT.
+        CheckpointError: it is no ViT, or lacks weights.
         LlavaStfError: a device that is not there.
     """
     from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
@@ -94,7 +94,7 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
         config = AutoConfig.from_pretrained(folder)
         config = getattr(config, "vision_config", config)
         options = {"add_pooling_layer": False} if config.model_type == "vit" else {}
-        model = AutoModel.from_pretrained(folder, config=config, **options).to(device).eval()
+        model, report = AutoModel.from_pretrained(folder, config=config, output_loading_info=True, **options)
         # Its fields alone: older transformers load no processor by name where torchvision is not installed.
         processor, _ = CLIPImageProcessorPil.get_image_processor_dict(folder)
         mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
@@ -105,7 +105,13 @@ def load_encoder(folder: str | Path, device: str | torch.device = "cpu", *, pool
             f"{folder} is no Vision Transformer for square images of one size (image_size, patch_size), but a "
             f"{config.model_type}"
         )
-    return Encoder(model, config.image_size, mean, std, pooling)
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:  # transformers would draw them
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} tensors of a {type(model).__name__}, the first is {missing[0]}: a LLaVA is "
+            "no encoder, its tower may be one."
+        )
+    return Encoder(model.to(device).eval(), config.image_size, mean, std, pooling)
 
 
 def open_labelled(data: str, *, image_column: str = "image", label_column: str = "label") -> tuple[Labelled, Labelled]:

@@ -9,9 +9,9 @@ at the first request that needs it:
     prefill              per batch size, prompt bucket and cache length
     decoding             per batch size and cache length
 
-The loop over tokens is our own. That of transformers gives the same ids over the same cache (5.24), but reads the last
-token of a prompt eagerly, makes each token's mask outside the graph, and takes 16 to 19 % more for a further token (the
-bundled model and one of 12 layers of 768, one core of an AMD EPYC with AVX-512, 29 November 2026).
+The loop over tokens is our own. That of transformers gives the same ids over the same cache (5.17, 5.24), but reads the
+last token of a prompt eagerly, makes each token's mask outside the graph, and takes 16 to 21 % more for a further token
+(the bundled model and one of 12 layers of 768, one core of an AMD EPYC with AVX-512, 29 November 2026).
 
 Shapes: B rows, L prompt tokens, P >= L tokens of the bucket, T new tokens, R image tokens of all rows, H LLM width.
 """

@@ -22,7 +22,7 @@ from transformers import BatchFeature
 
 from llava_stf.inference.interface import Encoder
 from llava_stf.models.fusion.budget import FusedConfig, VisionTokens, budget_per_image
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 
 IMAGE_BYTES = 128 * 2**20  # 113 images of a 7B model at 144 tokens in 16 bits
 OF_AN_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes")  # what processors call what they make of images

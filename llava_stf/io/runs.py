@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PARTIAL = ".partial"
 LAST_FILE = "config.json"
 _OPTIONS = "run_options.json"
+_STATE = "state.pt"
 _MODEL_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", "generation_config.json", "adapter_*"),
     *("processor_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
@@ -132,6 +133,25 @@ def publish_checkpoint(output: Path, name: str, *, keep: int) -> None:
     for outdated in sorted(_complete_checkpoints(output), key=checkpoint_step)[:-keep]:
         outdated.rename(partial / outdated.name)
     shutil.rmtree(partial)
+
+
+def save_state(output: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint that holds its state in one file, and keep the newest two; `read_state` gives it back."""
+    import torch
+
+    name = f"checkpoint-{step}"
+    folder = output / PARTIAL / name
+    folder.mkdir(parents=True)
+    torch.save(dict(state), folder / _STATE)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    publish_checkpoint(output, name, keep=2)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_state` wrote: tensors and plain values."""
+    import torch
+
+    return torch.load(checkpoint / _STATE, weights_only=True)
 
 
 def save_whole(model: Any, folder: Path, dtype: torch.dtype, state_dict: dict[str, Any] | None = None) -> None:

@@ -18,6 +18,7 @@ from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.registry import family_of_config
+from llava_stf.models.vision.layers import select_strategy
 
 
 def load_processor(
@@ -67,7 +68,7 @@ def processor_of(folder: Path, config: LlavaConfig) -> LlavaProcessor | None:
         vars(processor).update(fields)
         if not isinstance(config, FusionConfig):
             processor.fusion_window = 1
-    elif type(processor) is family.plain_processor and config.vision_feature_select_strategy == "default":
+    elif type(processor) is family.plain_processor and select_strategy(config) == "default":
         processor = family.processor(
             image_processor=processor.image_processor,
             tokenizer=processor.tokenizer,

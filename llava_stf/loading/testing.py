@@ -129,3 +129,50 @@ def tiny_llava_next(*, llm: str = "mistral", depth: int = 8, seed: int = 0, **fi
         num_additional_image_tokens=1, chat_template=MISTRAL_TEMPLATE,
     )  # fmt: skip
     return model, processor
+
+
+def tiny_vipllava(*, depth: int = 12, seed: int = 0) -> tuple[Any, Any]:
+    """A random plain ViP-LLaVA with a tower of width 16 and an LLM of width 32, and its processor.
+
+    Args:
+        depth: blocks of the tower.
+        seed: of the weights.
+
+    Returns:
+        `VipLlavaForConditionalGeneration` and `LlavaProcessor`; images have 4x4 patches.
+    """
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaImageProcessorPil,
+        LlavaProcessor,
+        VipLlavaConfig,
+        VipLlavaForConditionalGeneration,
+    )
+
+    from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE
+
+    tokenizer, side = tiny_tokenizer(), 56
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=depth, num_attention_heads=2, image_size=side,
+        patch_size=14, initializer_range=0.2,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=512, initializer_range=0.2,
+    )  # fmt: skip
+    config = VipLlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = VipLlavaForConditionalGeneration(config).eval()
+    images = LlavaImageProcessorPil(
+        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )  # fmt: skip
+    return model, processor

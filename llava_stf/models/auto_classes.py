@@ -20,6 +20,7 @@ MODEL_TYPES = {
     "llava_next_video_stf": "LlavaNextVideoStf",
     "llava_onevision_stf": "LlavaOnevisionStf",
     "video_llava_stf": "VideoLlavaStf",
+    "vipllava_stf": "VipLlavaStf",
 }
 
 

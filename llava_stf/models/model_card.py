@@ -110,7 +110,7 @@ def _summary(config: dict[str, Any], base: str | None) -> str:
     if config.get("model_type") in MODEL_TYPES:
         facts["fusion"] = config.get("fusion", "stf")
         facts["windows of patches"] = ", ".join(f"{k}x{k}" for k in windows)
-        facts["fused tower states"] = config.get("fusion_layers")
+        facts["fused hidden states"] = config.get("fusion_layers")
     facts["language model"] = (config.get("text_config") or {}).get("model_type", config.get("model_type"))
     return _table(facts)
 

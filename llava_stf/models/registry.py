@@ -25,6 +25,8 @@ from transformers import (
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
     VideoLlavaProcessor,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 from llava_stf.errors import FusionError
@@ -53,6 +55,9 @@ from llava_stf.models.video_llava.modeling_video_llava_stf import (
     VideoLlavaStfModel,
 )
 from llava_stf.models.video_llava.processing_video_llava_stf import VideoLlavaStfProcessor
+from llava_stf.models.vipllava.configuration_vipllava_stf import VipLlavaStfConfig
+from llava_stf.models.vipllava.modeling_vipllava_stf import VipLlavaStfForConditionalGeneration, VipLlavaStfModel
+from llava_stf.models.vipllava.processing_vipllava_stf import VipLlavaStfProcessor
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,10 @@ FAMILIES: dict[type[nn.Module], Family] = {
     VideoLlavaForConditionalGeneration: Family(
         VideoLlavaStfForConditionalGeneration, VideoLlavaStfModel, VideoLlavaStfConfig, VideoLlavaStfProcessor,
         VideoLlavaConfig, VideoLlavaProcessor, CHAT_TEMPLATE,
+    ),
+    VipLlavaForConditionalGeneration: Family(
+        VipLlavaStfForConditionalGeneration, VipLlavaStfModel, VipLlavaStfConfig, VipLlavaStfProcessor, VipLlavaConfig,
+        LlavaProcessor,
     ),
 }  # fmt: skip
 # By model type, plain or fused.

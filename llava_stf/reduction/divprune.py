@@ -38,16 +38,25 @@ def most_diverse(x: Tensor, count: int, dtype: Literal["float32", "model"] = "fl
         nearest = distance.masked_fill(torch.eye(x.shape[1], dtype=torch.bool, device=x.device), torch.inf).amin(-1)
     else:
         nearest = distance.kthvalue(2, dim=1).values  # the least is taken to be that to itself
-    latest = nearest.argmax(-1, keepdim=True)
-    chosen = [latest]
-    gap = torch.full_like(nearest, torch.inf)  # [B, N], to the nearest of the chosen
+    if exact:
+        distance.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # what is chosen is never chosen again
+    return farthest_first(distance, nearest, count).sort(-1).values
+
+
+def farthest_first(distance: Tensor, nearest: Tensor, count: int) -> Tensor:
+    """`count` tokens in the order in which they are chosen, int64 [B, count].
+
+    Args:
+        distance: [B, N, N].
+        nearest: [B, N], to the nearest other; it decides the first.
+        count: at least 1.
+    """
+    rows = torch.arange(len(distance), device=distance.device)
+    chosen, gap = [nearest.argmax(-1)], nearest.new_full(nearest.shape, torch.inf)  # to the nearest of the chosen
     for _ in range(count - 1):
-        gap = torch.minimum(gap, distance.gather(1, latest[..., None].expand(-1, -1, x.shape[1]))[:, 0])
-        if exact:
-            gap = gap.scatter(1, latest, -torch.inf)
-        latest = gap.argmax(-1, keepdim=True)
-        chosen.append(latest)
-    return torch.cat(chosen, dim=1).sort(-1).values
+        gap = torch.minimum(gap, distance[rows, chosen[-1]])
+        chosen.append(gap.argmax(-1))
+    return torch.stack(chosen, dim=1)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from llava_stf.models.fusion.config import FusionConfig, VideoFusionConfig
 from llava_stf.models.fusion.videos import frame_fields
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.registry import family_of
+from llava_stf.models.vision.layers import select_strategy
 from llava_stf.models.vision.states import towers_of
 from llava_stf.models.vision.towers import special_tokens
 from llava_stf.reduction.config import derive_config
@@ -94,7 +95,7 @@ def fused_config(model: LlavaForConditionalGeneration, **fields: Any) -> FusionC
     family = family_of(model)
     for name in ("linear_1", "linear_2"):
         plain_weight(getattr(model.model.multi_modal_projector, name), f"multi_modal_projector.{name}")
-    if model.config.vision_feature_select_strategy == "full" and special_tokens(towers_of(model.model)[0]) == 0:
+    if select_strategy(model.config) == "full" and special_tokens(towers_of(model.model)[0]) == 0:
         fields["vision_feature_select_strategy"] = "default"  # all of such a tower's states are patches
     config = derive_config(model.config, family.config, **fields)
     config.architectures = [family.model.__name__]

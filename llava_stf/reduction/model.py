@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -12,17 +12,29 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, patch_grid
-from llava_stf.models.fusion.tiles import refuse_tiles
+from llava_stf.models.fusion.tiles import has_tiles, refuse_tiles
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.registry import family_of
 from llava_stf.models.vision.states import select_patch_states
 from llava_stf.models.vision.towers import special_tokens_of
 from llava_stf.reduction.config import derive_config
-from llava_stf.reduction.method import Change, Method, Reduction
+from llava_stf.reduction.method import Change, Method, Reduction, refuse_to_save
+from llava_stf.reduction.tiled import (
+    ReducedLlavaNextConfig,
+    ReducedLlavaNextForConditionalGeneration,
+    ReducedLlavaNextModel,
+    ReducedLlavaNextProcessor,
+)
 
 
 class TrainingFreeMethod(Method):
-    """A method without weights: it takes a plain LLaVA as it is, at any budget."""
+    """A method without weights: it takes a plain LLaVA as it is, at any budget.
+
+    Attributes:
+        tiles: whether it is published for the tiles of a LLaVA-NeXT, each on its own.
+    """
+
+    tiles: ClassVar[bool] = False
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
         """Check that images are single squares and hidden states those of a LLaVA-1.5.
@@ -30,7 +42,8 @@ class TrainingFreeMethod(Method):
         Raises:
             FusionError: they are not.
         """
-        refuse_tiles(config, f"'{self.name}'")
+        if not (self.tiles and config.model_type == "llava_next"):
+            refuse_tiles(config, f"'{self.name}'")
         if not isinstance(config.vision_feature_layer, int):
             raise FusionError(
                 f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer "
@@ -51,12 +64,13 @@ class TrainingFreeMethod(Method):
         family_of(model)
         config = model.config
         reduction = Reduction(self, patch_grid(config) ** 2, vision_tokens, seed)
+        tiled, config_class = has_tiles(config), ReducedLlavaNextConfig if has_tiles(config) else ReducedLlavaConfig
         return Change(
-            model_class=ReducedLlavaForConditionalGeneration,
-            inner_class=self.model_class(),
-            config=derive_config(config, ReducedLlavaConfig, prompt_tokens=reduction.prompt_tokens),
+            model_class=ReducedLlavaNextForConditionalGeneration if tiled else ReducedLlavaForConditionalGeneration,
+            inner_class=ReducedLlavaNextModel if tiled else self.model_class(),
+            config=derive_config(config, config_class, prompt_tokens=reduction.prompt_tokens),
             tower_layers=[config.vision_feature_layer],
-            processor_class=ReducedProcessor,
+            processor_class=ReducedLlavaNextProcessor if tiled else ReducedProcessor,
             processor_fields={"image_tokens": reduction.prompt_tokens},
             reduction=reduction,
             hooks=self.hooks,
@@ -127,15 +141,8 @@ class ReducedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     """A plain LLaVA that a method without weights has been applied to. It generates as any other."""
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse: such a method has no weights, and a checkpoint has no place for it.
-
-        Raises:
-            FusionError: always.
-        """
-        raise FusionError(
-            f"This model is reduced by '{self.model.reduction.method.name}', which no checkpoint can hold; call "
-            "remove_reduction, save, and apply it again after loading."
-        )
+        """Refuse, see `refuse_to_save`."""
+        refuse_to_save(self.model.reduction.method)
 
 
 class ReducedProcessor(LlavaStfProcessor):

@@ -30,6 +30,8 @@ def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) ->
 class RandomPatches(TrainingFreeMethod):
     """Keeps patches at random, before the projector, so that it works on the chosen alone."""
 
+    tiles = True  # the baseline of whatever is
+
     name = "random"
     title = "random patches"
     reference = "the baseline of UniPruneBench, arXiv 2511.02650"

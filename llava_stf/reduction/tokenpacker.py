@@ -11,4 +11,4 @@ class TokenPacker(ResamplerMethod):
     name = "tokenpacker"
     title = "TokenPacker"
     reference = "Li et al., arXiv 2407.02392"
-    needs = "Training: a projector of its own, random at first, on four tower states."
+    needs = "Training: a projector of its own, random at first, on four hidden states."

@@ -79,6 +79,8 @@ class VisionZip(ClassTokenMethod):
     targets: Literal["stride", "spread"] = "stride"
     order: Literal["authors", "raster"] = "authors"
 
+    tiles = True  # tables on LLaVA-NeXT
+
     name = "visionzip"
     title = "VisionZip"
     reference = "Yang et al., arXiv 2412.04467"

@@ -27,12 +27,13 @@ def distinct_tokens(states: Tensor, rest: Tensor, count: int) -> Tensor:
         rest: int64 [B, R], in the order in which tokens are paired.
         count: at most R.
     """
-    unit = functional.normalize(states.float(), dim=-1)
+    unit, images = functional.normalize(states.float(), dim=-1), torch.arange(len(states), device=states.device)
+    likeness = unit @ unit.transpose(1, 2)
     while rest.shape[1] > count:
         first, second = rest[:, ::2], rest[:, 1::2]
         gone = min(PER_ROUND, rest.shape[1] - count, first.shape[1])
-        likeness = (gather_tokens(unit, first) @ gather_tokens(unit, second).transpose(1, 2)).amax(-1)
-        stay = likeness.argsort(dim=-1, descending=True, stable=True)[:, gone:]
+        nearest = likeness[images[:, None, None], first[..., None], second[:, None]].amax(-1)
+        stay = nearest.argsort(dim=-1, descending=True, stable=True)[:, gone:]
         rest = torch.cat([first.gather(1, stay), second], dim=1)
     return rest
 

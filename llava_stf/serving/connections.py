@@ -74,6 +74,13 @@ class BoundedProtocol(H11Protocol):
         if not self._is_answering and not self.transport.is_closing():
             self._await_request()
 
+    def shutdown(self) -> None:
+        """Ends the connection as soon as a running answer is done; a request that is still coming is given up."""
+        if self._is_answering and self.cycle.more_body and not self.cycle.response_started:
+            self._refuse(503, "The server is about to stop.")
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no HTTP in the form of OpenAI's errors."""
         self._refuse(400, "The request is no valid HTTP.")

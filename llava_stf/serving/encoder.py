@@ -23,7 +23,7 @@ from llava_stf.inference.reading import Reading
 from llava_stf.models.fusion.budget import VisionTokens, budget_per_image
 from llava_stf.models.fusion.detail import DETAILS, choose_budgets
 from llava_stf.models.fusion.tiles import shows_several_whole
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.serving.memory import Memory, needed
 from llava_stf.serving.options import ServeOptions
 from llava_stf.serving.request_body import Bounds

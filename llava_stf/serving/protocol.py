@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from llava_stf.errors import PromptError
 from llava_stf.inference import Detail, Message
 from llava_stf.models.fusion.detail import DETAILS
-from llava_stf.models.llava_stf.conversation import IMAGE_TOKEN
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.serving.errors import RequestError
 from llava_stf.serving.known_fields import HARMLESS, refuse_unknown
 from llava_stf.serving.request_body import Bounds, ParsedBody, parse_body

@@ -34,6 +34,7 @@ from llava_stf.models.fusion.budget import resolve_window
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.conversation import END, IGNORE_INDEX, encode_conversation
 from llava_stf.models.llava_stf.vocabulary import ensure_pad_token
+from llava_stf.models.vision.layers import select_strategy
 from llava_stf.models.vision.towers import load_tower, special_tokens
 from llava_stf.reduction.apply import apply_pooling, apply_stf
 
@@ -120,7 +121,7 @@ def assemble(
         output: folder to write; must not exist.
         seed: as in `build_model`.
         vision_tokens: as in `load_model`: nothing is a quarter of the patches.
-        fusion_layers: tower states that are fused, as in `apply_stf`; one alone is STF without the other depths.
+        fusion_layers: hidden states that are fused, as in `apply_stf`; one alone is STF without the other depths.
         init: of the fused projector; `"pool"` starts as the mean over each window of a random plain projector.
 
     Raises:
@@ -149,7 +150,7 @@ def keep_all_patches(model: LlavaForConditionalGeneration, processor: LlavaProce
 
     Otherwise it becomes a LLaVA-STF with the plain projector and windows of a single patch.
     """
-    drops_one = model.config.vision_feature_select_strategy == "default"
+    drops_one = select_strategy(model.config) == "default"
     if drops_one and special_tokens(model.model.vision_tower) != 1:
         apply_pooling(model, processor, window=1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,9 +30,10 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.world.dataset import CAPTION_REQUEST, corpus
 
-PIECES = 640
+PIECES = 766
 ROWS_MULTIPLE = 64
 
 
@@ -66,14 +68,23 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
 
 
 def _sentences(images: int, seed: int) -> Iterator[str]:
-    """The corpus with the chat's own words around every text, so that they become whole pieces."""
+    """The corpus with the chat's own words around every text, and every word alone, so that they become whole pieces.
+
+    A line behind a colon begins as one behind a newline does: its first word has no word-start piece.
+    """
     for text in corpus(images, seed):
-        yield from (f"USER: {line} ASSISTANT: {line}" for line in text.splitlines() if line)
+        lines = [line for line in text.splitlines() if line]
+        yield from (f"USER: {line} ASSISTANT: {line}" for line in lines)
+        yield from (f":{line}" for line in lines)
+        yield from re.findall(r"\w+", text)
     yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 
-def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 4, width: int = 192) -> LlamaConfig:
-    """The bundled model's language model: a LLaMA of 4 layers of width 192, with heads of 32."""
+def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 6, width: int = 192) -> LlamaConfig:
+    """The bundled model's language model: a LLaMA of 6 layers of width 192, with heads of 32.
+
+    From object to rule to option to letter takes layers.
+    """
     return LlamaConfig(
         vocab_size=-(-len(tokenizer) // ROWS_MULTIPLE) * ROWS_MULTIPLE,
         hidden_size=width,
@@ -91,22 +102,25 @@ def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 4, widt
 def assemble_tiny(tower: Path, output: Path, *, language: Path | None = None, seed: int = 0) -> None:
     """Write the bundled LLaVA as it is before it sees images: the tower in `tower`, a new projector, all 64 patches.
 
-    `language` is a folder of `pretrain_language`, with its tokenizer; without it the language model is a new one.
+    `language` is a folder of `pretrain_language`, with its tokenizer; without it the language model is a new one, which
+    begins with lookup weights.
     """
     torch.manual_seed(seed)
     tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
     vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
-    trained = None if language is None else LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
-    text = language_config(tokenizer) if trained is None else trained.config
+    if language is None:
+        model_of_text = new_language_model(language_config(tokenizer))
+    else:
+        model_of_text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
+    text = model_of_text.config
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         vision_config=vision.config, text_config=text, image_token_index=image_token_id, image_seq_length=64
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
-    if trained is not None:
-        model.model.language_model.load_state_dict(trained.model.state_dict())
-        model.lm_head.load_state_dict(trained.lm_head.state_dict())
+    model.model.language_model.load_state_dict(model_of_text.model.state_dict())
+    model.lm_head.load_state_dict(model_of_text.lm_head.state_dict())
     model.save_pretrained(output)
     LlavaStfProcessor(
         image_processor(vision.config.image_size),

@@ -24,7 +24,8 @@ from llava_stf.data.records import Reason, SampleError, sample_id
 from llava_stf.data.templates import template_of
 from llava_stf.errors import CheckpointError, DataError, LlavaStfError
 from llava_stf.inference import LlavaStf, Message, user_turn
-from llava_stf.models.llava_stf.conversation import ANSWER_TAG, IMAGE_TOKEN, render_chat, tokenize_chunks
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN, tokenize_chunks
+from llava_stf.models.llava_stf.conversation import ANSWER_TAG, render_chat
 from llava_stf.training.label_file import LabelFile
 
 

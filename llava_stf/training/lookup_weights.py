@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 LOOKBACK = 3  # "B. red": from an option to its letter are two tokens, and one more where the word has two
 SHARP_PAIRS = 4  # the fastest rotations of a head; only they tell neighbouring tokens apart
 SHARPNESS = 9.0
 COPIED = 0.5
 MLP_SCALE = 0.3
+
+
+def new_language_model(config: LlamaConfig) -> LlamaForCausalLM:
+    """A LLaMA of this architecture with lookup weights, float32."""
+    # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
+    config.initializer_range = config.hidden_size**-0.5
+    model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa")
+    set_lookup_weights(model)
+    return model
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -49,7 +50,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
     parameters = dict(model.named_parameters())
     state: dict[str, Tensor] = {}
     try:
-        saved = FileSystemReader(checkpoint / FOLDER).read_metadata().state_dict_metadata
+        saved: dict[str, Any] = FileSystemReader(checkpoint / FOLDER).read_metadata().state_dict_metadata
         for entry, found in saved.items():
             name, _, _ = entry.rpartition("/")
             like = parameters[name]

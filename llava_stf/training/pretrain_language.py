@@ -2,7 +2,8 @@
 
 It plays the part that Vicuna plays for LLaVA: afterwards the language model answers all families of questions, options
 by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its exercises are
-answered well enough, and is rehearsed in those that follow. It computes in float32, which every CPU multiplies well.
+answered well enough, and is rehearsed in those that follow. It computes in bfloat16 with weights in float32, which
+a CPU with AVX-512 multiplies several times as fast as float32.
 
     python -m llava_stf.training.pretrain_language --output runs/language --resume
 """
@@ -10,13 +11,11 @@ answered well enough, and is rehearsed in those that follow. It computes in floa
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +23,31 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedTokenizerBase
 
 from llava_stf.errors import DataError
-from llava_stf.io.runs import PARTIAL, describe_newest, prepare_output, publish_checkpoint, save_model
+from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.training.assemble_tiny import language_config, train_tokenizer
 from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
-from llava_stf.training.lookup_weights import set_lookup_weights
+from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.optim import parameter_groups
+from llava_stf.training.rows import Rows, embed, last_states, logits_of
 from llava_stf.world.dataset import generator, questions_of
 from llava_stf.world.exercises import Exercise, conversation
 from llava_stf.world.families import FAMILIES
 from llava_stf.world.scene import sample_scene
 
 logger = logging.getLogger(__name__)
-STATE = "state.pt"
 LOGGING_STEPS = 50
 SCENES = 300
-# From fact to option to letter takes layers.
-_LANGUAGE_MODEL = partial(language_config, layers=6, width=160)
 
 
 def pretrain_language(
     output: Path,
     *,
     course: Sequence[Lesson] = COURSE,
-    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = _LANGUAGE_MODEL,
+    config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = language_config,
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -79,16 +76,12 @@ def pretrain_language(
     checkpoint = prepare_output(output, resume=resume)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
-    architecture = config(tokenizer)
-    # With the usual 0.02 attention is so even at a small width that nothing tells it where to look.
-    architecture.initializer_range = architecture.hidden_size**-0.5
-    model = LlamaForCausalLM._from_config(architecture, attn_implementation="sdpa")
-    set_lookup_weights(model)
+    model = new_language_model(config(tokenizer))
     groups = parameter_groups(model, {"language_model": 0.0}, weight_decay=0.01)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     progress = Progress()
     if checkpoint is not None:
-        state = torch.load(checkpoint / STATE, weights_only=True)
+        state = read_state(checkpoint)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
@@ -109,9 +102,9 @@ def pretrain_language(
             shares = " ".join(f"{progress.share_right(number):.2f}" for number in range(len(progress.recent)))
             logger.info("step %d  loss %.3f  right per lesson %s  %.2f steps/s", progress.step, loss, shares, speed)
         if progress.step % save_steps == 0:
-            _save(output, model, optimizer, progress)
+            save_state(output, progress.step, _state(model, optimizer, progress))
     if progress.step % save_steps and progress.step > first:
-        _save(output, model, optimizer, progress)
+        save_state(output, progress.step, _state(model, optimizer, progress))
     if progress.lesson < len(course):
         return False
     logger.info("right on %d scenes never told before: %s", SCENES, told_accuracy(model.eval(), tokenizer, SCENES))
@@ -145,7 +138,7 @@ def train_step(
     model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
 ) -> tuple[float, Tensor]:
     """One update; the mean loss of the answers' tokens, and which answers were right before it, bool [answers]."""
-    loss, right = answer_loss(model, batch)
+    loss, right = answer_loss(model.model, model.lm_head, batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -153,16 +146,17 @@ def train_step(
     return loss.item(), right
 
 
-def answer_loss(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def answer_loss(model: LlamaModel, head: nn.Linear, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Cross entropy over the answers' tokens, and which answers have all of them right, bool [answers].
 
     Answers are one token of twelve, so only their logits are computed. Rows are padded on the right, where a causal
     model needs no mask.
     """
-    number, target = batch["answers"][:, 1:], batch["input_ids"][:, 1:]
-    learned = number != IGNORE_INDEX
-    states = model.model(input_ids=batch["input_ids"], use_cache=False).last_hidden_state[:, :-1]
-    logits, target, number = model.lm_head(states[learned]), target[learned], number[learned]
+    count, length = batch["input_ids"].shape
+    ids, number = batch["input_ids"].flatten(), batch["answers"].flatten()
+    states = last_states(model, embed(model, ids), Rows(model.config, count, 0, [(1, length)]))
+    (learned,) = torch.nonzero(number != IGNORE_INDEX, as_tuple=True)
+    logits, target, number = logits_of(model, head, states[learned - 1]), ids[learned], number[learned]
     wrong = torch.zeros(len(batch["lessons"]), dtype=torch.int64)
     wrong.index_add_(0, number, (logits.argmax(-1) != target).long())
     return F.cross_entropy(logits, target), wrong == 0
@@ -184,24 +178,16 @@ def told_accuracy(
         if not questions:
             continue
         batch = collate([(conversation(scene, [question]), 0) for question in questions], tokenizer)
-        for question, is_right in zip(questions, answer_loss(model, batch)[1].tolist(), strict=True):
+        for question, is_right in zip(
+            questions, answer_loss(model.model, model.lm_head, batch)[1].tolist(), strict=True
+        ):
             right[question.family] += is_right
             total[question.family] += 1
     return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
 
 
-def _save(output: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    name = f"checkpoint-{progress.step}"
-    folder = output / PARTIAL / name
-    folder.mkdir(parents=True)
-    state: dict[str, Any] = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": progress.state(),
-    }
-    torch.save(state, folder / STATE)
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": progress.step}))
-    publish_checkpoint(output, name, keep=2)
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, Any]:
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": progress.state()}
 
 
 def main() -> None:

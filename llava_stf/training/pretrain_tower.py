@@ -24,13 +24,15 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
 from llava_stf.world.dataset import draw
-from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, patch_labels
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, patch_labels
 
 SELECT_LAYER = -2
 CLASSES = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
     "size": len(SIZES) + 1,
+    "place": len(PLACES) + 1,
+    "centre": 2,
     "char_left": len(CHARACTERS) + 1,
     "char_right": len(CHARACTERS) + 1,
 }

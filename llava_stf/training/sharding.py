@@ -120,8 +120,8 @@ def unit_names(model: nn.Module) -> list[str]:
     Args:
         model: a LLaVA, with or without adapters.
     """
-    whole: Any = model
-    llava = whole.get_base_model() if hasattr(model, "peft_config") else whole
+    root: Any = model
+    llava = root.get_base_model() if hasattr(root, "peft_config") else root
     projector = llava.model.multi_modal_projector
     projector = getattr(projector, "original_module", projector)  # PEFT keeps it beside the one that is trained
     there = {type(module).__name__ for module in model.modules()}

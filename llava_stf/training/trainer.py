@@ -286,6 +286,7 @@ class FinetuneTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         if self.is_fsdp_enabled or self.args.should_save:
+            assert self.optimizer is not None
             save_optimizer(self.optimizer, self.model, Path(output_dir), sharded=self.is_fsdp_enabled)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
@@ -294,6 +295,7 @@ class FinetuneTrainer(Trainer):
         if self.is_deepspeed_enabled or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
+        assert self.optimizer is not None
         load_optimizer(self.optimizer, self.model, Path(checkpoint), sharded=self.is_fsdp_enabled)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):

@@ -7,7 +7,7 @@ from typing import Any
 from vllm.renderers.hf import HfRenderer, resolve_chat_template
 
 from llava_stf.errors import PromptError
-from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.chunks import tokenize_chunks
 from llava_stf.models.llava_stf.quoting import control_pattern, quote_messages, without_quotes
 
 

@@ -193,11 +193,12 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
 
     "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
-    the patch, if that is at least a fifth of it. "char_left", "char_right" (0 none, 1..36 as in CHARACTERS): the
-    character with most of its box in that half of the patch, if at least 0.3 of the box is there. All maps are 0 where
-    the image is degraded, since nothing can be read in it.
+    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has a
+    character in the patch. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
+    "char_right" (0 none, 1..36 as in CHARACTERS): the character with most of its box in that half of the patch, if at
+    least 0.3 of the box is there. All maps are 0 where the image is degraded, since nothing can be read in it.
     """
-    names = ("shape", "colour", "size", "char_left", "char_right")
+    names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right")
     labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
     labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
     if scene.degraded:
@@ -211,6 +212,9 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
         labels["shape"][wins] = SHAPES.index(thing.shape) + 1
         labels["colour"][wins] = colours.index(thing.colour) + 1
         labels["size"][wins] = sizes.index(thing.size) + 1
+        labels["place"][wins] = thing.place + 1
+        x0, y0, x1, y1 = thing.box
+        labels["centre"][(y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // (2 * SIDE)] = 1
     if scene.text is not None:
         characters = np.zeros((grid, 2 * grid), dtype=np.int64)
         most = np.zeros((grid, 2 * grid))
@@ -220,6 +224,8 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
             most[wins] = share[wins]
             characters[wins] = CHARACTERS.index(character) + 1
         labels["char_left"], labels["char_right"] = characters[:, 0::2].copy(), characters[:, 1::2].copy()
+        written = (labels["char_left"] > 0) | (labels["char_right"] > 0)
+        labels["place"][written & (labels["place"] == 0)] = scene.text.place + 1
     return labels
 
 

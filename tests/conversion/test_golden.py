@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from llava_stf import convert_checkpoint, load_model
-from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.chunks import tokenize_chunks
 
 CASES = ["case_single", "case_two_images_one_prompt"]
 

@@ -1,6 +1,5 @@
 """A destination is absent or complete: killed, failing and repeated conversions, and how much memory one takes."""
 
-import os
 import resource
 import shutil
 import signal
@@ -18,7 +17,6 @@ from llava_stf.errors import LlavaStfError
 from llava_stf.io.publish import publish
 
 MEBIBYTE = 2**20
-CONVERT = "import sys; from llava_stf import convert_checkpoint; convert_checkpoint(sys.argv[1], sys.argv[2])"
 # Prints the highest memory use before and after, in bytes; VmHWM counts mapped files too.
 MEASURE = """
 import sys
@@ -43,21 +41,14 @@ def large(original_class, weights_writer, tmp_path_factory):
     return folder
 
 
-def run(code, *arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, **options,
-    )  # fmt: skip
-
-
-def test_kill_9_leaves_the_destination_absent_and_the_next_run_completes(large, tmp_path):
+def test_kill_9_leaves_the_destination_absent_and_the_next_run_completes(start, large, tmp_path):
     dst = tmp_path / "dst"
-    process = run(CONVERT, large, dst)
-    while process.poll() is None and not list(tmp_path.glob(".dst.partial-*/model.safetensors")):
+    process = start(["convert", large, dst])
+    while process.exitcode is None and not list(tmp_path.glob(".dst.partial-*/model.safetensors")):
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "the conversion ended before it could be killed"
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the conversion ended before it could be killed"
     assert not dst.exists()
     assert list(tmp_path.glob(".dst.partial-*"))
 
@@ -68,9 +59,10 @@ def test_kill_9_leaves_the_destination_absent_and_the_next_run_completes(large, 
 
 def test_peak_memory_is_well_under_twice_the_largest_shard(large, tmp_path):
     largest = max(file.stat().st_size for file in large.glob("*.safetensors"))
-    out, errors = run(MEASURE, large, tmp_path / "dst").communicate(timeout=300)
-    assert out, errors
-    before, after = map(int, out.split())
+    command = [sys.executable, "-c", MEASURE, large, tmp_path / "dst"]  # a process of its own, for its highest memory
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
     assert after - before < 1.7 * largest + 30 * MEBIBYTE
 
 

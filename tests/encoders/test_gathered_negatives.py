@@ -21,7 +21,7 @@ def rows():
 
 
 def mixed_targets(rank: int) -> dict[str, Tensor]:
-    from llava_stf.encoders.objectives.patchmix import mix_targets, mix_to_mix_targets
+    from llava_stf.encoders.objectives.patch_mixing import mix_targets, mix_to_mix_targets
 
     place = {"rank": rank, "processes": PROCESSES}
     return {

@@ -93,6 +93,11 @@ def test_the_mean_of_the_patches_leaves_the_class_token_out(encoder, npz):
     torch.testing.assert_close(features(replace(encoder, pooling="mean"), train), states[:, 1:].mean(dim=1))
 
 
+def test_a_whole_llava_is_no_encoder_of_random_weights(plain_folder):
+    with pytest.raises(CheckpointError, match=r"lacks \d+ tensors of a CLIPVisionModel"):
+        load_encoder(plain_folder)
+
+
 def test_an_encoder_without_class_token_is_measured_by_its_mean(npz, tmp_path):
     config = SiglipVisionConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4

@@ -13,7 +13,7 @@ from llava_stf.encoders.objectives.mos import (
     stitched_to_single_targets,
     stitched_to_stitched_targets,
 )
-from llava_stf.encoders.objectives.patchmix import mix_targets, mix_to_mix_targets
+from llava_stf.encoders.objectives.patch_mixing import mix_targets, mix_to_mix_targets
 from llava_stf.encoders.pretrain.augment import View
 from llava_stf.errors import LlavaStfError
 

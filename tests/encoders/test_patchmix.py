@@ -5,7 +5,8 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from llava_stf.encoders.objectives.base import Progress
-from llava_stf.encoders.objectives.patchmix import PatchMix, PatchMixOptions, mix, mix_to_mix_targets
+from llava_stf.encoders.objectives.patch_mixing import mix, mix_to_mix_targets
+from llava_stf.encoders.objectives.patchmix import PatchMix, PatchMixOptions
 from llava_stf.errors import LlavaStfError
 
 

@@ -11,13 +11,8 @@ from transformers import ViTConfig, ViTModel
 from llava_stf.encoders.checkpoints import to_vit
 from llava_stf.encoders.objectives.base import Progress, ema_momentum
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets
-from llava_stf.encoders.objectives.patchmix import (
-    PatchMix,
-    PatchMixOptions,
-    mix,
-    mix_targets,
-    mix_to_mix_targets,
-)
+from llava_stf.encoders.objectives.patch_mixing import mix, mix_targets, mix_to_mix_targets
+from llava_stf.encoders.objectives.patchmix import PatchMix, PatchMixOptions
 from llava_stf.encoders.pretrain.schedule import cosine
 
 PARTS = {"base_encoder": ("encoder", "projector"), "momentum_encoder": ("momentum_encoder", "momentum_projector")}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from llava_stf import convert_checkpoint, load_model
-from llava_stf.errors import PromptError
+from llava_stf.errors import LlavaStfError, PromptError
 from llava_stf.inference import user_turn
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
 
@@ -195,6 +195,18 @@ def test_control_tokens_in_a_question_are_text(stf_folder):
 def test_a_question_that_is_no_unicode_is_a_sentence(stf_folder):
     with pytest.raises(PromptError, match="Unicode"):
         load_model(stf_folder).ask(IMAGE, "a \ud83d b")
+
+
+@pytest.mark.parametrize("conversation", [[], ["What?"], [None]])
+def test_a_conversation_that_is_none_is_a_sentence(conversation, stf_folder):
+    with pytest.raises(PromptError, match="one message or more"):
+        load_model(stf_folder).reply_batch([conversation], [[]])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "\ud83d", "", " "])
+def test_what_can_be_no_path_is_no_model(name):
+    with pytest.raises(LlavaStfError):
+        load_model(name)
 
 
 def mark(text: str) -> bytes:

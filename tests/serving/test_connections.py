@@ -23,26 +23,32 @@ gate = threading.Event()
 
 
 async def answer(request: Request) -> PlainTextResponse:
+    await request.body()
     if request.url.path == "/wait":
         await asyncio.to_thread(gate.wait, DEADLINE)
     return PlainTextResponse("well")
 
 
 @pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    """A server of at most three connections, which wait a second for a head."""
+def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, tuple[str, int]]]:
+    """A server of at most three connections, which wait a second for a head, and its address."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 1)
     gate.clear()
     sockets = bind("127.0.0.1", 0)
-    app = Starlette(routes=[Route("/{path:path}", answer)])
+    app = Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
     server = Server(configure(app, ConnectionLimits(3, 8)), [])  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     wait_for(lambda: server.started)
-    yield sockets[0].getsockname()
+    yield server, sockets[0].getsockname()
     gate.set()
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def address(running: tuple[Server, tuple[str, int]]) -> tuple[str, int]:
+    return running[1]
 
 
 def connect(address: tuple[str, int], data: bytes = b"") -> socket.socket:
@@ -96,3 +102,15 @@ def test_the_one_that_waits_longest_makes_room_and_answers_are_never_cut(address
     for connection in (asking, *more):
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
     assert connect(address, b"GET / HTTP/1.0\r\n\r\n").recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_that_is_still_coming_does_not_hold_up_the_end(running: tuple[Server, tuple[str, int]]) -> None:
+    server, address = running
+    half = connect(address, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+    whole = connect(address, b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_for(lambda: len(server.server_state.tasks) == 2)
+    server.should_exit = True
+    status, error = status_and_error(everything(half))
+    assert (status, error["message"]) == (503, "The server is about to stop.")
+    gate.set()
+    assert everything(whole).endswith(b"well")

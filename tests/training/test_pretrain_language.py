@@ -1,7 +1,6 @@
 """The language model's lessons in small: what is learned and scored, when a lesson ends, and an exact resume."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ def tokenizer():
 
 
 def small_config(tokenizer):
-    return LlamaConfig(vocab_size=704, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    return LlamaConfig(vocab_size=768, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
 
 
 def test_only_the_answers_tokens_are_learned(tokenizer):
@@ -50,30 +49,20 @@ def test_only_the_answers_tokens_are_learned(tokenizer):
     assert (batch["input_ids"][1, length:] == tokenizer.pad_token_id).all()
 
 
-class Says(torch.nn.Module):
-    """A language model whose states are its logits, as they are given here."""
-
-    lm_head = torch.nn.Identity()
-
-    def __init__(self, logits):
-        super().__init__()
-        self.logits = logits
-
-    def model(self, **_):
-        return SimpleNamespace(last_hidden_state=self.logits)
-
-
-def test_an_answer_is_right_if_all_its_tokens_are(tokenizer):
+def test_an_answer_is_right_if_all_its_tokens_are(tokenizer, monkeypatch):
     exercise = Exercise("Which? top left", ((6, 15),))
     batch = collate([(exercise, 0), (EXERCISE, 0)], tokenizer)
-    logits = torch.nn.functional.one_hot(batch["input_ids"].roll(-1, 1), 704).float() * 20
-    loss, right = answer_loss(Says(logits), batch)
+    model = LlamaForCausalLM(small_config(tokenizer))
+    logits = torch.nn.functional.one_hot(batch["input_ids"].roll(-1, 1), len(tokenizer)).float() * 20
+    monkeypatch.setattr("llava_stf.training.pretrain_language.last_states", lambda *_: logits.flatten(0, 1))
+    monkeypatch.setattr("llava_stf.training.pretrain_language.logits_of", lambda _, __, states: states)
+    loss, right = answer_loss(model.model, model.lm_head, batch)
     assert right.tolist() == [True, True, True]
     assert loss.item() < 1e-4
     last = int((batch["answers"][0] == 0).nonzero()[-1])
     logits[0, last - 1] = 0
     logits[0, last - 1, 5] = 20
-    assert answer_loss(Says(logits), batch)[1].tolist() == [False, True, True]
+    assert answer_loss(model.model, model.lm_head, batch)[1].tolist() == [False, True, True]
 
 
 def test_a_step_lowers_the_loss(tokenizer):
@@ -129,7 +118,7 @@ def test_first_heads_look_back(tokenizer):
     config.initializer_range = config.hidden_size**-0.5
     model = LlamaForCausalLM._from_config(config, attn_implementation="eager")
     set_lookup_weights(model)
-    ids = torch.randint(3, 640, (4, 40))
+    ids = torch.randint(3, len(tokenizer), (4, 40))
     weights = model(input_ids=ids, output_attentions=True).attentions[0].mean(0)
     for head in range(LOOKBACK):
         back = weights[head].diagonal(-(head + 1))[8:]

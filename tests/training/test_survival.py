@@ -44,29 +44,31 @@ def base(llava_base, tmp_path_factory):
     return folder
 
 
+def command_line(output, base, data_folder, *flags, **options):
+    values = {
+        "base": base,
+        "data": data_folder / "instruct.json",
+        "output": output,
+        "per_device_batch_size": 2,
+        "gradient_accumulation": 2,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "cpu_threads": 1,
+        "logging_steps": 3,
+        "save_steps": 2,
+        "bf16": False,
+        "num_workers": 0,
+        **options,
+    }
+    return [*(f"--{name}={value}" for name, value in values.items()), *flags]
+
+
 @pytest.fixture
 def arguments(tmp_path, base, data_folder):
     """Makes the command line of a run into the folder `name`."""
-
-    def make(name, *flags, **options):
-        values = {
-            "base": base,
-            "data": data_folder / "instruct.json",
-            "output": tmp_path / name,
-            "per_device_batch_size": 2,
-            "gradient_accumulation": 2,
-            "max_steps": STEPS,
-            "learning_rate": 1e-2,
-            "cpu_threads": 1,
-            "logging_steps": 3,
-            "save_steps": 2,
-            "bf16": False,
-            "num_workers": 0,
-            **options,
-        }
-        return [*(f"--{name}={value}" for name, value in values.items()), *flags]
-
-    return make
+    return lambda name, *flags, **options: command_line(
+        tmp_path / name, options.pop("base", base), data_folder, *flags, **options
+    )
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def processes(start):
     return partial(start, program="llava_stf.training.finetune:main")
 
 
-def until(condition, process, seconds=60):
+def until(condition, process, seconds=300):
     """Wait for a condition; a process that ends, or never fulfils it, is an error."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -116,11 +118,13 @@ def assert_same_weights(found, expected, *, atol=1e-6):
         torch.testing.assert_close(weights[name], value, rtol=0, atol=atol, msg=name)
 
 
-@pytest.fixture
-def undisturbed(arguments, tmp_path):
-    assert main(arguments("whole")) == 0
-    assert list(curve(tmp_path / "whole")) == [2, 3, 4, 6, 8, 9, 10]
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def undisturbed(base, data_folder, tmp_path_factory):
+    """The folder of a run that nothing happened to, for comparison."""
+    whole = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert main(command_line(whole, base, data_folder)) == 0
+    assert list(curve(whole)) == [2, 3, 4, 6, 8, 9, 10]
+    return whole
 
 
 def test_killed_run_ends_where_the_undisturbed_one_does(arguments, processes, undisturbed, tmp_path):
@@ -157,7 +161,7 @@ def test_stopped_run_writes_a_checkpoint_and_goes_on_later(arguments, processes,
     process = processes(arguments("stopped", num_workers=1))
     until(lambda: newest_checkpoint(output) is not None, process)
     signal_all(process, number)  # as a machine does that is taken away, and as a terminal does
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 128 + number
     assert 2 < checkpoint_step(newest_checkpoint(output)) < STEPS
     assert not (output / "config.json").exists()

@@ -212,5 +212,5 @@ def test_two_towers_are_refused(tmp_path, run, sized_images):
     model, processor = tiny_video_llava()
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
-    with pytest.raises(LlavaStfError, match="one vision tower"):
+    with pytest.raises(LlavaStfError, match="video_llava is none"):
         run(data=sized_images / "data.json", base=str(tmp_path / "base"))

@@ -139,6 +139,18 @@ def test_patch_labels_agree_with_the_boxes(grid: int) -> None:
                     assert SHAPES[found[0] - 1] == thing.shape
                     assert tuple(COLOURS)[found[1] - 1] == thing.colour
                     assert tuple(SIZES)[found[2] - 1] == thing.size
+                    assert labels["place"][row, column] == thing.place + 1
+
+
+def test_patch_labels_mark_middles_and_place_texts() -> None:
+    for scene, _ in READABLE:
+        labels = patch_labels(scene)
+        middles = {((y0 + y1) // 2 // 14, (x0 + x1) // 2 // 14) for x0, y0, x1, y1 in (o.box for o in scene.objects)}
+        assert {(int(row), int(column)) for row, column in np.argwhere(labels["centre"])} == middles
+        bare = labels["shape"] == 0
+        written = bare & ((labels["char_left"] > 0) | (labels["char_right"] > 0))
+        assert set(labels["place"][written].tolist()) <= {scene.text.place + 1 if scene.text else None}
+        assert not labels["place"][bare & ~written].any()
 
 
 def test_character_labels_spell_the_text_from_left_to_right() -> None:

@@ -58,8 +58,7 @@ class ModelOptions:
         from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
         from llava_stf.models.fusion.budget import patch_grid
-        from llava_stf.models.fusion.config import RESAMPLERS
-        from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+        from llava_stf.models.fusion.config import RESAMPLERS, FusionConfig
         from llava_stf.reduction.options import changed_options
 
         path = self._local_path()
@@ -74,28 +73,29 @@ class ModelOptions:
                 instructions=instructions,
             )  # fmt: skip
         patches = patch_grid(config) ** 2
-        fused = isinstance(config, LlavaStfConfig)
+        fused = isinstance(config, FusionConfig)
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
-        method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
+        own = config.fusion if fused else STF
+        method = self.method or (own if fused or asked not in ("all", patches) else FULL)
         check_method(method)
         if not fused and method in RESAMPLERS:
             raise LlavaStfError(
                 f"Method '{method}' has weights that only training gives: train with --reduction {method}, and "
                 "evaluate the folder that it writes."
             )
-        if self.compile and method not in (FULL, STF):
+        if self.compile and not fused and method not in (FULL, STF):
             raise LlavaStfError(f"compile works with the methods {FULL} and {STF}, and the method is {method}.")
-        if fused and method != STF:
+        if fused and method != own:
             raise FusionError(
                 f"Method '{method}' works on a plain LLaVA, and {self.pretrained} is a LLaVA-STF; name a plain one or "
-                f"take --method {STF}."
+                f"take --method {own}."
             )
         if method == FULL and self.vision_tokens not in (None, "all", patches):
             raise FusionError(f"Method '{FULL}' keeps all {patches} vision tokens, found {self.vision_tokens}.")
         if method == FULL and self.method_options:
             raise FusionError(f"Method '{FULL}' has no options, found {', '.join(self.method_options)}.")
         options = {} if method == FULL else changed_options(configured(method, self.method_options))
-        if method == STF:
+        if method == STF or fused:
             tokens = self._fused_tokens(config, fused)
         else:
             tokens = patches if method == FULL else self._reduced_tokens(method, config, patches)
@@ -117,22 +117,24 @@ class ModelOptions:
             LlavaStfError: as `load_model` and `apply_reduction`.
         """
         from llava_stf.loading import load_model
+        from llava_stf.models.fusion.config import FusionConfig
 
         assert self.method is not None, "resolve the options first"
         assert isinstance(self.vision_tokens, int)
+        loaded = self.method in (STF, EXPORTED) or isinstance(self._config(self._local_path()), FusionConfig)
         llava = load_model(
             self.pretrained,
-            vision_tokens=self.vision_tokens if self.method in (STF, EXPORTED) else "all",
+            vision_tokens=self.vision_tokens if loaded else "all",
             device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,
             attn_implementation=self.attn_implementation,
             init=self.init,
             vision_tower=self.vision_tower,
-            kernels=self.kernels if self.method == STF else "auto",
+            kernels=self.kernels if loaded and self.method != EXPORTED else "auto",
             compile=self.compile,
         )
-        if self.method not in (FULL, STF, EXPORTED):
+        if self.method != FULL and not loaded:
             from llava_stf.reduction import apply_reduction
 
             method = configured(self.method, self.method_options)
@@ -166,10 +168,11 @@ class ModelOptions:
 
     def _fused_tokens(self, config: LlavaConfig, fused: bool) -> int:
         from llava_stf.models.fusion.budget import patch_grid, resolve_window
+        from llava_stf.models.fusion.tiles import cells_of
 
         if not fused and self.vision_tokens == "all":
             raise FusionError(f"Method '{STF}' takes a count of vision tokens, found 'all'; that is '{FULL}'.")
-        return (patch_grid(config) // resolve_window(config, self.vision_tokens)) ** 2
+        return cells_of(patch_grid(config), resolve_window(config, self.vision_tokens)) ** 2
 
     def _reduced_tokens(self, method: str, config: LlavaConfig, patches: int) -> int:
         from llava_stf.reduction import check_reduction

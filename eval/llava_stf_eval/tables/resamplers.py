@@ -13,6 +13,7 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 TITLES = {
     "stf": ("STF, starts as pooling", "stf"),
@@ -26,7 +27,7 @@ TITLES = {
 }
 
 
-def costs(fusion: str) -> tuple[int, int]:
+def costs(fusion: Any) -> tuple[int, int]:
     """Parameters of a projector, and FLOPs of one image, at the shape of LLaVA-1.5-7B with 144 of 576 tokens."""
     import torch
     from transformers import LlamaConfig

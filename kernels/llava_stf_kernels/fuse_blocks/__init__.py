@@ -1,4 +1,4 @@
-"""MBTF's first layer over tower states that are never joined."""
+"""MBTF's first layer over hidden states that are never joined."""
 
 from .naive import naive_fuse_blocks
 from .op import fuse_blocks

@@ -16,7 +16,7 @@ from .naive import naive_fuse_blocks
 def fuse_blocks(
     states: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
 ) -> Tensor:
-    """MBTF's first layer: GELU of a linear layer on tower states joined per patch (arXiv 2506.07138, MBTF).
+    """MBTF's first layer: GELU of a linear layer on hidden states joined per patch (arXiv 2506.07138, MBTF).
 
     Args:
         states: K tensors [B, N, C], in the order of the weight's channels. They need not be contiguous: views of what a

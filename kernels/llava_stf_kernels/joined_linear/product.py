@@ -3,7 +3,7 @@
     y[m, :] = GELU(sum_s A_s[m, :] W_s^T + bias)        s = 1..S sources
 
 The K loop walks through the channels of one source after the other, so the address of the A tile is a source's base
-plus an offset per row, and the weight [O, S*C] is read as it lies. `fuse_blocks` passes a source per tower state,
+plus an offset per row, and the weight [O, S*C] is read as it lies. `fuse_blocks` passes a source per hidden state,
 `fuse_windows` its gathered windows as the only one.
 
 The backward pass computes the product once more and writes dZ = dY * GELU'(Z) in its epilogue: nothing but the inputs

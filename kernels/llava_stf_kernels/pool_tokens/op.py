@@ -17,7 +17,7 @@ def pool_tokens(x: Tensor, window: int, *, backend: str | None = None) -> Tensor
     """Mean over each k x k window of adjacent patches: the average-pooling baseline of token reduction.
 
     Args:
-        x: [B, N, C] patches in raster order on a square grid; a view of a tower state is read where it lies.
+        x: [B, N, C] patches in raster order on a square grid; a view of a hidden state is read where it lies.
         window: side k of a window; must divide the grid.
         backend: `"triton"`, `"torch"`, or `None` for `LLAVA_STF_KERNELS`, else the best that the device has.
 

@@ -34,7 +34,7 @@ from llava_stf.encoders.objectives.correspondence import (
     overlapping_boxes,
 )
 from llava_stf.encoders.objectives.patchmix import two_views
-from llava_stf.encoders.objectives.sincos import sincos_table
+from llava_stf.encoders.objectives.start import draw_linear, normal_start
 from llava_stf.encoders.pretrain.augment import View
 from llava_stf.errors import LlavaStfError
 
@@ -141,7 +141,7 @@ class MGC(Objective):
             replace(grain, cell=side * config.patch_size, max_pairs=pairs)
             for grain, side, pairs in zip(_GRAINS.values(), self.cell_patches, options.pairs, strict=True)
         ]
-        self.encoder = initialize(encoder)
+        self.encoder = normal_start(encoder)
         self.projectors = nn.ModuleList(
             mlp_head(config.hidden_size, options.hidden, options.out, layers=3) for _ in self.grains
         )
@@ -240,27 +240,3 @@ class MGC(Objective):
         """One group: everything trained decays (docs/encoders/methods.md, Schedules)."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [{"params": trained, "weight_decay": weight_decay, "decayed": True}]
-
-
-@torch.no_grad()
-def initialize(encoder: ViTModel) -> ViTModel:
-    """MGC's start (docs/encoders/methods.md, Encoder), in place.
-
-    Linear layers and class token are truncated normal, positions sine-cosine.
-    """
-    draw_linear(encoder)
-    embeddings, config = encoder.embeddings, encoder.config
-    embeddings.patch_embeddings.projection.reset_parameters()
-    nn.init.trunc_normal_(embeddings.cls_token, std=0.02)
-    grid = config.image_size // config.patch_size
-    embeddings.position_embeddings.copy_(sincos_table(config.hidden_size, grid)).requires_grad_(False)
-    return encoder
-
-
-def draw_linear(module: nn.Module) -> None:
-    """Linear weights of `module` from a truncated normal of deviation 0.02, biases 0; in place."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

@@ -17,7 +17,8 @@ from transformers import ViTModel
 from llava_stf.encoders.heads import mlp_head
 from llava_stf.encoders.objectives.base import ClassTokenContrast, momentum_copy
 from llava_stf.encoders.objectives.contrast import contrast, own_index
-from llava_stf.encoders.objectives.patchmix import initialize, two_views
+from llava_stf.encoders.objectives.patchmix import two_views
+from llava_stf.encoders.objectives.start import xavier_start
 from llava_stf.encoders.pretrain.augment import View
 
 
@@ -57,7 +58,7 @@ class MoCoV3(ClassTokenContrast):
     def __init__(self, encoder: ViTModel, options: MoCoV3Options) -> None:
         super().__init__()
         self.options = options
-        self.encoder = initialize(encoder)
+        self.encoder = xavier_start(encoder)
         self.encoder.embeddings.patch_embeddings.requires_grad_(not options.freeze_patches)
         self.projector = mlp_head(encoder.config.hidden_size, options.hidden, options.out, layers=3)
         self.predictor = mlp_head(options.out, options.hidden, options.out, layers=2)

@@ -29,7 +29,8 @@ from transformers import ViTModel
 from llava_stf.encoders.heads import mlp_head
 from llava_stf.encoders.objectives.base import ClassTokenContrast, momentum_copy
 from llava_stf.encoders.objectives.contrast import contrast, identity_targets
-from llava_stf.encoders.objectives.patchmix import initialize, two_views
+from llava_stf.encoders.objectives.patchmix import two_views
+from llava_stf.encoders.objectives.start import xavier_start
 from llava_stf.encoders.pretrain.augment import View
 from llava_stf.errors import LlavaStfError
 
@@ -162,7 +163,7 @@ class MOS(ClassTokenContrast):
         self.options, config = options, encoder.config
         if wrong := [side for side in options.sides if config.image_size % side]:
             raise LlavaStfError(f"sides must divide the image of {config.image_size} pixels, found {wrong}")
-        self.encoder = initialize(encoder)
+        self.encoder = xavier_start(encoder)
         self.projector = mlp_head(config.hidden_size, options.hidden, options.out, layers=3)
         self.predictor = mlp_head(options.out, options.hidden, options.out, layers=2)
         self.momentum_encoder, self.momentum_projector = momentum_copy(encoder), momentum_copy(self.projector)

@@ -16,12 +16,11 @@ processes, M images per mix, T patches of a view, C local crops.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ViTModel
 
 from llava_stf.encoders.heads import mlp_head
@@ -33,7 +32,9 @@ from llava_stf.encoders.objectives.base import (
     encode,
     momentum_copy,
 )
-from llava_stf.encoders.objectives.contrast import contrast, identity_targets, shared_targets
+from llava_stf.encoders.objectives.contrast import contrast, identity_targets
+from llava_stf.encoders.objectives.patch_mixing import mix, mix_targets, mix_to_mix_targets
+from llava_stf.encoders.objectives.start import xavier_start
 from llava_stf.encoders.pretrain.augment import Recipe, View
 from llava_stf.errors import LlavaStfError
 
@@ -87,52 +88,6 @@ class PatchMixOptions:
         return cls(**{"identity_smoothing": 0.0, "momentum_per_step": True, **changes})
 
 
-def mix(images: Tensor, patch_size: int, images_per_mix: int, permutation: Tensor) -> Tensor:
-    """Image i with the patches of group j taken from image (i + j) mod B, at the same places.
-
-    See docs/encoders/methods.md, PatchMix, Mixing.
-
-    Args:
-        images: [B, 3, H, W].
-        patch_size: side of a patch in pixels.
-        images_per_mix: M.
-        permutation: int64 [T], raster numbers of the patches; its first T // M entries are group 0, which stays, the
-            next T // M group 1, and so on; what is left over stays, too.
-
-    Raises:
-        LlavaStfError: the patch does not divide the image.
-    """
-    height, width = images.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise LlavaStfError(f"patches of {patch_size} pixels do not divide images of {height} x {width}")
-    rows, columns = height // patch_size, width // patch_size
-    group_size = rows * columns // images_per_mix
-    group = torch.zeros(rows * columns, dtype=torch.long, device=images.device)
-    group[permutation[: group_size * images_per_mix]] = torch.arange(
-        images_per_mix, device=images.device
-    ).repeat_interleave(group_size)
-    per_pixel = group.view(rows, columns).repeat_interleave(patch_size, 0).repeat_interleave(patch_size, 1)
-    mixed = images
-    for offset in range(1, images_per_mix):
-        mixed = torch.where(per_pixel == offset, images.roll(-offset, dims=0), mixed)
-    return mixed
-
-
-def mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, **place: Any) -> Tensor:
-    """Mixed against whole images: 1 / M at columns i .. i + M - 1; float [B, N]. `place` as in `shared_targets`."""
-    shares = dict.fromkeys(range(images_per_mix), 1 / images_per_mix)
-    return shared_targets(shares, batch, smoothing, **place)
-
-
-def mix_to_mix_targets(batch: int, images_per_mix: int, smoothing: float = 0.0, **place: Any) -> Tensor:
-    """Mixed against mixed images: (M - |d|) / M^2 at columns i + d, |d| < M; float [B, N]."""
-    shares = {
-        offset: (images_per_mix - abs(offset)) / images_per_mix**2
-        for offset in range(1 - images_per_mix, images_per_mix)
-    }
-    return shared_targets(shares, batch, smoothing, **place)
-
-
 class PatchMix(Objective):
     """PatchMix with or without momentum encoder.
 
@@ -148,7 +103,7 @@ class PatchMix(Objective):
         self.options = options
         self.patch_size = encoder.config.patch_size
         width = encoder.config.hidden_size
-        self.encoder = initialize(encoder)
+        self.encoder = xavier_start(encoder)
         self.projector = mlp_head(width, options.hidden, options.out, layers=3)
         self.predictor = mlp_head(options.out, options.hidden, options.out, layers=2)
         self.momentum_encoder = self.momentum_projector = None
@@ -255,23 +210,3 @@ def two_views(size: int, scale: tuple[float, float]) -> list[Recipe]:
     See docs/encoders/methods.md, PatchMix, Views.
     """
     return [Recipe(size, scale, blur_p=1.0), Recipe(size, scale, blur_p=0.1, solarize_p=0.2)]
-
-
-@torch.no_grad()
-def initialize(encoder: ViTModel) -> ViTModel:
-    """PatchMix's start (docs/encoders/methods.md, Encoder), in place.
-
-    Linear layers are Xavier-uniform, biases 0, the class token almost 0.
-    """
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    patches = encoder.embeddings.patch_embeddings.projection
-    bound = math.sqrt(6 / (patches.weight[0].numel() + patches.out_channels))
-    nn.init.uniform_(patches.weight, -bound, bound)
-    nn.init.zeros_(patches.bias)
-    nn.init.normal_(encoder.embeddings.cls_token, std=1e-6)
-    nn.init.trunc_normal_(encoder.embeddings.position_embeddings, std=0.02)
-    return encoder

@@ -200,8 +200,10 @@ def budget_per_image(config: LlavaConfig, vision_tokens: VisionTokens = None) ->
     """
     if isinstance(config, FusedConfig):
         return _window_tokens(config, resolve_window(config, vision_tokens))
-    if has_tiles(config) and vision_tokens in (None, "all", patch_grid(config) ** 2):
-        return patch_grid(config) ** 2
+    if has_tiles(config):
+        own = getattr(config, "prompt_tokens", patch_grid(config) ** 2)  # of a reduced model
+        if vision_tokens in (None, own) or (vision_tokens == "all" and own == patch_grid(config) ** 2):
+            return own
     return tokens_per_image(config, vision_tokens)
 
 

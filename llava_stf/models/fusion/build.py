@@ -49,4 +49,4 @@ def use_kernels(projector: nn.Module, kernels: str) -> None:
         raise KernelError(str(error)) from error
     for module in projector.modules():
         if isinstance(module, (TwoLayerMlp, *_PROJECTORS.values())):
-            module.kernels = kernels
+            module.kernels = kernels  # type: ignore[assignment]  # declared by each of them

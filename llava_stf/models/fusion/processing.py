@@ -14,7 +14,7 @@ from llava_stf.images.rgb import to_rgb
 from llava_stf.models.carries_code import CarriesCode
 from llava_stf.models.fusion.budget import ImageSizes
 from llava_stf.models.fusion.videos import VIDEO_CLASSES
-from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.chunks import tokenize_chunks
 
 _Base: Any = LlavaProcessor if TYPE_CHECKING else object
 

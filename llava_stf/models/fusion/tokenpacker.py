@@ -1,6 +1,6 @@
 """TokenPacker's projector (arXiv 2407.02392): a coarse grid of queries, each of which looks into its own window.
 
-Shapes: B images, N = g*g patches, K tower states, C tower width, k window side, M = N / k**2 tokens, H LLM width.
+Shapes: B images, N = g*g patches, K hidden states, C tower width, k window side, M = N / k**2 tokens, H LLM width.
 """
 
 from __future__ import annotations

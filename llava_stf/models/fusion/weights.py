@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 from llava_stf.errors import FusionError
 
 
-def obstacle(layer: nn.Module) -> str | None:
+def unreadable_reason(layer: nn.Module) -> str | None:
     """Why the weight of a layer is not what the layer computes with; `None` for a plain linear layer.
 
     A quantized weight is a code, an adapter's layer adds to its weight, a sharded one is a part, and that of a layer
@@ -31,7 +31,7 @@ def obstacle(layer: nn.Module) -> str | None:
 def is_plain_layer(layer: nn.Module) -> bool:
     """Whether a kernel may stand in for a layer's forward pass: its weight is all there is to it."""
     hooked = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return obstacle(layer) is None and not hooked
+    return unreadable_reason(layer) is None and not hooked
 
 
 def plain_weight(layer: nn.Module, name: str) -> Tensor:
@@ -44,7 +44,7 @@ def plain_weight(layer: nn.Module, name: str) -> Tensor:
     Raises:
         FusionError: the layer is quantized, wrapped by an adapter, sharded or offloaded.
     """
-    found = obstacle(layer)
+    found = unreadable_reason(layer)
     if found is not None:
         raise FusionError(
             f"Expected a plain linear layer on a device at {name}, found one that {found}; load the model with its "

@@ -1,8 +1,7 @@
 """Conversations as LLaVA-1.5 was trained on them: prompt text, token ids and labels.
 
 Two templates. `v1` (Vicuna) is the chat format of instruction tuning and of inference; `plain` is the caption format
-of alignment. In both, the text is split at the image markers and each chunk is tokenised on its own: a LLaMA tokenizer
-puts a word-start piece in front of every text it gets, and the language model has seen that piece behind every image.
+of alignment. In both, text is tokenised in the chunks of `llava_stf.models.llava_stf.chunks`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from llava_stf.errors import DataError, PromptError
-from llava_stf.models.llava_stf.quoting import OPEN, control_pattern, quote, split_quoted
+from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN, join_chunks, tokenize_chunks, tokenize_texts
+from llava_stf.models.llava_stf.quoting import OPEN, control_pattern, quote
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100
 END = "</s>"
 NO_CONTROLS = re.compile("(?!)")
@@ -70,6 +69,8 @@ def render_chat(
     """
     if not processor.chat_template:
         raise PromptError("This checkpoint has no chat template; give a prompt as the model is to read it, or set one.")
+    if not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise PromptError("A conversation is one message or more, each with a role and a content.")
     controls = controls_of(processor)
     try:
         quoted = [{**message, "content": _quote_content(message.get("content"), controls)} for message in messages]
@@ -101,38 +102,6 @@ def _quote_part(part: Any, controls: re.Pattern[str]) -> Any:
             f"A part of a message is {{'type': 'image'}} or {{'type': 'text', 'text': ...}}, found {part!r:.200}."
         )
     return {**part, "text": quote(part["text"], controls)} if kind == "text" else part
-
-
-def tokenize_chunks(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    *,
-    image_token_id: int,
-    image_token: str = IMAGE_TOKEN,
-    others: Mapping[str, int] | None = None,
-) -> list[int]:
-    """Token ids of a prompt: BOS, then each chunk between markers tokenised on its own, one id per marker.
-
-    Markers that stand side by side have no chunk between them, so a marker repeated n times gives n ids in a row. A BOS
-    that the text itself begins with, as some chat templates write it, is not doubled.
-
-    Args:
-        tokenizer: of the model.
-        text: the prompt.
-        image_token_id: of a marker.
-        image_token: the marker.
-        others: ids of further markers, `<video>` for one.
-
-    Raises:
-        PromptError: a lone surrogate.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(f"The prompt is no valid Unicode text: {error.reason}.") from error
-    places = {image_token: image_token_id, **(others or {})}
-    split = re.split(f"({'|'.join(map(re.escape, places))})", text.removeprefix(tokenizer.bos_token or ""))
-    return _join(_tokenize(tokenizer, split[::2]), [places[marker] for marker in split[1::2]], tokenizer.bos_token_id)
 
 
 def encode_conversation(
@@ -222,14 +191,14 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
     instructions = [piece.split(ANSWER_TAG)[0] + ANSWER_TAG for piece in rounds]
     texts = [text, *rounds, *instructions]
     split_texts = [piece.split(IMAGE_TOKEN) for piece in texts]
-    tag, tag_behind_end, *chunks = _tokenize(
+    tag, tag_behind_end, *chunks = tokenize_texts(
         tokenizer, ["USER:", f"{END}USER:", *(chunk for split in split_texts for chunk in split)]
     )
     # A non-legacy LLaMA tokenizer starts a round that follows `</s>` with one piece less than a round on its own.
     saved = len(tag) + 1 - len(tag_behind_end)
     encoded, start, bos = [], 0, tokenizer.bos_token_id
     for split in split_texts:
-        encoded.append(_join(chunks[start : start + len(split)], [image_token_id] * (len(split) - 1), bos))
+        encoded.append(join_chunks(chunks[start : start + len(split)], [image_token_id] * (len(split) - 1), bos))
         start += len(split)
     ids, round_ids, instruction_ids = encoded[0], encoded[1 : len(rounds) + 1], encoded[len(rounds) + 1 :]
 
@@ -244,41 +213,3 @@ def _encode_v1(tokenizer: PreTrainedTokenizerBase, text: str, image_token_id: in
         labels[answer:end] = ids[answer:end]
         position = end
     return ids, labels if position == len(ids) else [IGNORE_INDEX] * len(ids)
-
-
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """The ids of each text on its own, without BOS, in one call; quoted control tokens are text."""
-    pieces = [split_quoted(text) for text in texts]
-    if all(len(split) == 1 for split in pieces):
-        return _ids(tokenizer, texts)
-    # A piece behind a control token is tokenised as one that stands there, and the token is then spelled out.
-    starts = [[split[0], *(a + b for a, b in zip(split[1::2], split[2::2], strict=True))] for split in pieces]
-    encoded = iter(_ids(tokenizer, [piece for split in starts for piece in split]))
-    joined = []
-    for split in pieces:
-        ids = list(next(encoded))
-        for control in split[1::2]:
-            ids += _spelled(tokenizer, control) + next(encoded)[1:]
-        joined.append(ids)
-    return joined
-
-
-def _spelled(tokenizer: PreTrainedTokenizerBase, control: str) -> list[int]:
-    """The ids of a control token's characters, without a word-start piece in front of them."""
-    before, with_control = _ids(tokenizer, ["\n", f"\n{control}"], split_special_tokens=True)
-    return with_control[len(before) :]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: Any) -> list[list[int]]:
-    settings = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-    return tokenizer(texts, **settings, **options)["input_ids"]
-
-
-def _join(chunks: Sequence[list[int]], places: Sequence[int], bos_token_id: int | None) -> list[int]:
-    """BOS, then the chunks with the ids of the places between them."""
-    ids = [] if bos_token_id is None else [bos_token_id]
-    for i, chunk in enumerate(chunks):
-        if i:
-            ids.append(places[i - 1])
-        ids.extend(chunk)
-    return ids

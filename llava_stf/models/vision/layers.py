@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from llava_stf.errors import FusionError
 
 
@@ -35,6 +37,14 @@ def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
     """
     selected = state_index(select_layer, num_blocks)
     return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
+
+
+def select_strategy(config: Any) -> str:
+    """What of the tower's states a LLaVA of this config takes: `"default"` leaves out the class token.
+
+    A ViP-LLaVA leaves it out and has no such field.
+    """
+    return getattr(config, "vision_feature_select_strategy", "default")
 
 
 def tokenpacker_layers(num_blocks: int, select_layer: int = -2) -> list[int]:

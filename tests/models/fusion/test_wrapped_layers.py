@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_stf import apply_pooling, apply_stf, load_model
 from llava_stf.errors import FusionError
 from llava_stf.loading.testing import write_tiny_llava
-from llava_stf.models.fusion.weights import is_plain_layer, obstacle, plain_weight
+from llava_stf.models.fusion.weights import is_plain_layer, plain_weight, unreadable_reason
 
 GRID = 12
 BUDGETS = [36, 16, 9]  # windows of 2, which the weights are laid out for, 3 and 4
@@ -201,7 +201,7 @@ def test_what_is_plain_and_what_is_not():
     hooked = copy.deepcopy(layer)
     hooked.register_forward_hook(lambda *args: None)
     assert not is_plain_layer(hooked)
-    assert obstacle(hooked) is None
+    assert unreadable_reason(hooked) is None
     for other, word in (
         (nn.Linear(3, 2, device="meta"), "offloaded"),
         (nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)), "wrapped"),

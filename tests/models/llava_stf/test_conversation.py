@@ -6,13 +6,13 @@ import json
 import pytest
 
 from llava_stf.errors import DataError, PromptError
+from llava_stf.models.llava_stf.chunks import tokenize_chunks
 from llava_stf.models.llava_stf.conversation import (
     CHAT_TEMPLATE,
     IGNORE_INDEX,
     SYSTEM_PROMPT,
     encode_conversation,
     render_v1,
-    tokenize_chunks,
 )
 
 MARKER = -200

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from llava_stf.loading.testing import tiny_tokenizer
-from llava_stf.models.llava_stf.conversation import tokenize_chunks
+from llava_stf.models.llava_stf.chunks import tokenize_chunks
 from llava_stf.models.llava_stf.quoting import CLOSE, OPEN, quote_messages, without_quotes
 
 CONTROLS = re.compile("</s>|<s>")

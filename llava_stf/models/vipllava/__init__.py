@@ -1,0 +1,1 @@
+"""ViP-LLaVA on pooled tokens, as a model of transformers: configuration, modeling, processing."""

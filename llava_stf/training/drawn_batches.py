@@ -1,0 +1,144 @@
+"""Questions about drawn images as `Rows` take them: several behind each image, short and lettered ones apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llava_stf.models.llava_stf.conversation import (
+    END,
+    IGNORE_INDEX,
+    IMAGE_TOKEN,
+    SYSTEM_PROMPT,
+    encode_conversation,
+    tokenize_chunks,
+)
+from llava_stf.world.choices import LETTERS
+from llava_stf.world.dataset import CAPTION_REQUEST
+from llava_stf.world.exercises import LETTERED
+from llava_stf.world.families import ALL, FAMILIES, ask, caption
+from llava_stf.world.pairs import Pair, ask_pairs
+from llava_stf.world.questions import Question, ask_poor
+from llava_stf.world.scene import Scene
+
+OPEN = tuple(family for family in ALL if family not in LETTERED)
+PER_IMAGE = {OPEN: 6, LETTERED: 5}  # questions of these families, one group of rows each
+PAIRS_PER_IMAGE = 40
+TURNS = 4  # of the one conversation of an image, a third group
+CAPTIONED = 0.3  # of the conversations are a caption
+REARRANGED = 0.2  # of the lettered questions have the options in another layout, as some benchmarks do
+LEAST_WEIGHT = 0.1  # of a family whose answers are all right
+Turns = tuple[tuple[str, str], ...]  # questions and their answers
+Row = tuple[str | None, Turns | Pair]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of token ids behind B images, flat as `Rows` has them, without the images' own tokens.
+
+    Attributes:
+        ids: int64 [T].
+        answers: int64 [T], the number of the row whose answer a token belongs to, or -100.
+        groups: (rows an image, tokens a row) of each group.
+        kinds: of each row its family of questions, or its kind of pairs, or none.
+    """
+
+    ids: Tensor
+    answers: Tensor
+    groups: list[tuple[int, int]]
+    kinds: list[str | None]
+
+
+class Encoder:
+    """Conversations about one image as token ids, by a tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        beginning = f"{SYSTEM_PROMPT} USER: {IMAGE_TOKEN}"
+        self.beginning = torch.tensor(tokenize_chunks(tokenizer, beginning, image_token_id=self.image_token_id)[:-1])
+        self.row = lru_cache(400_000)(self._row)
+
+    def _row(self, said: Turns | Pair) -> tuple[list[int], list[bool]]:
+        """The ids behind the image of a conversation or a short query, and which of them are of answers."""
+        if isinstance(said, Pair):
+            texts = [f"\n {said.query}:", f"\n {said.query}: {said.answer}{END}"]
+            asked, whole = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            return whole, [at >= len(asked) for at in range(len(whole))]
+        turns = []
+        for number, (question, answer) in enumerate(said):
+            marker = "" if number else f"{IMAGE_TOKEN}\n"
+            turns += [{"from": "human", "value": marker + question}, {"from": "gpt", "value": answer}]
+        ids, labels = encode_conversation(self.tokenizer, turns, template="v1", image_token_id=self.image_token_id)
+        start = ids.index(self.image_token_id) + 1
+        return ids[start:], [label != IGNORE_INDEX for label in labels[start:]]
+
+    def batch(self, groups: Sequence[Sequence[Sequence[Row]]]) -> Batch:
+        """Groups of images of rows; every group has all images, an image may lack rows."""
+        ids, answers, shapes = [], [], []
+        kinds: list[str | None] = []
+        for group in groups:
+            most = max(len(rows) for rows in group)
+            if not most:
+                continue
+            encoded = [[self.row(said) for _, said in rows] for rows in group]
+            length = max(len(row) for rows in encoded for row, _ in rows)
+            block = np.full((len(group), most, length), self.tokenizer.pad_token_id)
+            number = np.full(block.shape, IGNORE_INDEX)
+            for image, rows in enumerate(encoded):
+                for at, (row, learned) in enumerate(rows):
+                    block[image, at, : len(row)] = row
+                    number[image, at, : len(row)][learned] = len(kinds) + image * most + at
+            kinds += [rows[at][0] if at < len(rows) else None for rows in group for at in range(most)]
+            ids.append(block.ravel())
+            answers.append(number.ravel())
+            shapes.append((most, length))
+        return Batch(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(answers)), shapes, kinds)
+
+
+def pair_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[Row]:
+    """One image's rows of short queries, as `ask_pairs` chooses them."""
+    return [(pair.kind, pair) for pair in ask_pairs(scene, rng, PAIRS_PER_IMAGE, right)]
+
+
+def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
+    """One image's rows of the three groups: open questions, lettered ones, and a conversation or the caption.
+
+    Args:
+        scene: of the image.
+        rng: what decides.
+        right: share of right answers of each family so far; a family is asked the more the lower it is.
+    """
+    groups: list[list[Row]] = []
+    for families, count in PER_IMAGE.items():
+        if scene.degraded:
+            drawn = [ask_poor(scene, rng) for _ in range(count)] if "poor" in families else []
+        else:
+            weights = np.array([LEAST_WEIGHT + 1 - right[family] for family in families])
+            chosen = rng.choice(families, 4 * count, p=weights / weights.sum())
+            drawn = [FAMILIES[family](scene, rng) for family in chosen]
+        asked = [question for question in drawn if question is not None][:count]
+        groups.append([(one.family, ((_laid_out(one, rng), one.answer),)) for one in asked])
+    turns: Turns = tuple((question.text, question.answer) for question in ask(scene, rng, count=TURNS))
+    if not turns or rng.random() < CAPTIONED:
+        turns = ((CAPTION_REQUEST, caption(scene)),)
+    return [*groups, [(None, turns)]]
+
+
+def _laid_out(question: Question, rng: np.random.Generator) -> str:
+    """The question's text; now and then with its options as another protocol lays them out."""
+    if not question.options or rng.random() >= REARRANGED:
+        return question.text
+    lines = question.text.split("\n")
+    *context, asked = lines[: -len(question.options)]
+    listed = lines[-len(question.options) :]
+    if question.family == "choice_cn" or rng.random() < 0.5:
+        return "\n".join([*context, f"{asked} There are several options:", *listed])
+    joined = " ".join(f"({letter}) {option}" for letter, option in zip(LETTERS, question.options, strict=False))
+    return "\n".join([*(context or ["Context: N/A"]), f"Question: {asked}", f"Options: {joined}"])

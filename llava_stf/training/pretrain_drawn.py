@@ -1,0 +1,307 @@
+r"""Train projector and language model of the bundled models on drawn images, whose tower states are computed once.
+
+Three parts follow each other, each a run that starts from the one before:
+
+- `objects`: the language model alone learns to look up what stands in a scene, told as one token for each object in its
+  own word embeddings, and beside it the lessons on option letters;
+- `images`: the projector is aligned to say in word embeddings what each patch shows; then both learn all families of
+  questions, the language model's lookups and lessons going on beside them;
+- `tokens`: the same without alignment, at all tokens or fewer. Models that are compared start from one folder and have
+  the same steps; one that fuses windows starts as mean pooling of that folder's projector.
+
+    python -m llava_stf.training.pretrain_drawn --part objects --start runs/start --states runs/states \\
+        --output runs/objects --steps 1500
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava_stf.errors import DataError
+from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
+from llava_stf.loading import load_model
+from llava_stf.models.fusion.budget import window_of_tokens
+from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.reduction.apply import apply_pooling
+from llava_stf.training.course import COURSE, WARMUP_STEPS, Progress, draw_exercises
+from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, training_rows
+from llava_stf.training.drawn_states import DrawnStates
+from llava_stf.training.optim import parameter_groups
+from llava_stf.training.pretrain_language import answer_loss, collate
+from llava_stf.training.rows import DTYPE, Rows, embed, last_states, logits_of
+from llava_stf.training.scene_words import SceneWords
+from llava_stf.world.dataset import questions_of
+from llava_stf.world.exercises import LETTERED
+from llava_stf.world.families import FAMILIES
+
+logger = logging.getLogger(__name__)
+LOGGING_STEPS = 100
+LETTERS = COURSE[:5]  # the lessons that need no scene
+DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
+AVERAGED = 0.005  # weight of one answer in the running share of right ones
+OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
+ALIGN_RATE = 3e-3
+ALIGN_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part's steps are on, in shares; the rest are on questions. `projector` is its share of the learning rate.
+
+    `alignment` steps of the projector alone come before them.
+    """
+
+    letters: float
+    pairs: float
+    told: bool = False
+    alignment: int = 0
+    projector: float = 0.0
+
+
+PARTS = {
+    "objects": Part(letters=0.3, pairs=0.7, told=True),
+    "images": Part(letters=0.4, pairs=0.2, alignment=600, projector=0.1),
+    "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
+}
+
+
+class Learner(nn.Module):
+    """A LLaVA's projector and language model behind a tower whose states are given."""
+
+    def __init__(self, llava: Any, encoder: Encoder) -> None:
+        super().__init__()
+        self.projector = llava.model.multi_modal_projector
+        self.language_model, self.lm_head = llava.model.language_model, llava.lm_head
+        self.encoder = encoder
+        self.layers = len(getattr(llava.config, "fusion_states", ()))  # none in a plain LLaVA
+
+    def image_tokens(self, states: Sequence[Tensor]) -> Tensor:
+        """States [B, N, C] of a tower's layers to tokens [B, M, H] in bfloat16."""
+        with torch.autocast("cpu", DTYPE):
+            return self.projector(states[: self.layers] if self.layers else states[0]).to(DTYPE)
+
+    def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image tokens [B, M, H]: the loss of all answers' tokens, and whether each row is answered right, bool."""
+        count = len(image)
+        beginning = embed(self.language_model, self.encoder.beginning).expand(count, -1, -1)
+        prefix = torch.cat([beginning, image], dim=1)
+        x = torch.cat([prefix.flatten(0, 1), embed(self.language_model, batch.ids)])
+        rows = Rows(self.language_model.config, count, prefix.shape[1], batch.groups)
+        x = last_states(self.language_model, x, rows)
+        (learned,) = torch.nonzero(batch.answers != IGNORE_INDEX, as_tuple=True)
+        logits = logits_of(self.language_model, self.lm_head, x[count * prefix.shape[1] + learned - 1])
+        target = batch.ids[learned]
+        wrong = torch.zeros(len(batch.kinds), dtype=torch.int64)
+        wrong.index_add_(0, batch.answers[learned], (logits.argmax(-1) != target).long())
+        return F.cross_entropy(logits, target), wrong == 0
+
+
+def pretrain_drawn(
+    start: Path,
+    states: Path,
+    output: Path,
+    *,
+    part: Literal["objects", "images", "tokens"],
+    steps: int,
+    vision_tokens: int | Literal["all"] = "all",
+    reduction: Literal["stf", "pool"] = "stf",
+    fades: float = 0.0,
+    batch_size: int = 4,
+    learning_rate: float = 7e-4,
+    seed: int = 0,
+    save_steps: int = 500,
+    stop_after: int | None = None,
+    resume: bool = False,
+) -> bool:
+    """Train the LLaVA in `start` on the images in `states`; `output` gets checkpoints and in the end the model.
+
+    A run that stopped and goes on with `resume` does the same steps as one that was never stopped.
+
+    Args:
+        start: folder of `assemble_tiny`, or of another run of this.
+        states: folder of `write_states`, by the start's tower.
+        output: folder of the run.
+        part: what is learned.
+        steps: how many updates.
+        vision_tokens: of an image; fewer than all fuse windows.
+        reduction: how, `stf` or `pool`.
+        fades: share of the steps over which the learning rate falls to zero at the end, 0 for never.
+        batch_size: images a step.
+        learning_rate: its highest.
+        seed: of images and questions.
+        save_steps: steps between two checkpoints.
+        stop_after: stop with a checkpoint after so many steps of this call.
+        resume: go on from the newest checkpoint, if there is one.
+
+    Returns:
+        Whether all steps are done, and the model written.
+
+    Raises:
+        LlavaStfError: the folder holds a run and `resume` is not given, or cannot be written.
+        DataError: the loss is not finite.
+    """
+    plan = PARTS[part]
+    checkpoint = prepare_output(output, resume=resume)
+    torch.manual_seed(seed)
+    llava = load_model(start, vision_tokens="all" if reduction == "pool" else vision_tokens, dtype="float32")
+    if reduction == "pool":
+        apply_pooling(llava.model, llava.processor, window=window_of_tokens(llava.model.config, vision_tokens))
+    assert llava.processor is not None  # a start has one, see `assemble_tiny`
+    encoder = Encoder(llava.processor.tokenizer)
+    learner = Learner(llava.model, encoder)
+    images = DrawnStates(states)
+    if checkpoint is None and plan.alignment:
+        align(learner, images, steps=plan.alignment, seed=seed)
+    learner.projector.requires_grad_(plan.projector > 0)
+    groups = parameter_groups(learner, {"projector": plan.projector, "language_model": 1.0}, weight_decay=0.01)
+    shares = [group["lr"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    step, right, letters = 0, dict.fromkeys(FAMILIES, 0.3), Progress()
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        learner.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, right, letters = state["step"], state["right"], Progress(**state["letters"])
+    likely = _likelihoods(images)
+    first, since = step, time.monotonic()
+    while step < steps and (stop_after is None or step < first + stop_after):
+        rng = np.random.default_rng([seed, step])
+        kind = rng.random()
+        if kind < plan.letters:
+            loss = _learn_letters(learner, letters, encoder, rng)
+        else:
+            chosen = rng.choice(len(images), batch_size, p=likely)
+            scenes = [images.scenes[index] for index in chosen]
+            if kind < plan.letters + plan.pairs:
+                batch = encoder.batch([[pair_rows(scene, rng, right) for scene in scenes]])
+            else:
+                batch = encoder.batch(list(zip(*(training_rows(scene, rng, right) for scene in scenes), strict=True)))
+            if plan.told:
+                words = SceneWords(encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
+                count = OBJECT_TOKENS[2 * step >= steps]
+                image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(DTYPE)
+            else:
+                image = learner.image_tokens(images.states(chosen))
+            loss, answers = learner(image, batch)
+            for name, answer in zip(batch.kinds, answers.tolist(), strict=True):
+                if name is not None:
+                    before = right.get(name, 0.3)
+                    right[name] = before + AVERAGED * (answer - before)
+        rate = learning_rate * min(1, (step + 1) / WARMUP_STEPS)
+        rate *= min(1, (steps - step) / (fades * steps)) if fades else 1
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if not math.isfinite(loss.item()):
+            raise DataError(f"the loss is {loss.item()} at step {step}; {describe_newest(output)}")
+        if step % LOGGING_STEPS == 0:
+            speed = (step - first) / (time.monotonic() - since)
+            known = " ".join(f"{name} {share:.2f}" for name, share in right.items())
+            logger.info("step %d  loss %.3f  %s  %.2f steps/s", step, loss.item(), known, speed)
+        if step % save_steps == 0 or step == steps or (stop_after is not None and step == first + stop_after):
+            state = {"model": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save_state(output, step, {**state, "right": right, "letters": letters.state()})
+    if step < steps:
+        return False
+    save_model(llava.model, llava.processor, output, torch.bfloat16)
+    return True
+
+
+def _likelihoods(images: DrawnStates) -> np.ndarray:
+    """How often each image is drawn: degraded ones `DEGRADED` of the time, all others alike."""
+    degraded = np.array([scene.degraded for scene in images.scenes])
+    weights = np.where(degraded, DEGRADED / max(1, degraded.sum()), (1 - DEGRADED) / max(1, (~degraded).sum()))
+    return weights / weights.sum()
+
+
+def _learn_letters(learner: Learner, progress: Progress, encoder: Encoder, rng: np.random.Generator) -> Tensor:
+    """The loss of a step of the lessons on letters, in their order; at the end all of them are rehearsed alike."""
+    if progress.lesson == len(LETTERS):
+        drawn = [(LETTERS[int(number)].draw(rng), int(number)) for number in rng.integers(len(LETTERS), size=8)]
+        return answer_loss(learner.language_model, learner.lm_head, collate(drawn, encoder.tokenizer))[0]
+    batch = collate(draw_exercises(LETTERS, progress, int(rng.integers(2**31))), encoder.tokenizer)
+    loss, right = answer_loss(learner.language_model, learner.lm_head, batch)
+    progress.advance(LETTERS[progress.lesson], batch["lessons"].tolist(), right.tolist())
+    return loss
+
+
+def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> None:
+    """Train the projector alone to give, for each patch, the words of what it shows."""
+    words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
+    optimizer = torch.optim.AdamW(learner.projector.parameters(), weight_decay=0.0)
+    rng = np.random.default_rng([seed, 1])
+    for step in range(steps):
+        chosen = rng.choice(len(images), ALIGN_BATCH)
+        wanted = torch.stack([words.patches(images.scenes[index]) for index in chosen])
+        loss = F.mse_loss(learner.image_tokens(images.states(chosen)).float(), wanted)
+        for group in optimizer.param_groups:
+            group["lr"] = ALIGN_RATE * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % LOGGING_STEPS == 0:
+            spread = (wanted - words.common).square().mean().item()
+            logger.info("align %d  squared error %.3f of %.3f", step + 1, loss.item(), spread)
+
+
+@torch.inference_mode()
+def accuracy(learner: Learner, images: DrawnStates, *, batch_size: int = 16) -> dict[str, float]:
+    """Share of right answers per family, each question asked alone, as `llava_stf_eval.drawn` asks."""
+    right: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    for start in range(0, len(images), batch_size):
+        chosen = range(start, min(len(images), start + batch_size))
+        asked = [questions_of(images.scenes[i], i, seed=images.seed, split=images.split) for i in chosen]
+        groups = [
+            [[(q.family, ((q.text, q.answer),)) for q in questions if q.family in families] for questions in asked]
+            for families in (OPEN, LETTERED)
+        ]
+        batch = learner.encoder.batch(groups)
+        _, answers = learner(learner.image_tokens(images.states(chosen)), batch)
+        for family, answer in zip(batch.kinds, answers.tolist(), strict=True):
+            if family is not None:
+                right[family] += answer
+                total[family] += 1
+    return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
+
+
+def main() -> None:
+    """Train the model that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, required=True)
+    parser.add_argument("--start", type=Path, required=True, help="LLaVA to start from")
+    parser.add_argument("--states", type=Path, required=True, help="states of drawn images by the start's tower")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and model")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--vision-tokens", default="all", type=lambda text: text if text == "all" else int(text))
+    parser.add_argument("--reduction", choices=("stf", "pool"), default="stf", help="where tokens are fewer than all")
+    parser.add_argument("--fades", type=float, default=0.0, help="share of steps over which the learning rate falls")
+    parser.add_argument("--batch-size", type=int, default=4, help="images a step")
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-steps", type=int, default=500)
+    parser.add_argument("--stop-after", type=int, help="stop with a checkpoint after so many steps")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    pretrain_drawn(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

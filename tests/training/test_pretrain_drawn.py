@@ -1,0 +1,169 @@
+"""Training on the tower's states of drawn images, in small: rows, targets of patches, learning, an exact resume."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+from llava_stf import load_model
+from llava_stf.errors import LlavaStfError
+from llava_stf.training.assemble_tiny import assemble_tiny
+from llava_stf.training.drawn_batches import Encoder, pair_rows, training_rows
+from llava_stf.training.drawn_states import DrawnStates, write_states
+from llava_stf.training.pretrain_drawn import PARTS, Learner, accuracy, align, pretrain_drawn
+from llava_stf.training.pretrain_tower import tower_config
+from llava_stf.training.scene_words import SceneWords
+from llava_stf.world import FAMILIES, draw, patch_labels
+from llava_stf.world.scene import SHAPES
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    torch.manual_seed(0)
+    CLIPVisionModel(tower_config()).save_pretrained(folder / "tower")
+    assemble_tiny(folder / "tower", folder / "start")
+    tower = CLIPVisionModel.from_pretrained(folder / "tower")
+    write_states(tower, folder / "states", count=IMAGES, seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(start):
+    return DrawnStates(start / "states")
+
+
+@pytest.fixture
+def learner(start):
+    llava = load_model(start / "start", vision_tokens="all", dtype="float32")
+    return Learner(llava.model, Encoder(llava.processor.tokenizer))
+
+
+def test_states_are_those_of_the_images(start, images):
+    assert images.scenes[7] == draw(7, seed=3)[0]
+    llava = load_model(start / "start", vision_tokens="all", dtype="float32")
+    pixels = llava.processor.image_processor(draw(7, seed=3)[1], return_tensors="pt")["pixel_values"]
+    expected = llava.model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(images.states([7])[0].float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_a_row_is_the_prompt_that_asks_alone(learner, start, images):
+    """The loss of one question is that of the whole model on the whole prompt."""
+    llava = load_model(start / "start", vision_tokens="all", dtype="float32")
+    batch = learner.encoder.batch([[[("open", (("How many shapes are there?", "2"),))]]])
+    loss, _ = learner(learner.image_tokens(images.states([7])), batch)
+    ids = [*learner.encoder.beginning.tolist(), *[learner.encoder.image_token_id] * 64, *batch.ids.tolist()]
+    labels = torch.full((len(ids),), -100)
+    labels[len(ids) - len(batch.ids) :][batch.answers >= 0] = batch.ids[batch.answers >= 0]
+    pixels = llava.processor.image_processor(draw(7, seed=3)[1], return_tensors="pt")["pixel_values"]
+    whole = llava.model(input_ids=torch.tensor([ids]), pixel_values=pixels, labels=labels[None]).loss
+    torch.testing.assert_close(loss, whole, rtol=0.02, atol=0)
+    prompt = llava.processor(images=draw(7, seed=3)[1], text=llava.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many shapes are there?"}]}],
+        add_generation_prompt=True,
+    ), return_tensors="pt")["input_ids"][0].tolist()  # fmt: skip
+    assert ids[: len(prompt)] == prompt
+
+
+def test_rows_are_of_all_kinds_and_can_be_answered(images):
+    rng = np.random.default_rng(0)
+    right = dict.fromkeys(FAMILIES, 0.0) | {"open": 1.0}
+    seen = [
+        row for scene in images.scenes for _ in range(9) for group in training_rows(scene, rng, right) for row in group
+    ]
+    families = [family for family, _ in seen]
+    assert set(families) == {*FAMILIES, None}
+    assert families.count("open") < families.count("presence") / 3  # known already, so asked less
+    texts = [pairs[0][0] for family, pairs in seen if family == "science"]
+    assert any("Options: (A)" in text for text in texts)
+    assert any("\nA. " in text for text in texts)
+
+
+def test_short_queries_have_their_answers(learner, images):
+    rng = np.random.default_rng(0)
+    scene = next(scene for scene in images.scenes if not scene.degraded)
+    rows = pair_rows(scene, rng, {})
+    batch = learner.encoder.batch([[rows]])
+    tokenizer = learner.encoder.tokenizer
+    for number, (kind, pair) in enumerate(rows):
+        assert batch.kinds[number] == kind
+        assert tokenizer.decode(batch.ids[batch.answers == number]) == f"{pair.answer}</s>"
+
+
+def names_in(tokens, names, learner):
+    """Which of the names each token says most of."""
+    embedding = learner.language_model.embed_tokens.weight.detach()
+    ids = [learner.encoder.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
+    words = torch.stack([(embedding[one] - embedding.mean(0)).sum(0) for one in ids])
+    cosines = torch.nn.functional.cosine_similarity(tokens[:, None] - embedding.mean(0), words, dim=-1)
+    return [names[index] for index in cosines.argmax(-1)]
+
+
+def test_tokens_of_a_scene_say_what_is_there(learner, images):
+    words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
+    scene = next(scene for scene in images.scenes if not scene.degraded and len(scene.objects) > 1)
+    shapes = patch_labels(scene)["shape"].reshape(-1)
+    said = names_in(words.patches(scene)[shapes > 0], SHAPES, learner)
+    assert said == [SHAPES[label - 1] for label in shapes[shapes > 0]]
+    tokens = words.objects(scene, np.random.default_rng(0), 12)
+    length = 0 if scene.text is None else len(scene.text.string)
+    there = (tokens - words.common).abs().amax(-1) > 1e-4
+    assert tokens.shape[0] == 12
+    assert there.sum() == len(scene.objects) + length
+    said = names_in(tokens[there], (*SHAPES, "number", "word"), learner)
+    assert [name for name in said if name in SHAPES] == [thing.shape for thing in scene.objects]
+
+
+def test_alignment_brings_image_tokens_to_the_words(learner, images):
+    words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
+    wanted = torch.stack([words.patches(scene) for scene in images.scenes])
+
+    def distance():
+        return (learner.image_tokens(images.states(range(IMAGES))).float() - wanted).square().mean().item()
+
+    before = distance()
+    align(learner, images, steps=40, seed=0)
+    assert distance() < 0.7 * before
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens", "reduction"),
+    [
+        ("objects", "all", "stf"),
+        ("images", "all", "stf"),
+        ("tokens", "all", "stf"),
+        ("tokens", 16, "stf"),
+        ("tokens", 16, "pool"),
+    ],
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
+    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "images")))
+    options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
+    run = [start / "start", start / "states"]
+    assert pretrain_drawn(*run, tmp_path / "whole", **options)
+    assert not pretrain_drawn(*run, tmp_path / "parts", **options, stop_after=2)
+    with pytest.raises(LlavaStfError, match="--resume"):
+        pretrain_drawn(*run, tmp_path / "parts", **options)
+    assert pretrain_drawn(*run, tmp_path / "parts", **options, resume=True)
+    whole, parts = (load_model(tmp_path / name, **budget(tokens)).model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], value) for name, value in parts.items())
+    before = load_model(start / "start", vision_tokens="all", dtype="bfloat16").model.state_dict()
+    assert all(torch.equal(before[name], whole[name]) for name in before if "vision_tower" in name)
+    assert not torch.equal(before["lm_head.weight"], whole["lm_head.weight"])
+    if tokens == "all":
+        projector = [name for name in before if "projector" in name]
+        assert all(torch.equal(before[name], whole[name]) for name in projector) == (part == "objects")
+
+
+def budget(tokens):
+    return {"vision_tokens": "all"} if tokens == "all" else {}
+
+
+def test_accuracy_asks_what_the_data_set_asks(learner, images):
+    shares = accuracy(learner, images)
+    assert set(shares) <= set(FAMILIES)
+    assert all(0 <= share <= 1 for share in shares.values())

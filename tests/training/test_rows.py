@@ -1,0 +1,43 @@
+"""Rows of questions behind one beginning: the same logits as each gives alone."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llava_stf.training.rows import Rows, embed, last_states, logits_of
+
+BATCH = 2
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.mark.parametrize(("prefix", "groups"), [(5, [(3, 4), (1, 7)]), (0, [(1, 7)])])
+def test_a_row_is_computed_as_if_it_were_alone(model, prefix, groups):
+    beginning = torch.randint(0, 100, (BATCH, prefix))
+    blocks = [torch.randint(0, 100, (BATCH, rows, length)) for rows, length in groups]
+    ids = torch.cat([beginning.flatten(), *(block.flatten() for block in blocks)])
+    states = last_states(model.model, embed(model.model, ids), Rows(model.config, BATCH, prefix, groups))
+    logits = logits_of(model.model, model.lm_head, states)
+    at = BATCH * prefix
+    for block in blocks:
+        for image in range(BATCH):
+            for row in block[image]:
+                alone = model(input_ids=torch.cat([beginning[image], row])[None]).logits[0, prefix:]
+                torch.testing.assert_close(
+                    logits[at : at + len(row)], alone, atol=0.03 * alone.abs().max().item(), rtol=0
+                )
+                at += len(row)
+
+
+def test_every_weight_learns(model):
+    ids = torch.randint(0, 100, (BATCH * 3 + BATCH * 2 * 4,))
+    states = last_states(model.model, embed(model.model, ids), Rows(model.config, BATCH, 3, [(2, 4)]))
+    logits_of(model.model, model.lm_head, states).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())

@@ -1,0 +1,48 @@
+"""Short queries about scenes: true answers, balanced by what is known."""
+
+import numpy as np
+
+from llava_stf.world import COLOURS, PLACES, SHAPES, draw
+from llava_stf.world.pairs import ask_pairs
+from llava_stf.world.questions import UNANSWERABLE
+
+SCENES = [draw(index, seed=5)[0] for index in range(80)]
+
+
+def test_answers_follow_from_the_scene():
+    for scene in SCENES:
+        for pair in ask_pairs(scene, np.random.default_rng(0), 99, {}):
+            things = {(thing.shape, thing.colour, PLACES[thing.place]) for thing in scene.objects}
+            if scene.degraded or pair.kind.endswith(" not there"):
+                assert pair.answer == UNANSWERABLE
+                continue
+            asked, _, wanted = pair.query.rpartition(" ")
+            if pair.kind in ("there", "not there"):
+                assert (pair.answer == "yes") == any((wanted, asked) == (shape, colour) for shape, colour, _ in things)
+            elif pair.kind.startswith(("shape to", "colour to", "place to")) and wanted in ("colour", "shape", "at"):
+                column = ("shape", "colour", "at").index(wanted)
+                assert {thing[column] for thing in things if asked in thing} == {pair.answer}
+            elif pair.kind in ("word", "number"):
+                assert pair.answer == scene.text.string
+            elif pair.kind == "count":
+                assert pair.answer == str(len(scene.objects))
+            elif pair.kind == "neighbour":
+                assert pair.answer in {thing[("shape", "colour").index(wanted)] for thing in things}
+
+
+def test_what_is_known_is_asked_less():
+    scene = next(scene for scene in SCENES if len(scene.objects) == 4 and not scene.degraded)
+    kinds = [
+        pair.kind
+        for seed in range(60)
+        for pair in ask_pairs(scene, np.random.default_rng(seed), 4, {"place to shape": 1.0, "place to colour": 0.0})
+    ]
+    assert kinds.count("place to shape") < kinds.count("place to colour") / 2
+    assert len(ask_pairs(scene, np.random.default_rng(0), 4, {})) == 4
+
+
+def test_a_degraded_scene_answers_nothing():
+    scene = next(scene for scene in SCENES if scene.degraded)
+    pairs = ask_pairs(scene, np.random.default_rng(0), 9, {})
+    assert {pair.answer for pair in pairs} == {UNANSWERABLE}
+    assert {pair.query.split()[0] in (*COLOURS, *SHAPES) for pair in pairs} == {True}
