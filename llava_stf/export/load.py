@@ -58,8 +58,9 @@ def read_export_config(folder: Path) -> ExportedLlavaConfig:
     Raises:
         ExportError: as `load_export`.
     """
-    tokens = read_manifest(folder).vision_tokens
-    return ExportedLlavaConfig.from_dict(read_json(folder / "config.json"), vision_tokens=tokens)
+    manifest = read_manifest(folder)
+    own = {"vision_tokens": manifest.vision_tokens, "kv_cache": manifest.kv_cache}
+    return ExportedLlavaConfig.from_dict(read_json(folder / "config.json"), **own)
 
 
 def read_export_processor(folder: Path) -> LlavaProcessor:
@@ -91,7 +92,7 @@ def _engine(folder: Path, manifest: Manifest) -> Engine:
     if manifest.format == "openvino":
         from llava_stf.export.openvino_engine import OpenVinoEngine
 
-        return OpenVinoEngine(folder)
+        return OpenVinoEngine(folder, exact=manifest.weights in ("fp32", "fp16"))
     from llava_stf.export.onnx_engine import OnnxEngine
 
     return OnnxEngine(folder)

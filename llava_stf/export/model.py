@@ -6,6 +6,7 @@ embeddings and logits, and keeps the cache. Shapes as in `llava_stf.export.parts
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +34,14 @@ class EngineState(Protocol):
 
         `rows` [B], int32: the row of the step before that each goes on from.
         """
+        ...
+
+    def layers(self) -> list[Array]:
+        """Keys of every layer, then values, as copies [B, h, P, d]; of rows in the order of the last step."""
+        ...
+
+    def fill(self, layers: list[Array]) -> None:
+        """Takes what `layers` gave, before the first step."""
         ...
 
 
@@ -81,15 +90,36 @@ class EngineCache(Cache):
         """Tokens in it."""
         return self.length
 
+    @property
+    def is_linear(self) -> list[bool]:
+        """Of no layer: it holds keys and values, behind which `generate` goes on."""
+        return [False]
+
+    def fill(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Takes keys and values [B, h, P, d] of each layer, before the first step."""
+        self.state.fill([pair[kind].numpy() for kind in (0, 1) for pair in layers])
+        self.length = layers[0][0].shape[2]
+
+    def keys_and_values(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each layer, [B, h, P, d]."""
+        arrays = [torch.from_numpy(array) for array in self.state.layers()]
+        return list(zip(arrays[: len(arrays) // 2], arrays[len(arrays) // 2 :], strict=True))
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Go on from these rows, as beam search asks."""
         self._rows = beam_idx if self._rows is None else self._rows[beam_idx]
 
 
 class ExportedLlavaConfig(LlavaConfig):
-    """A plain LLaVA's config that knows how many tokens the exported vision part gives."""
+    """A plain LLaVA's config that knows how many tokens the exported vision part gives, and what the cache holds.
+
+    Attributes:
+        vision_tokens: of every image.
+        kv_cache: precision of keys and values, `"f32"` or `"u8"`.
+    """
 
     vision_tokens: int = 0
+    kv_cache: str = "f32"
 
     def num_image_tokens(self, image_sizes: ImageSizes, vision_tokens: VisionTokens = None) -> list[int]:
         """LLM tokens of each image, see `llava_stf.models.fusion.budget`."""
@@ -116,12 +146,13 @@ class ExportedLlava(LlavaForConditionalGeneration):
 
     config_class = ExportedLlavaConfig
     config: ExportedLlavaConfig
-    _is_stateful = True  # its cache lies in the engine: nothing is taken back out of it, or kept for another prompt
+    _is_stateful = True  # its cache lies in the engine, and nothing is taken back out of it
 
     def __init__(self, config: ExportedLlavaConfig, engine: Engine, generation_config: GenerationConfig) -> None:
         super(LlavaForConditionalGeneration, self).__init__(config)
         self.generation_config = generation_config
-        self._engine = engine
+        self.engine = engine
+        self.model = _Body()
         super().train(False)
 
     @property
@@ -134,15 +165,31 @@ class ExportedLlava(LlavaForConditionalGeneration):
         """Of its inputs and outputs, whatever the engine computes in."""
         return torch.float32
 
+    @property
+    def hands_out_cache(self) -> bool:
+        """Whether keys and values can be kept for another prompt: 8 bits are not what a whole prompt is read with."""
+        return self.config.kv_cache == "f32"
+
+    def new_cache(self, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> EngineCache:
+        """A cache that holds keys and values [B, h, P, d] of each layer, or nothing."""
+        cache = EngineCache(self.engine.start())
+        if layers:
+            cache.fill(layers)
+        return cache
+
+    def get_input_embeddings(self) -> Any:
+        """The table of embeddings, ids [B, T] -> [B, T, H]."""
+        return lambda ids: torch.from_numpy(self.engine.embeddings(ids.numpy()))
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As `GenerationMixin.generate`, over a cache in the engine."""
         if kwargs.get("cache", kwargs.get("past_key_values")) is None and kwargs.get("use_cache") is not False:
-            kwargs[CACHE] = EngineCache(self._engine.start())
+            kwargs[CACHE] = self.new_cache()
         return super().generate(*args, **kwargs)
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """Image tokens in `pooler_output`, one [M, H] for each image of [B, 3, S, S]."""
-        tokens = torch.from_numpy(self._engine.image_tokens(pixel_values.float().numpy()))
+        tokens = torch.from_numpy(self.engine.image_tokens(pixel_values.float().numpy()))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))
 
     def forward(
@@ -170,11 +217,11 @@ class ExportedLlava(LlavaForConditionalGeneration):
             _refuse("trained")
         cache = past_key_values if cache is None else cache
         if cache is None or use_cache is False:
-            cache = EngineCache(self._engine.start())
+            cache = self.new_cache()
         features = (mm_encoder_outputs or {}).get("image")
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = torch.from_numpy(self._engine.embeddings(input_ids.numpy()))
+            inputs_embeds = self.get_input_embeddings()(input_ids)
             if pixel_values is not None:
                 features = self.get_image_features(pixel_values)
             if features is not None:
@@ -204,6 +251,24 @@ class ExportedLlava(LlavaForConditionalGeneration):
             ExportError: always.
         """
         _refuse("saved; copy its folder")
+
+
+class _Body:
+    """Where the parts of a LLaVA are looked for."""
+
+    def language_model(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        use_cache: bool,
+        past_key_values: EngineCache | None = None,
+        cache: EngineCache | None = None,
+    ) -> None:
+        """Reads [B, T, H] into the cache."""
+        into = past_key_values if cache is None else cache
+        assert into is not None
+        into.step(inputs_embeds, attention_mask, position_ids, keep=1)
 
 
 def _refuse(what: str) -> Any:

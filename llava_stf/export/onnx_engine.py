@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
 
 from llava_stf.export.model import Array
 from llava_stf.export.onnx_files import DECODER, EMBEDDINGS, VISION
@@ -20,8 +21,10 @@ class OnnxEngine:
     """
 
     def __init__(self, folder: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # which users and commands set
         self._vision, self._embeddings, self._decoder = (
-            ort.InferenceSession(folder / name, providers=["CPUExecutionProvider"])
+            ort.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
             for name in (VISION, EMBEDDINGS, DECODER)
         )
 
@@ -55,3 +58,9 @@ class _State:
         inputs = {"inputs_embeds": embeddings, "attention_mask": mask, "position_ids": positions}
         logits, *self._arrays = self._decoder.run(None, inputs | dict(zip(self._shapes, past, strict=True)))
         return logits[:, -keep:]
+
+    def layers(self) -> list[Array]:
+        return self._arrays
+
+    def fill(self, layers: list[Array]) -> None:
+        self._arrays = layers

@@ -26,6 +26,7 @@ from llava_stf.export.parts import head_width, trace_decoder, trace_embeddings, 
 VISION, EMBEDDINGS, DECODER = (
     f"openvino_{part}_model.xml" for part in ("vision_embeddings", "text_embeddings", "language")
 )
+CACHE = "cache."  # what names of states begin with
 _GROUP = 128  # int4 weights that share a scale
 _LARGE = 4096  # elements from which on a constant is a weight to be halved, and no rotary frequencies or norm
 
@@ -88,7 +89,7 @@ def _stateful(model: ov.Model, text: Any) -> ov.Model:
     assigned = []
     for number, (past, present) in enumerate(zip(pasts, presents, strict=True)):
         state = op.util.VariableInfo()
-        state.variable_id = f"cache.{number}"
+        state.variable_id = f"{CACHE}{number}"
         state.data_type = ov.Type.f32
         state.data_shape = ov.PartialShape([-1, text.num_key_value_heads, -1, head_width(text)])
         variable = op.util.Variable(state)
@@ -111,11 +112,7 @@ def save_part(model: ov.Model, path: Path, weights: str, kv_cache: str) -> None:
         _halve(model)
     elif weights != "fp32":
         _compress(model, weights)
-    precision = {"KV_CACHE_PRECISION": kv_cache}
-    if weights in ("fp32", "fp16"):  # a CPU with bfloat16 products would take them, and answer otherwise than PyTorch
-        precision["INFERENCE_PRECISION_HINT"] = "f32"
-    for name, value in precision.items():
-        model.set_rt_info(value, ["runtime_options", name])
+    model.set_rt_info(kv_cache, ["runtime_options", "KV_CACHE_PRECISION"])
     ov.save_model(model, path, compress_to_fp16=False)
 
 

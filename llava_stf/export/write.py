@@ -125,6 +125,8 @@ def _check_model(model: LlavaForConditionalGeneration, processor: LlavaProcessor
             f"'{reduction.method.name}' drops tokens inside the language model, which an export runs as it is; choose "
             "a method that shortens the image's part of the prompt."
         )
+    if reduction is not None and reduction.method.attention_bias:
+        raise ExportError("attention_bias is a mask that a graph does not take; export the method without it.")
     weights = next(model.parameters())
     if getattr(model, "hf_quantizer", None) is not None or weights.dtype != torch.float32 or model.device.type != "cpu":
         raise ExportError(

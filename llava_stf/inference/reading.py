@@ -43,8 +43,9 @@ def other_ways(options: Mapping[str, Any], defaults: GenerationConfig) -> list[s
 def reuses(llava: Pipeline) -> bool:
     """Whether image tokens and what was read serve other prompts, too.
 
-    Not where a method chooses tokens by the question (FastV), where generation is compiled and its cache static, where
-    the language model does not keep all keys and values, where the tokens of an image depend on the images beside it or
+    Not where a method chooses tokens by the question (FastV) or their sizes are in the attention, where generation is
+    compiled and its cache static, where the language model does not keep all keys and values or an export keeps them
+    in 8 bits, which is not how it reads a whole prompt, where the tokens of an image depend on the images beside it or
     a prompt holds videos, or where the processor is not of this package.
     """
     model, text = llava.model, llava.model.config.text_config
@@ -55,12 +56,13 @@ def reuses(llava: Pipeline) -> bool:
         return False
     if shows_several_whole(model.config) or takes_videos(model.config):
         return False
-    if reduction is not None and reduction.method.reads_prompt:
+    if reduction is not None and (reduction.method.reads_prompt or reduction.method.attention_bias):
         return False
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None)
     whole = kinds == {"full_attention"} or (kinds <= {"full_attention", "sliding_attention"} and window is not None)
-    return whole and (window is None or window >= llava.positions) and not getattr(model, "_is_stateful", False)
+    hands_out = getattr(model, "hands_out_cache", not getattr(model, "_is_stateful", False))
+    return whole and (window is None or window >= llava.positions) and hands_out
 
 
 class Reading:
@@ -95,7 +97,7 @@ class Reading:
         if known is not None and not self._at_end:
             found = self._find(known)
         self.cached = [length for _, length in found]
-        self._cache: DynamicCache | None = None
+        self._cache: Any = None
         self.inputs = self._read(found, keeps=known is not None)
 
     def prefixes(self, sequences: Tensor, lengths: Sequence[int]) -> list[Prefix]:
@@ -109,14 +111,14 @@ class Reading:
             return []
         width = self.inputs["input_ids"].shape[1]
         answered = self._cache.get_seq_length() - width  # the last token of an answer is not read any more
-        prefixes = []
+        prefixes, layers = [], _layers_of(self._cache)
         for row, (ids, places) in enumerate(zip(self._ids, self._places, strict=True)):
             length = min(lengths[row], answered)
             columns = self.inputs["attention_mask"][row].nonzero()[:, 0]
             if length:
                 columns = torch.cat([columns, torch.arange(width, width + length, device=columns.device)])
             answer = sequences[row, width : width + length].cpu().numpy()
-            prefixes.append(Prefix(np.concatenate([ids, answer]), places, _rows_of(self._cache, row, columns)))
+            prefixes.append(Prefix(np.concatenate([ids, answer]), places, _rows_of(layers, row, columns)))
         return prefixes
 
     def _find(self, known: PrefixCache) -> list[tuple[Prefix | None, int]]:
@@ -147,7 +149,7 @@ class Reading:
         self._fill(cache, ids, mask, found[1], length, self._new_tokens([row], [found[1]], length))
         places = [place for place in self._places[row] if place[2] <= length]
         columns = torch.arange(length, device=ids.device)
-        known.put(Prefix(self._ids[row][:length], places, _rows_of(cache, 0, columns)))
+        known.put(Prefix(self._ids[row][:length], places, _rows_of(_layers_of(cache), 0, columns)))
 
     @torch.no_grad()
     def _read(self, found: list[tuple[Prefix | None, int]], *, keeps: bool) -> BatchFeature:
@@ -187,9 +189,9 @@ class Reading:
         ]
         return torch.cat(tokens) if tokens else None  # type: ignore[arg-type]  # all are encoded
 
-    def _cache_of(self, found: Sequence[tuple[Prefix | None, int]]) -> DynamicCache:
+    def _cache_of(self, found: Sequence[tuple[Prefix | None, int]]) -> Any:
         """A cache with what is known of each row, behind padding."""
-        cache = DynamicCache(config=self._llava.model.config.text_config)
+        layers = []
         most = max(length for _, length in found)
         known = [prefix.layers for prefix, _ in found if prefix is not None]
         for layer in range(len(known[0]) if most else 0):
@@ -200,12 +202,10 @@ class Reading:
                     if prefix is not None:
                         rows[row, :, most - length :] = prefix.layers[layer][kind][:, :length]
                 joined.append(rows)
-            cache.update(*joined, layer)
-        return cache
+            layers.append((joined[0], joined[1]))
+        return _new_cache(self._llava.model, layers)
 
-    def _fill(
-        self, cache: DynamicCache, ids: Tensor, mask: Tensor, start: int, stop: int, tokens: Tensor | None
-    ) -> None:
+    def _fill(self, cache: Any, ids: Tensor, mask: Tensor, start: int, stop: int, tokens: Tensor | None) -> None:
         """Reads the columns from `start` to `stop` behind those in the cache."""
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:stop]
         self._llava.model.model.language_model(
@@ -236,9 +236,28 @@ class Heard(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _rows_of(cache: DynamicCache, row: int, columns: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _new_cache(model: Any, layers: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """A cache of the model's own kind that holds keys and values [B, heads, P, head width] of each layer, or nothing.
+
+    That of an export lies in its engine, `EngineCache` of `llava_stf.export.model`.
+    """
+    if hasattr(model, "new_cache"):
+        return model.new_cache(layers)
+    cache = DynamicCache(config=model.config.text_config)
+    for number, layer in enumerate(layers):
+        cache.update(*layer, number)
+    return cache
+
+
+def _layers_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [B, heads, P, head width] of each layer."""
+    if hasattr(cache, "keys_and_values"):
+        return cache.keys_and_values()
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _rows_of(layers: Sequence[tuple[Tensor, Tensor]], row: int, columns: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Keys and values [heads, n, head width] of some columns; all of a cache of one row are not copied."""
-    layers = [(layer.keys, layer.values) for layer in cache.layers]
     if len(layers[0][0]) == 1 and len(columns) == layers[0][0].shape[2]:
         return [(keys[0], values[0]) for keys, values in layers]
     return [(keys[row, :, columns.to(keys.device)], values[row, :, columns.to(keys.device)]) for keys, values in layers]

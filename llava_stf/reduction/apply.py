@@ -41,12 +41,14 @@ def check_reduction(config: LlavaConfig, method: str | Method, vision_tokens: in
             does not fit.
     """
     found = find_method(method) if isinstance(method, str) else method
+    if not isinstance(found, Method):
+        raise FusionError(f"A model is reduced by one method, given by its name or as a Method; found {method!r}.")
     check_options(found)
     if isinstance(config, FusionConfig):
         raise FusionError(f"'{found.name}' is for a plain LLaVA; found one that fuses tokens by '{config.fusion}'.")
     patches = patch_grid(config) ** 2
-    if not 1 <= vision_tokens <= patches:
-        raise FusionError(f"vision_tokens must be 1 to the image's {patches} patches, found {vision_tokens}.")
+    if type(vision_tokens) is not int or not 1 <= vision_tokens <= patches:
+        raise FusionError(f"vision_tokens must be 1 to the image's {patches} patches, found {vision_tokens!r}.")
     found.check(config, patches, vision_tokens)
     return found
 

@@ -24,6 +24,8 @@ class Method(ABC):
         needs: what it costs besides the tokens, in a sentence.
         reads_prompt: whether what it keeps of an image depends on the rest of the prompt, so that nothing of what was
             read serves another prompt.
+        attention_bias: whether tokens weigh in the LLM's attention by the patches that they stand for, see
+            `llava_stf.reduction.size_bias`; an option of methods that merge.
     """
 
     name: ClassVar[str]
@@ -31,6 +33,7 @@ class Method(ABC):
     reference: ClassVar[str]
     needs: ClassVar[str]
     reads_prompt: ClassVar[bool] = False
+    attention_bias: bool = False
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
         """Check that a plain model of this config can be had at that budget, 1 <= M <= N given.
@@ -77,14 +80,19 @@ class Method(ABC):
         return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reduction:
-    """A method without weights and its budget, as it stands on the inner model under `reduction`."""
+    """A method without weights and its budget, as it stands on the inner model under `reduction`.
+
+    `sizes` is what a method with `attention_bias` has merged: patches of each token of the images that were encoded
+    last, float32 [images, M].
+    """
 
     method: Method
     patches: int
     vision_tokens: int
     seed: int
+    sizes: Tensor | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -15,12 +15,15 @@ from llava_stf.reduction.model import TrainingFreeMethod
 def option_types(method: Method) -> dict[str, Any]:
     """Names and types (`bool`, `int` or a `Literal`) of the options that a method without weights has.
 
-    Options of STF and pooling are those of `apply_stf` and `apply_pooling`, and not listed here.
+    Options that `apply_stf` and `apply_pooling` have are not listed here; pooling has one more, `attention_bias`.
     """
-    if not isinstance(method, TrainingFreeMethod) or not dataclasses.is_dataclass(method):
+    if not dataclasses.is_dataclass(method):
         return {}
     hints = get_type_hints(type(method))
-    types = {field.name: hints[field.name] for field in dataclasses.fields(method)}
+    names = [field.name for field in dataclasses.fields(method)]
+    if not isinstance(method, TrainingFreeMethod):
+        names = [name for name in names if name == "attention_bias"]
+    types = {name: hints[name] for name in names}
     return {name: kind for name, kind in types.items() if kind in (bool, int) or get_origin(kind) is Literal}
 
 

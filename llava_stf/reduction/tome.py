@@ -8,13 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlavaConfig
+from torch.utils.hooks import RemovableHandle
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava_stf.errors import FusionError
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
+from llava_stf.reduction.size_bias import SizeBias, check_size_bias
 from llava_stf.reduction.tensors import marked, merge_tokens
 
 
@@ -105,9 +107,11 @@ class ToMe(TrainingFreeMethod):
         order: `"authors"`: after each merge what is left of set A stands before set B; so the next block pairs the
             tokens and the LLM reads them. `"raster"` goes back to raster order after each merge, which pairs
             neighbours again and keeps the image's layout for the LLM: another method from the second block on.
+        attention_bias: whether the LLM, too, attends to a token by the number of patches in it.
     """
 
     order: Order = "authors"
+    attention_bias: bool = False
 
     name = "tome"
     title = "ToMe"
@@ -126,12 +130,18 @@ class ToMe(TrainingFreeMethod):
                 "ToMe merges in the blocks of a CLIP tower whose class token is dropped; found "
                 f"'{vision.model_type}' with select strategy '{config.vision_feature_select_strategy}'."
             )
+        if self.attention_bias:
+            check_size_bias(config, self.name)
         blocks = state_index(config.vision_feature_layer, vision.num_hidden_layers)
         if vision_tokens << blocks < patches:
             raise FusionError(
                 f"A block can at most halve its patches, so {blocks} blocks leave at least {-(-patches >> blocks)} of "
                 f"{patches}; found vision_tokens {vision_tokens}."
             )
+
+    def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
+        """As `TrainingFreeMethod.hooks`."""
+        return SizeBias(model).hooks() if self.attention_bias else []
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
         """The tower's patches, merged block by block, and projected: [B, M, H]."""
@@ -141,4 +151,6 @@ class ToMe(TrainingFreeMethod):
         schedule = patches_after(len(blocks), reduction.patches, reduction.vision_tokens)
         for block, left in zip(blocks, schedule, strict=True):
             x, size = merging_block(block, x, size, left, self.order)
+        reduction.sizes = x.new_ones(x.shape[:2]) if size is None else size
+        reduction.sizes = reduction.sizes[:, 1:]
         return model.multi_modal_projector(x[:, 1:])

@@ -1,6 +1,6 @@
 """What a frozen tower says of drawn images, computed once and kept in a file: each image is trained on many times.
 
-python -m llava_stf.training.drawn_states --tower runs/tower --output runs/states --pictures 40000 --seed 21
+python -m llava_stf.training.drawn_states --model runs/start --output runs/states --images 40000 --seed 21
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers import CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_stf.io.publish import publish
+from llava_stf.loading import load_model
 from llava_stf.models.vision.states import select_patch_states
 from llava_stf.world.dataset import draw, generator
 from llava_stf.world.scene import Scene, sample_scene
@@ -59,7 +60,7 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
     Raises:
         LlavaStfError: the folder is there already, or cannot be written.
     """
-    tower = tower.to(torch.bfloat16).eval()
+    tower = tower.to(torch.bfloat16).eval()  # as it is stored and asked
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     with publish(folder) as beside:
         shape: tuple[int, ...] = ()
@@ -77,15 +78,15 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
 def main() -> None:
     """Write the states that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower", type=Path, required=True, help="folder of pretrain_tower")
+    parser.add_argument("--model", type=Path, required=True, help="LLaVA whose tower it is")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; it is created")
-    parser.add_argument("--pictures", type=int, default=40_000)
+    parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", action="store_true", help="the split that is never trained on")
     options = parser.parse_args()
-    tower = CLIPVisionModel.from_pretrained(options.tower)
+    tower = load_model(options.model, vision_tokens="all", dtype="bfloat16").model.model.vision_tower
     split = "held_out" if options.held_out else "train"
-    write_states(tower, options.output, count=options.pictures, seed=options.seed, split=split)
+    write_states(tower, options.output, count=options.images, seed=options.seed, split=split)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ Three parts follow each other, each a run that starts from the one before:
 
 - `objects`: the language model alone learns to look up what stands in a scene, told as one token for each object in its
   own word embeddings, and beside it the lessons on option letters;
-- `patches`: the projector is aligned to say in word embeddings what each patch shows, and the language model learns the
-  same from images, more and more of it in whole questions;
-- `questions`: projector and language model learn all families of questions. Models that are compared start from one
-  folder and have the same steps; one that fuses windows starts as mean pooling of that folder's projector.
+- `images`: the projector is aligned to say in word embeddings what each patch shows; then both learn all families of
+  questions, the language model's lookups and lessons going on beside them;
+- `tokens`: the same without alignment, at all tokens or fewer. Models that are compared start from one folder and have
+  the same steps; one that fuses windows starts as mean pooling of that folder's projector.
 
     python -m llava_stf.training.pretrain_drawn --part objects --start runs/start --states runs/states \\
         --output runs/objects --steps 1500
@@ -73,8 +73,8 @@ class Part:
 
 PARTS = {
     "objects": Part(letters=0.3, pairs=0.7, told=True),
-    "patches": Part(letters=0.1, pairs=0.5, alignment=600),
-    "questions": Part(letters=0.05, pairs=0.2, projector=0.1),
+    "images": Part(letters=0.4, pairs=0.2, alignment=600, projector=0.1),
+    "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
 
 
@@ -114,7 +114,7 @@ def pretrain_drawn(
     states: Path,
     output: Path,
     *,
-    part: Literal["objects", "patches", "questions"],
+    part: Literal["objects", "images", "tokens"],
     steps: int,
     vision_tokens: int | Literal["all"] = "all",
     reduction: Literal["stf", "pool"] = "stf",
@@ -249,8 +249,11 @@ def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> No
     rng = np.random.default_rng([seed, 1])
     for step in range(steps):
         chosen = rng.choice(len(images), ALIGN_BATCH)
-        wanted = torch.stack([words.patches(images.scenes[index]) for index in chosen])
-        loss = F.mse_loss(learner.image_tokens(images.states(chosen)).float(), wanted)
+        scenes = [images.scenes[index] for index in chosen]
+        wanted = torch.stack([words.patches(scene) for scene in scenes])
+        tokens = learner.image_tokens(images.states(chosen)).float()
+        error = F.mse_loss(tokens, wanted)
+        loss = error + words.spelling_loss(tokens, scenes)
         for group in optimizer.param_groups:
             group["lr"] = ALIGN_RATE * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
         optimizer.zero_grad(set_to_none=True)
@@ -258,7 +261,7 @@ def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> No
         optimizer.step()
         if (step + 1) % LOGGING_STEPS == 0:
             spread = (wanted - words.common).square().mean().item()
-            logger.info("align %d  squared error %.3f of %.3f", step + 1, loss.item(), spread)
+            logger.info("align %d  squared error %.3f of %.3f, with spelling %.3f", step + 1, error, spread, loss)
 
 
 @torch.inference_mode()

@@ -124,7 +124,7 @@ def test_stock_openvino_genai_answers_by_the_folder(llava, openvino_folder):
     import openvino as ov
     import openvino_genai
 
-    pipeline = openvino_genai.VLMPipeline(openvino_folder, "CPU")
+    pipeline = openvino_genai.VLMPipeline(openvino_folder, "CPU", INFERENCE_PRECISION_HINT="f32")
     options = openvino_genai.GenerationConfig()
     options.max_new_tokens, options.apply_chat_template, options.do_sample = 8, False, False
     # It puts a newline behind as many placeholders as the graph gives tokens, and tokenises the text at once.

@@ -15,6 +15,7 @@ from llava_stf.inference.reading import Reading, reuses
 from llava_stf.loading.testing import tiny_llava_next, write_tiny_llava
 from llava_stf.reduction import apply_reduction
 from llava_stf.reduction.fastv import FastV
+from llava_stf.world import draw
 
 SIZES = [(60, 60), (50, 200), (300, 90), (110, 115)]
 QUESTIONS = ("What?", "And now?", "Red,\nor blue?", "Why?")
@@ -91,6 +92,19 @@ def test_ten_turns_with_images_at_three_answer_as_read_anew(
         # The turn, the steps of its answer, and what became of the last answer when it was tokenised again.
         assert sum(tokens for tokens in passes if tokens > 0) <= length - before + 5 + 8
         before = length
+
+
+def test_ten_turns_with_the_bundled_model_answer_as_a_model_that_is_new_at_each() -> None:
+    chat = load_model("tiny", device="cpu", dtype="float32").chat()
+    asked = ("What is in the image?", "How many objects are there?", "Is there a circle?", "What colour is it?")
+    for turn in range(10):
+        if turn in (0, 3, 6):
+            chat.add_image(Image.fromarray(draw(turn, seed=0, split="held_out")[1]))
+        messages = list(chat.messages)
+        answer = chat.ask(asked[turn % 4], max_new_tokens=12)
+        new = load_model("tiny", device="cpu", dtype="float32")
+        inputs = new.encode([[*messages, chat.messages[-2]]], [chat.images])
+        assert answer == new._answers(inputs, 12, {})[0]
 
 
 def test_a_history_that_was_cut_or_edited_answers_as_read_anew(llava: LlavaStf, images: list[Image.Image]) -> None:

@@ -125,23 +125,29 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
     def distance():
         return (learner.image_tokens(images.states(range(IMAGES))).float() - wanted).square().mean().item()
 
-    before = distance()
+    def spelling():
+        tokens = learner.image_tokens(images.states(range(IMAGES))).float()
+        return words.spelling_loss(tokens, images.scenes).item()
+
+    before, misspelt = distance(), spelling()
+    assert words.spelling_loss(wanted, images.scenes) < 0.1 < misspelt
     align(learner, images, steps=40, seed=0)
-    assert distance() < 0.7 * before
+    assert distance() < 0.8 * before
+    assert spelling() < 0.9 * misspelt
 
 
 @pytest.mark.parametrize(
     ("part", "tokens", "reduction"),
     [
         ("objects", "all", "stf"),
-        ("patches", "all", "stf"),
-        ("questions", "all", "stf"),
-        ("questions", 16, "stf"),
-        ("questions", 16, "pool"),
+        ("images", "all", "stf"),
+        ("tokens", "all", "stf"),
+        ("tokens", 16, "stf"),
+        ("tokens", 16, "pool"),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
-    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "patches")))
+    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "images")))
     options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
     run = [start / "start", start / "states"]
     assert pretrain_drawn(*run, tmp_path / "whole", **options)

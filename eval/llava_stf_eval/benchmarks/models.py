@@ -76,26 +76,27 @@ class ModelOptions:
         patches = patch_grid(config) ** 2
         fused = isinstance(config, FusionConfig)
         asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
-        method = self.method or (STF if fused or asked not in ("all", patches) else FULL)
+        own = config.fusion if fused else STF
+        method = self.method or (own if fused or asked not in ("all", patches) else FULL)
         check_method(method)
         if not fused and method in RESAMPLERS:
             raise LlavaStfError(
                 f"Method '{method}' has weights that only training gives: train with --reduction {method}, and "
                 "evaluate the folder that it writes."
             )
-        if self.compile and method not in (FULL, STF):
+        if self.compile and not fused and method not in (FULL, STF):
             raise LlavaStfError(f"compile works with the methods {FULL} and {STF}, and the method is {method}.")
-        if fused and method != STF:
+        if fused and method != own:
             raise FusionError(
                 f"Method '{method}' works on a plain LLaVA, and {self.pretrained} is a LLaVA-STF; name a plain one or "
-                f"take --method {STF}."
+                f"take --method {own}."
             )
         if method == FULL and self.vision_tokens not in (None, "all", patches):
             raise FusionError(f"Method '{FULL}' keeps all {patches} vision tokens, found {self.vision_tokens}.")
         if method == FULL and self.method_options:
             raise FusionError(f"Method '{FULL}' has no options, found {', '.join(self.method_options)}.")
         options = {} if method == FULL else changed_options(configured(method, self.method_options))
-        if method == STF:
+        if method == STF or fused:
             tokens = self._fused_tokens(config, fused)
         else:
             tokens = patches if method == FULL else self._reduced_tokens(method, config, patches)
@@ -117,22 +118,24 @@ class ModelOptions:
             LlavaStfError: as `load_model` and `apply_reduction`.
         """
         from llava_stf.loading import load_model
+        from llava_stf.models.fusion.config import FusionConfig
 
         assert self.method is not None, "resolve the options first"
         assert isinstance(self.vision_tokens, int)
+        loaded = self.method in (STF, EXPORTED) or isinstance(self._config(self._local_path()), FusionConfig)
         llava = load_model(
             self.pretrained,
-            vision_tokens=self.vision_tokens if self.method in (STF, EXPORTED) else "all",
+            vision_tokens=self.vision_tokens if loaded else "all",
             device=self.device,
             dtype=self.dtype,
             quantization=self.quantization,
             attn_implementation=self.attn_implementation,
             init=self.init,
             vision_tower=self.vision_tower,
-            kernels=self.kernels if self.method == STF else "auto",
+            kernels=self.kernels if loaded and self.method != EXPORTED else "auto",
             compile=self.compile,
         )
-        if self.method not in (FULL, STF, EXPORTED):
+        if self.method != FULL and not loaded:
             from llava_stf.reduction import apply_reduction
 
             method = configured(self.method, self.method_options)

@@ -31,7 +31,12 @@ def speed(
     shape: Annotated[
         str | None, typer.Option(help="Random weights of a shape: medium, 7b, 13b, tiny (default).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="A plain LLaVA instead: a folder or a model of the hub.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Instead a plain LLaVA, a folder or a model of the hub, or an export; several run beside each other."
+        ),
+    ] = None,
     model_type: Annotated[
         str, typer.Option(help="Class of the shape: llava, llava_next, llava_next_video, llava_onevision.")
     ] = "llava",
@@ -54,13 +59,16 @@ def speed(
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        typer.Option(help="Precision; 'auto' is bfloat16, or float32 on a CPU that is slow at it."),
+        str, typer.Option(help="float32, bfloat16, float16; several with commas; auto is float32 on slow CPUs.")
     ] = "auto",
     quantization: Quantization = None,
     device: Device = None,
     repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 5,
     warm_up: Annotated[int, typer.Option(min=0, help="Runs before them.")] = 1,
+    clock: Annotated[
+        Literal["wall", "cpu"],
+        typer.Option(help="'cpu': seconds of computing, where other programs run on the CPU."),
+    ] = "wall",
     output: Annotated[Path, typer.Option(help="Folder for speed.json and speed.png.")] = Path("runs/speed"),
     resume: Annotated[bool, typer.Option("--resume", help="Finish the measurement that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the measurement that is there.")] = False,
@@ -68,6 +76,7 @@ def speed(
 ) -> None:
     """Time every stage from the image to the last token, for all methods in turns on the same inputs.
 
+    Several models, an export among them, or dtypes run in a process each, so that each row's memory is its own.
     Times do not depend on what was trained: --shape 7b makes random weights and needs no download.
     """
     with importing():
@@ -76,13 +85,14 @@ def speed(
         from llava_stf.reduction.options import parse_options
         from llava_stf_eval.measurement.result import open_result
         from llava_stf_eval.speed.output import RESULT, print_tables, save_figure
-        from llava_stf_eval.speed.run import Plan, measure
+        from llava_stf_eval.speed.plan import Plan
+        from llava_stf_eval.speed.run import measure
         from llava_stf_eval.speed.verdict import verdicts
     from rich.console import Console
 
     plan = Plan(
         shape=shape if shape or model else "tiny",
-        model=model,
+        models=model or [],
         model_type=model_type,
         image_size=[int(side) for side in image_size.split("x")],
         frames=frames,
@@ -93,11 +103,12 @@ def speed(
         text_tokens=_integers(text_tokens),
         new_tokens=_integers(new_tokens),
         attention=_names(attention),
-        dtype=dtype,
+        dtype=_names(dtype),  # type: ignore[arg-type]  # which the plan checks
         quantization=quantization,
         device=device,
         repeats=repeats,
         warm_up=warm_up,
+        clock=clock,
     )
     before = open_result(output / RESULT, resume=resume, overwrite=overwrite)
     with keeping(f"the cases that were measured are kept in {output}, and --resume goes on from there"):

@@ -4,6 +4,7 @@ r"""One timed request: an image and ids in, an answer of fixed length out, stage
     tower           \
     projector        | the model's own submodules, called once for a prompt
     prefill         /  (the decoder layers)
+                    an engine's graphs: a projector lies in that of the tower and takes no time of its own
     rest            what lies between them: selecting, placing, the head, the choice of the id, `generate` itself
     first_token     from pixels and ids on the device to the first new id
     decode          one later token, the mean over the answer
@@ -17,22 +18,27 @@ whole in one that runs undisturbed; elsewhere one request gives all.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from llava_stf.export.model import EngineCache, ExportedLlava
+from llava_stf.export.parts import head_width
 from llava_stf.models.fusion.modeling import CACHE
+from llava_stf_eval.speed.engines import timed_engine
 from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import Variant
 
+# Seconds that pass; or that the process computes, in all its threads, to which other programs do not add.
+Clock = Literal["wall", "cpu"]
 STAGES = ("preprocessing", "tower", "projector", "prefill", "rest", "first_token", "decode", "end_to_end")
 PARTS = ("tower", "projector", "prefill")
 _MODULES = {"tower": "vision_tower", "projector": "multi_modal_projector", "prefill": "language_model"}
@@ -59,6 +65,7 @@ class Request:
     text_ids: Tensor
     image_processor: Any
     shown: Shown = field(default_factory=Shown)
+    clock: Clock = "wall"
 
 
 @dataclass(frozen=True)
@@ -77,33 +84,44 @@ class Measured:
 def measure_once(variant: Variant, request: Request, case: Case) -> Measured:
     """Runs and times one request."""
     device = variant.model.device
+    now = partial(_now, device, request.clock)
     seconds: dict[str, float] = {}
     with _peak_memory(device) as peak:
-        start = _now(device)
+        start = now()
         prepared = request.shown.prepare(request.image_processor, request.images)
         pixels = {
             name: value.to(device, variant.model.dtype) if value.is_floating_point() else value.to(device)
             for name, value in prepared.items()
         }
-        ready = _now(device)
+        ready = now()
         seconds["preprocessing"] = ready - start
         inputs = _inputs(variant, request, pixels)
         apart = device.type == "cuda"
-        with nullcontext() if apart else _timed_parts(variant.model, seconds):
-            generated, clock = _generate(variant, inputs, case.new_tokens)
+        with nullcontext() if apart else _timed_parts(variant.model, seconds, now):
+            generated, clock = _generate(variant, inputs, case.new_tokens, now)
         seconds["first_token"] = of_parts = clock.first - clock.start
         if apart:
-            with _timed_parts(variant.model, seconds):
-                _, parts_clock = _generate(variant, inputs, 1)
+            with _timed_parts(variant.model, seconds, now):
+                _, parts_clock = _generate(variant, inputs, 1, now)
             of_parts = parts_clock.first - parts_clock.start
     seconds["rest"] = of_parts - sum(seconds[part] for part in PARTS)
     seconds["decode"] = (clock.end - clock.first) / max(1, case.new_tokens - 1)
     seconds["end_to_end"] = seconds["preprocessing"] + clock.end - clock.start
-    layers = [(layer.keys, layer.values) for layer in generated[CACHE].layers]
-    tokens = tuple(keys.shape[-2] - (case.new_tokens - 1) for keys, _ in layers)
-    per_token = [(keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[-2]) for keys, values in layers]
+    tokens, per_token = _cached(variant, generated[CACHE])
+    tokens = [length - (case.new_tokens - 1) for length in tokens]
     kv_bytes = sum(each * length for each, length in zip(per_token, tokens, strict=True))
-    return Measured({stage: seconds[stage] for stage in STAGES}, tokens, kv_bytes, peak.bytes)
+    return Measured({stage: seconds[stage] for stage in STAGES}, tuple(tokens), kv_bytes, peak.bytes)
+
+
+def _cached(variant: Variant, cache: Any) -> tuple[list[int], list[int]]:
+    """Positions of each layer, and bytes of each position; what an engine keeps to itself is told by its length."""
+    if isinstance(cache, EngineCache):
+        text = variant.model.config.text_config
+        each = 2 * text.num_key_value_heads * head_width(text) * variant.cache_itemsize
+        return [cache.length] * text.num_hidden_layers, [each] * text.num_hidden_layers
+    layers = [(layer.keys, layer.values) for layer in cache.layers]
+    lengths = [keys.shape[-2] for keys, _ in layers]
+    return lengths, [(keys.nbytes + values.nbytes) // (keys.shape[0] * keys.shape[-2]) for keys, values in layers]
 
 
 def _inputs(variant: Variant, request: Request, pixels: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,44 +142,50 @@ class _FirstTokenClock(StoppingCriteria):
     ids are left alone, so that a GPU's queue is waited for once and at the end.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.first = 0.0
-        self.start = _now(device)
+        self.start = now()
         self.end = 0.0
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if not self.first:
-            self.first = _now(self.device)
+            self.first = self.now()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _generate(variant: Variant, inputs: dict[str, Tensor], new_tokens: int) -> tuple[Any, _FirstTokenClock]:
+def _generate(
+    variant: Variant, inputs: dict[str, Tensor], new_tokens: int, now: Callable[[], float]
+) -> tuple[Any, _FirstTokenClock]:
     """Greedy, exactly `new_tokens` long, whatever the model would have to say."""
-    clock = _FirstTokenClock(inputs["input_ids"].device)
+    clock = _FirstTokenClock(now)
     generated = variant.model.generate(
         **inputs, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens,
         stopping_criteria=StoppingCriteriaList([clock]), return_dict_in_generate=True,
     )  # fmt: skip
-    clock.end = _now(clock.device)
+    clock.end = now()
     return generated, clock
 
 
 @contextmanager
-def _timed_parts(model: Any, seconds: dict[str, float]) -> Iterator[None]:
+def _timed_parts(model: Any, seconds: dict[str, float], now: Callable[[], float]) -> Iterator[None]:
     """Times the first call of each submodule in `PARTS`; the LLM's later calls are decoding.
 
     A method that works inside the tower calls its layers one by one: then the tower is what lies between the patch
     embedding and the projector.
     """
+    if isinstance(model, ExportedLlava):
+        with timed_engine(model, seconds, now):
+            yield
+        return
     starts: dict[str, float] = {}
 
     def before(part: str, module: Any, args: Any) -> None:
-        starts.setdefault(part, _now(model.device))
+        starts.setdefault(part, now())
 
     def after(part: str, module: Any, args: Any, output: Any) -> None:
         if part not in seconds:
-            seconds[part] = _now(model.device) - starts[part]
+            seconds[part] = now() - starts[part]
 
     def before_projector(module: Any, args: Any) -> None:
         after("tower", module, args, None)
@@ -181,8 +205,10 @@ def _timed_parts(model: Any, seconds: dict[str, float]) -> Iterator[None]:
             handle.remove()
 
 
-def _now(device: torch.device) -> float:
+def _now(device: torch.device, clock: Clock) -> float:
     """Seconds, once everything queued on the device is done."""
+    if clock == "cpu":
+        return time.process_time()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.io.publish import write_figure
+from llava_stf_eval.speed.variants import EXPORT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,15 +20,16 @@ COLOURS = {"tower": "#2563eb", "projector": "#f59e0b", "prefill": "#15803d", "re
 
 def print_tables(result: dict[str, Any], console: Console) -> None:
     """Two tables for each case, a row for each method: milliseconds of the stages, and what they are spent on."""
+    computing = " of computing" if result["plan"]["clock"] == "cpu" else ""
     for rows in _by_case(result):
         case, measured = rows[0]["case"], [row for row in rows if row["error"] is None]
         console.print(
             f"batch {case['batch_size']}, {case['text_tokens']} text and {case['new_tokens']} new tokens, "
-            f"{case['attention']}; median ms of {result['plan']['repeats']} runs ± spread"
+            f"{case['attention']}; median ms{computing} of {result['plan']['repeats']} runs ± spread"
         )
         for row in rows:
             if row["error"] is not None:
-                console.print(f"{_name(row)}: {row['error']}")
+                console.print(f"{name_of(row)}: {row['error']}")
         if measured:
             console.print(_times(measured), _costs(measured))
 
@@ -40,7 +42,7 @@ def _times(rows: list[dict[str, Any]]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows:
-        table.add_row(_name(row), *(_time(row, stage) for stage in stages), f"{row['tokens_per_second']:.3g}")
+        table.add_row(name_of(row), *(_time(row, stage) for stage in stages), f"{row['tokens_per_second']:.3g}")
     return table
 
 
@@ -69,9 +71,9 @@ def _costs(rows: list[dict[str, Any]]) -> Table:
         column.justify = "right"
     for row in rows:
         counted, peak = row["counted"], row["peak_bytes"]
-        flops = counted["tower_flops"] + counted["projector_flops"] + counted["prefill_flops"]
+        flops = counted["tower_flops"] + (counted["projector_flops"] or 0) + counted["prefill_flops"]
         table.add_row(
-            _name(row), f"{row['mean_tokens']:.4g}", _layers(row), f"{flops / 1e12:.3g}",
+            name_of(row), f"{row['mean_tokens']:.4g}", _layers(row), f"{flops / 1e12:.3g}",
             f"{row['kv_bytes'] / 2**20:.3g}", "not measured" if peak is None else f"{peak / 2**30:.2f}",
         )  # fmt: skip
     return table
@@ -97,19 +99,17 @@ def save_figure(folder: Path, result: dict[str, Any]) -> Path:
         )
         axes.annotate(text, (left, place), va="center", fontsize=9)
         case = row["case"]
-        labels.append(f"{_name(row)}\nbatch {case['batch_size']}, {case['text_tokens']} text, {case['attention']}")
+        labels.append(f"{name_of(row)}\nbatch {case['batch_size']}, {case['text_tokens']} text, {case['attention']}")
     axes.set_yticks(range(len(rows)), labels, fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.35)
     axes.set_xlim(left=0)
     axes.set_xlabel("ms to the first token, median")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(COLOURS), frameon=False)
-    machine, model = result["machine"], result["model"]
-    figure.suptitle(
-        f"{model['name']} ({model['weights']} weights), {result['plan']['quantization'] or result['plan']['dtype']}, "
-        f"{machine['gpu'] or machine['cpu']}",
-        fontsize=11,
-    )
+    machine, models = result["machine"], result["models"]
+    names = ", ".join(dict.fromkeys(f"{model['name']} ({model['weights']} weights)" for model in models))
+    by = f", {models[0]['run_by']}" if len(models) == 1 else ""
+    figure.suptitle(f"{names}{by}, {machine['gpu'] or machine['cpu']}", fontsize=11)
     return write_figure(folder / FIGURE, figure)
 
 
@@ -120,9 +120,11 @@ def _by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def _name(row: dict[str, Any]) -> str:
-    options = [f"{name}={value}" for name, value in row.get("method_options", {}).items()]  # older ones have none
-    return ", ".join([f"{row['method']} {row['vision_tokens']}", *options])
+def name_of(row: dict[str, Any]) -> str:
+    """What a table calls a row."""
+    options = [f"{name}={value}" for name, value in row["method_options"].items()]
+    export = [f"({Path(row['model']).name})"] if row["method"] == EXPORT else []
+    return " ".join([", ".join([f"{row['method']} {row['vision_tokens']}", *options, row["run_by"]]), *export])
 
 
 def _layers(row: dict[str, Any]) -> str:

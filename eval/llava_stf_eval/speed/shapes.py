@@ -138,8 +138,11 @@ def build_model(
     dtype: torch.dtype | None,
     quantization: Literal["8bit", "4bit"] | None = None,
     model_type: str = "llava",
+    config: LlavaConfig | None = None,
 ) -> LlavaForConditionalGeneration:
-    """A plain LLaVA of that shape with random weights, made on `device`; `quantization` is of the LLM alone.
+    """A plain LLaVA of that shape, or of `config`, with random weights, made on `device`.
+
+    `quantization` is of the LLM alone.
 
     `model_type` is one of `MODEL_TYPES`. Without `dtype` it is what `load_model` takes of a checkpoint in bfloat16.
 
@@ -150,7 +153,7 @@ def build_model(
     from accelerate.utils import set_module_tensor_to_device
 
     with init_empty_weights():
-        model = AutoModelForImageTextToText.from_config(shape_config(shape, model_type))
+        model = AutoModelForImageTextToText.from_config(config or shape_config(shape, model_type))
         model = model.eval().requires_grad_(False)
     if dtype is None:
         elements = sum(parameter.numel() for parameter in model.parameters())

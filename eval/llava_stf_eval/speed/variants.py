@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf.analysis.counting import Count, count
 from llava_stf.errors import FusionError, nearest
+from llava_stf.export.load import read_export_config
+from llava_stf.export.model import ExportedLlava
 from llava_stf.models.fusion.budget import patch_grid, window_of_tokens
 from llava_stf.models.fusion.tiles import cells_of, has_tiles
 from llava_stf.reduction import METHODS, Method, apply_reduction, check_reduction, with_options
@@ -19,6 +22,7 @@ from llava_stf.reduction.options import changed_options, option_types
 from llava_stf_eval.speed.shown import Shown
 
 FULL = "full"
+EXPORT = "export"  # the method of a row whose method went into a graph
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,19 @@ class Variant:
     setting: Setting
     model: LlavaForConditionalGeneration
 
-    def count(self, shown: Shown, *, text_tokens: int, itemsize: int) -> Count:
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of a key's element."""
+        if isinstance(self.model, ExportedLlava):
+            return {"f32": 4, "u8": 1}[self.model.config.kv_cache]
+        return self.model.dtype.itemsize
+
+    def count(self, shown: Shown, *, text_tokens: int) -> Count:
         """What one prompt that shows this costs."""
         square = not has_tiles(self.model.config)
         return count(
             self.model.config, self.setting.per_layer if square else self.setting.vision_tokens,
-            image_sizes=shown.image_sizes, frames=shown.videos, text_tokens=text_tokens, itemsize=itemsize,
+            image_sizes=shown.image_sizes, frames=shown.videos, text_tokens=text_tokens, itemsize=self.cache_itemsize,
             skip_unused_blocks=self.setting.method != FULL,
         )  # fmt: skip
 
@@ -108,6 +119,17 @@ def settings_of(
         if not any(name in option_types(METHODS[method]) for method in methods if method != FULL):
             raise FusionError(f"None of the methods {', '.join(methods)} has an option '{name}'.")
     return list(dict.fromkeys(settings))
+
+
+def export_setting(folder: Path) -> tuple[LlavaConfig, Setting]:
+    """An export's config, and its one setting.
+
+    Raises:
+        ExportError: it is of another version or not whole.
+    """
+    config = read_export_config(folder)
+    tokens = config.vision_tokens
+    return config, Setting(EXPORT, tokens, tokens, (tokens,) * config.text_config.num_hidden_layers)
 
 
 def build_variants(model: LlavaForConditionalGeneration, settings: list[Setting], *, seed: int = 0) -> list[Variant]:

@@ -31,13 +31,15 @@ def _where(row: dict[str, Any]) -> str:
     case = row["case"]
     return (
         f"{row['method']} at {row['vision_tokens']} tokens (batch {case['batch_size']}, {case['text_tokens']} text and "
-        f"{case['new_tokens']} new tokens, {case['attention']})"
+        f"{case['new_tokens']} new tokens, {row['run_by']}, {case['attention']})"
     )
 
 
 def _sentence(row: dict[str, Any], base: dict[str, Any]) -> str:
     first, whole = (row["stages"][stage]["times_faster"] for stage in ("first_token", "end_to_end"))
     parts = [f"first token {first:.2f}x, end to end {whole:.2f}x as fast as {base['method']}"]
+    if row["run_by"] != base["run_by"]:
+        return f"{parts[0]} on {base['run_by']}."
     if first >= NO_GAIN and not _stands_out(row, base, "first_token"):
         parts.append("the difference in the first token is within the spread of the runs")
     if first < NO_GAIN and whole < NO_GAIN and first_token_reason(row, base) == end_to_end_reason(row, base):

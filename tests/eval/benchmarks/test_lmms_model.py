@@ -11,6 +11,7 @@ from PIL import Image
 from llava_stf import Video, load_model
 from llava_stf.errors import FusionError, LlavaStfError, PromptError
 from llava_stf.loading.testing_videos import tiny_llava_next_video
+from llava_stf.reduction import apply_reduction
 from llava_stf.reduction.fastv import FastV
 from llava_stf.world import draw
 from llava_stf_eval.benchmarks.models import ModelOptions
@@ -253,6 +254,7 @@ def test_every_reduction_option_is_a_key_of_model_args(images):
         (ModelOptions("tiny-full", method="fastvv"), LlavaStfError, "did you mean 'fastv'"),
         (ModelOptions("tiny", method="full"), FusionError, "plain LLaVA"),
         (ModelOptions("tiny", method="divprune"), FusionError, "plain LLaVA"),
+        (ModelOptions("tiny-full", method="mqt"), LlavaStfError, "train with --reduction mqt"),
         (ModelOptions("tiny", vision_tokens=4), FusionError, "16 vision tokens"),
         (ModelOptions("tiny-full", vision_tokens=5), FusionError, "5"),
         (ModelOptions("tiny-full", method="full", vision_tokens=16), FusionError, "keeps all 64"),
@@ -358,3 +360,16 @@ def test_videos_are_asked_about_in_batches_of_any_lengths(video_model):
 def test_a_video_where_a_model_takes_images_alone_is_named(model):
     with pytest.raises(FusionError, match="takes images alone"):
         model.generate_until(video_requests(model, [(moving(3), "Where does it go?")]))
+
+
+@pytest.mark.parametrize("name", ["pool", "tokenpacker"])
+def test_a_trained_folder_is_of_the_method_that_its_projector_is(plain_folder, tmp_path, name):
+    model, processor = load_model(plain_folder, vision_tokens="all")
+    apply_reduction(model, processor, name, vision_tokens=4)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "trained")
+    options = ModelOptions(str(tmp_path / "trained")).resolved()
+    assert (options.method, options.vision_tokens, options.mean_tokens()) == (name, 4, 4)
+    assert options.load().vision_tokens == 4
+    with pytest.raises(FusionError, match=f"take --method {name}"):
+        ModelOptions(str(tmp_path / "trained"), method="stf").resolved()

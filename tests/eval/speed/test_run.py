@@ -15,7 +15,8 @@ from llava_stf.errors import FusionError, LlavaStfError, PromptError
 from llava_stf.reduction import METHODS
 from llava_stf_eval.cli.speed import speed
 from llava_stf_eval.speed.measuring import PARTS, STAGES
-from llava_stf_eval.speed.run import Plan, measure
+from llava_stf_eval.speed.plan import Plan
+from llava_stf_eval.speed.run import measure
 from llava_stf_eval.speed.shapes import IMAGE_TOKEN, build_model, shape_config
 from llava_stf_eval.speed.variants import Variant, build_variants, settings_of, share_weights
 from llava_stf_eval.speed.verdict import verdicts
@@ -66,7 +67,7 @@ def test_the_first_token_is_over_before_the_second_pass_begins(tiny, monkeypatch
 
     now, passes, seen = measuring._now, [], []
     model = share_weights(tiny)
-    model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(now(CPU)))
+    model.model.language_model.register_forward_pre_hook(lambda *_: passes.append(now(CPU, "wall")))
     original = measuring._generate
     monkeypatch.setattr(measuring, "_generate", lambda *rest: seen.append(original(*rest)) or seen[-1])
     crop = {"height": 112, "width": 112}
@@ -104,7 +105,7 @@ def test_result_says_where_and_with_what(result) -> None:
     assert machine["versions"]["torch"] == torch.__version__
     assert len(machine["load_average"]) == 3
     assert result["plan"]["repeats"] == 2
-    assert all(row["peak_bytes"] > result["model"]["weights_bytes"] for row in result["rows"])
+    assert all(row["peak_bytes"] > result["models"][0]["weights_bytes"] for row in result["rows"])
 
 
 @pytest.mark.gpu
@@ -115,7 +116,7 @@ def test_parts_of_the_first_token_on_a_gpu_are_timed_apart_from_the_whole() -> N
     for row in measured["rows"]:
         assert all(row["stages"][stage]["median"] > 0 for stage in (*PARTS, "first_token", "decode", "end_to_end"))
         assert row["llm_tokens"] == row["counted"]["llm_tokens"]
-        assert row["peak_bytes"] > measured["model"]["weights_bytes"]
+        assert row["peak_bytes"] > measured["models"][0]["weights_bytes"]
 
 
 def test_variants_share_weights_and_nothing_else(tiny) -> None:
@@ -184,13 +185,13 @@ def test_settings_combine_methods_and_budgets() -> None:
         (Plan(vision_tokens=[15]), FusionError, "15 vision tokens"),
         (Plan(batch_sizes=[0]), LlavaStfError, "batch_sizes must be at least 1, found 0"),
         (Plan(text_tokens=[4096]), PromptError, "positions for 4096"),
-        (Plan(shape=None, model="tiny"), LlavaStfError, "fused already"),
+        (Plan(shape=None, models=["tiny"]), LlavaStfError, "fused already"),
         (Plan(attention=["sdpa", "flash_attention_9"]), LlavaStfError, "'flash_attention_9' cannot run here"),
         (Plan(device="cuda:99" if not torch.cuda.is_available() else "nowhere"), LlavaStfError, "device"),
     ],
 )
 def test_a_plan_that_cannot_be_measured_is_refused_before_weights_are_made(monkeypatch, plan, kind, sentence) -> None:
-    monkeypatch.setattr("llava_stf_eval.speed.run._model", lambda *_: pytest.fail("weights were made"))
+    monkeypatch.setattr("llava_stf_eval.speed.bench._load", lambda *_: pytest.fail("weights were made"))
     with pytest.raises(kind, match=sentence):
         measure(plan)
 
@@ -202,7 +203,7 @@ def test_a_shape_larger_than_memory_is_refused(monkeypatch) -> None:
 
 
 def test_memory_that_runs_out_costs_one_case(monkeypatch) -> None:
-    from llava_stf_eval.speed import run as module
+    from llava_stf_eval.speed import bench as module
 
     timed = module.measure_once
 
@@ -228,6 +229,7 @@ def made_up(method: str, **milliseconds: float) -> dict:
     return {
         "case": {"attention": "sdpa", "batch_size": 1, "text_tokens": 64, "new_tokens": 32},
         "method": method,
+        "run_by": "pytorch bfloat16",
         "vision_tokens": tokens,
         "error": None,
         "stages": {stage: {"median": value, "spread": 0.0, "seconds": [value]} for stage, value in seconds.items()},
