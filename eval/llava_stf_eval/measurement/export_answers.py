@@ -34,6 +34,7 @@ EXPORTS: list[tuple[Format, Weights, KvCache]] = [
     ("onnx", "fp32", "f32"),
     ("onnx", "int8", "f32"),
 ]
+WAYS: list[tuple[str, ...]] = [("pytorch", "float32"), ("pytorch", "bfloat16"), *EXPORTS]
 BATCH = 64
 
 
@@ -70,13 +71,13 @@ def main() -> None:
                     asked, ids = llava, wanted
                 elif options.only and label not in options.only:
                     continue
+                elif way[0] == "pytorch":
+                    asked = load_model(name, device="cpu", dtype=way[1])
+                    ids = answer_ids(asked, pairs)
                 else:
-                    if way[0] == "pytorch":
-                        asked = load_model(name, device="cpu", dtype=way[1])
-                    else:
-                        kind, weights, cache = way
-                        out = Path(folder) / label
-                        asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
+                    kind, weights, cache = next(export for export in EXPORTS if export == way)
+                    out = Path(folder) / label
+                    asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
                     ids = answer_ids(asked, pairs)
                 texts = [
                     text.strip()
