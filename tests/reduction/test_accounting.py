@@ -71,7 +71,7 @@ def seen_by_hooks(llava, ids, mask, pixels):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(vision_tokens=st.integers(1, PATCHES), images=st.integers(1, 2), rows=st.integers(1, 2))
 def test_hooks_see_what_is_said(name, vision_tokens, images, rows):
     llava, method = model(), METHODS[name]

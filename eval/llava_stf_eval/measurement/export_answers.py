@@ -64,16 +64,19 @@ def main() -> None:
         llava = load_model(name, device="cpu", dtype="float32")
         wanted = answer_ids(llava, pairs)
         with TemporaryDirectory() as folder:
-            for export in [None, *EXPORTS]:
-                label = "pytorch-float32" if export is None else "-".join(export)
-                if export is None:
+            for way in WAYS:
+                label = "-".join(way)
+                if way == WAYS[0]:
                     asked, ids = llava, wanted
                 elif options.only and label not in options.only:
                     continue
                 else:
-                    kind, weights, cache = export
-                    out = Path(folder) / label
-                    asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
+                    if way[0] == "pytorch":
+                        asked = load_model(name, device="cpu", dtype=way[1])
+                    else:
+                        kind, weights, cache = way
+                        out = Path(folder) / label
+                        asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
                     ids = answer_ids(asked, pairs)
                 texts = [
                     text.strip()
