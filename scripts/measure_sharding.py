@@ -2,18 +2,19 @@
 
     python scripts/measure_sharding.py [FOLDER]      default: runs/sharding; writes the table of docs/training.md
 
-A random LLaVA of 20 million weights, stage instruct in float32, 8 samples of about 230 tokens a step, one torch thread
+A random LLaVA of 20 million weights, stage instruct in float32, 2 samples of about 230 tokens a step, one torch thread
 a process. CPU time counts on a machine with other work, too, and leaves out what processes wait for each other. The
-share of communication is what both take more than two that train apart, each on its half. Memory is the largest
-resident size of a process, less that after its imports.
+share of communication is what both take more than two that train apart, each on its half. Memory is the largest that a
+process has in its steps, resident or swapped, less what it has after its imports; a whole model is read before.
 """
 
+import ctypes
 import json
 import os
-import resource
 import runpy
 import statistics
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,8 @@ from pathlib import Path
 from llava_stf.loading.testing import write_tiny_llava
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 7
+STEPS = 6
+M_MMAP_THRESHOLD = -3
 RUNS = {
     "one process": ("plain", 1),
     "two, apart": ("apart", 2),
@@ -60,16 +62,23 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
     if kind == "FSDP2":
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
         main = runpy.run_path(str(ROOT / "tests" / "training" / "shard_on_cpus.py"))["main"]
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back at once
     trainer = __import__("llava_stf.training.trainer", fromlist=["FinetuneTrainer"]).FinetuneTrainer
-    times, log = [], trainer.log
-    trainer.log = lambda self, *values: (times.append(time.process_time()), log(self, *values))
-    imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times, sizes, log, imported = [], [], trainer.log, size()
+
+    def told(self, *values):
+        times.append(time.process_time())
+        if len(times) == 2:
+            threading.Thread(target=watch, args=(sizes, times), daemon=True).start()
+        log(self, *values)
+
+    trainer.log = told
     options = {
         "base": folder / "base",
         "data": folder / "data.json",
         "output": folder / name,
         "bf16": "false",
-        "per_device_batch_size": 4 if kind == "apart" else 8 // processes,
+        "per_device_batch_size": 1 if kind == "apart" else 2 // processes,
         "max_steps": STEPS,
         "logging_steps": 1,
         "save_steps": 100,
@@ -77,8 +86,21 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
         "cpu_threads": 1,
     }
     code = main([*(f"--{option}={value}" for option, value in options.items()), "--overwrite"])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - imported
-    (folder / f"{name}-{rank}.json").write_text(json.dumps({"code": code, "peak": peak / 2**20, "times": times}))
+    figures = {"code": code, "peak": (max(sizes) - imported) / 2**20, "times": times}
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(figures))
+
+
+def size() -> int:
+    """KiB of this process, resident or swapped."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) for name in ("VmRSS", "VmSwap"))
+
+
+def watch(sizes: list[int], times: list[float]) -> None:
+    """Note the size of this process until the last step is done."""
+    while len(times) < STEPS:
+        sizes.append(size())
+        time.sleep(0.01)
 
 
 def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, float]:

@@ -249,8 +249,11 @@ def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> No
     rng = np.random.default_rng([seed, 1])
     for step in range(steps):
         chosen = rng.choice(len(images), ALIGN_BATCH)
-        wanted = torch.stack([words.patches(images.scenes[index]) for index in chosen])
-        loss = F.mse_loss(learner.image_tokens(images.states(chosen)).float(), wanted)
+        scenes = [images.scenes[index] for index in chosen]
+        wanted = torch.stack([words.patches(scene) for scene in scenes])
+        tokens = learner.image_tokens(images.states(chosen)).float()
+        error = F.mse_loss(tokens, wanted)
+        loss = error + words.spelling_loss(tokens, scenes)
         for group in optimizer.param_groups:
             group["lr"] = ALIGN_RATE * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
         optimizer.zero_grad(set_to_none=True)
@@ -258,7 +261,7 @@ def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> No
         optimizer.step()
         if (step + 1) % LOGGING_STEPS == 0:
             spread = (wanted - words.common).square().mean().item()
-            logger.info("align %d  squared error %.3f of %.3f", step + 1, loss.item(), spread)
+            logger.info("align %d  squared error %.3f of %.3f, with spelling %.3f", step + 1, error, spread, loss)
 
 
 @torch.inference_mode()

@@ -6,10 +6,11 @@ once what they have in common. What is learned from such tokens needs no tower; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -71,6 +72,21 @@ class SceneWords:
             return total
         written = (labels["char_left"] > 0) | (labels["char_right"] > 0)
         return total + written[:, None] * (self._sum([_kind(scene)]) - self.common)
+
+    def spelling_loss(self, tokens: Tensor, scenes: Sequence[Scene]) -> Tensor:
+        """How far patches' tokens [B, 64, width] are from telling which character they show among all: cross entropy.
+
+        Few patches show one, so that a squared error over all of them is small with characters that cannot be told.
+        """
+        letters = self._table(CHARACTERS)[1:]
+        loss = torch.zeros(())
+        for name, table in (("char_left", letters), ("char_right", letters.roll(1, -1))):
+            label = torch.stack([torch.from_numpy(patch_labels(scene)[name].reshape(-1)) for scene in scenes])
+            there = label > 0
+            if there.any():
+                said = (tokens[there] - self.common) @ table.T / len(self.common) ** 0.5
+                loss = loss + F.cross_entropy(said, label[there] - 1)
+        return loss
 
     def _sum(self, words: Iterable[str]) -> Tensor:
         ids = [token for word in words for token in self.ids[word]]

@@ -125,9 +125,15 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
     def distance():
         return (learner.image_tokens(images.states(range(IMAGES))).float() - wanted).square().mean().item()
 
-    before = distance()
+    def spelling():
+        tokens = learner.image_tokens(images.states(range(IMAGES))).float()
+        return words.spelling_loss(tokens, images.scenes).item()
+
+    before, misspelt = distance(), spelling()
+    assert words.spelling_loss(wanted, images.scenes) < 0.1 < misspelt
     align(learner, images, steps=40, seed=0)
-    assert distance() < 0.7 * before
+    assert distance() < 0.8 * before
+    assert spelling() < 0.9 * misspelt
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,11 @@ def prompt(folder):
     return processor.apply_chat_template([user_turn("What is it?", 1)], add_generation_prompt=True)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("others", [{}, {"lora_rank": 2}], ids=["full", "lora"])
 @pytest.mark.parametrize("template", [WITHOUT_SYSTEM, "{{ raise_exception('no') }}"], ids=["other", "refusing"])
-def test_the_result_has_the_template_it_was_trained_on_and_the_log_says_so(run, base, caplog, template, options):
+def test_the_result_has_the_template_it_was_trained_on_and_the_log_says_so(run, base, caplog, template, others):
     with caplog.at_level(logging.INFO, "llava_stf"):
-        output = run(base=base(template), max_steps=1, save_steps=1, **options)
+        output = run(base=base(template), max_steps=1, save_steps=1, **others)
     assert (
         "the base has a chat template that cannot be trained on: the trained model gets the v1 template" in caplog.text
     )

@@ -94,6 +94,14 @@ def test_accumulated_and_recomputed_it_is_the_same(run, run_in, same_run, tmp_pa
 
 
 @distributed
+def test_a_step_of_text_alone_leaves_the_projector_as_in_one_process(run, run_in, same_run, tmp_path):
+    one = run("one", per_device_batch_size=2, max_steps=6)
+    two = run_in(2, "two", max_steps=6, per_device_batch_size=1)
+    assert two.wait() == [0, 0], two.log()
+    same_run(tmp_path / "two", one)
+
+
+@distributed
 def test_adapters_trained_in_two_processes_merge_as_those_of_one(run, run_in, same_run, tmp_path):
     from llava_stf.cli import main
 
@@ -180,6 +188,18 @@ def test_options_that_do_not_go_with_sharding_are_refused(monkeypatch, options, 
         monkeypatch.setenv(name, value)
     with pytest.raises(LlavaStfError, match=sentence):
         check_sharding(from_values({"base": "b", "data": "d", "output": "o", **options}))
+
+
+def test_a_checkpoint_whose_optimizer_is_broken_or_of_another_model_is_refused(run, tmp_path):
+    run("out", max_steps=1)
+    files = tmp_path / "out" / "checkpoint-1" / "optimizer"
+    whole = {path: path.read_bytes() for path in files.iterdir()}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(LlavaStfError, match="checkpoint-1 has no optimizer state that fits this model"):
+            run("out", max_steps=2, resume=True)
+        path.write_bytes(content)
+    run("out", max_steps=2, resume=True)
 
 
 def test_a_checkpoint_says_how_deepspeed_shared_it_out():

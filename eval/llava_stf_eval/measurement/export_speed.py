@@ -66,13 +66,14 @@ def export(options: argparse.Namespace, folder: Path) -> None:
 
 def load(options: argparse.Namespace, by: str, tokens: int, folder: Path) -> Any:
     """The model of a row."""
-    engine, precision = by.split()
-    if engine == "pytorch":
+    kind, precision = by.split()
+    if kind == "pytorch":
         return build(options, tokens, getattr(torch, precision))
     from llava_stf.export.openvino_engine import OpenVinoEngine
 
     config = ExportedLlavaConfig.from_dict(shape_config(options.shape).to_dict(), vision_tokens=tokens)
-    return ExportedLlava(config, OpenVinoEngine(folder / f"{precision}-{tokens}"), GenerationConfig(pad_token_id=0))
+    engine = OpenVinoEngine(folder / f"{precision}-{tokens}", exact=precision == "fp32")
+    return ExportedLlava(config, engine, GenerationConfig(pad_token_id=0))
 
 
 def answer(model: Any, tokens: int, new_tokens: int) -> tuple[float, float]:

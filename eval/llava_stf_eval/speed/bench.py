@@ -113,7 +113,7 @@ class Elsewhere:
 
     def __init__(self, plan: Plan, subject: Subject) -> None:
         self.subject = subject
-        context = multiprocessing.get_context(_START)
+        context: Any = multiprocessing.get_context(_START)
         self._wire, there = context.Pipe()
         options = (there, plan, subject, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=options, daemon=True)

@@ -9,36 +9,42 @@ from typing import Any
 from llava_stf.export.model import Array, Engine, EngineState, ExportedLlava
 
 
-class _Timed:
-    """An engine, and the state of a `generate`, whose first vision and decoder call are timed."""
+class _Clock:
+    """Times the first call of each part."""
 
-    def __init__(self, engine: Engine, seconds: dict[str, float], now: Callable[[], float]) -> None:
-        self._engine, self._seconds, self._now = engine, seconds, now
-        self._state: EngineState | None = None
+    def __init__(self, seconds: dict[str, float], now: Callable[[], float]) -> None:
+        self._seconds, self._now = seconds, now
 
-    def image_tokens(self, pixel_values: Array) -> Array:
-        """As `Engine` says; tower and projector are one graph, and counted as the tower."""
-        return self._time("tower", self._engine.image_tokens, pixel_values)
-
-    def embeddings(self, ids: Array) -> Array:
-        """As `Engine` says."""
-        return self._engine.embeddings(ids)
-
-    def start(self) -> _Timed:
-        """As `Engine` says."""
-        self._state = self._engine.start()
-        return self
-
-    def step(self, *inputs: Any) -> Array:
-        """As `EngineState` says."""
-        assert self._state is not None
-        return self._time("prefill", self._state.step, *inputs)
-
-    def _time(self, part: str, call: Any, *inputs: Any) -> Array:
+    def time(self, part: str, call: Any, *inputs: Any) -> Array:
         start = self._now()
         result = call(*inputs)
         self._seconds.setdefault(part, self._now() - start)
         return result
+
+
+class _TimedEngine:
+    """An engine, see `Engine`, whose tower and projector, one graph, are counted as the tower."""
+
+    def __init__(self, engine: Engine, clock: _Clock) -> None:
+        self._engine, self._clock = engine, clock
+        self.embeddings = engine.embeddings
+
+    def image_tokens(self, pixel_values: Array) -> Array:
+        return self._clock.time("tower", self._engine.image_tokens, pixel_values)
+
+    def start(self) -> EngineState:
+        return _TimedState(self._engine.start(), self._clock)
+
+
+class _TimedState:
+    """A state, see `EngineState`, whose first step is the prefill."""
+
+    def __init__(self, state: EngineState, clock: _Clock) -> None:
+        self._state, self._clock = state, clock
+        self.layers, self.fill = state.layers, state.fill
+
+    def step(self, embeddings: Array, mask: Array, positions: Array, rows: Array, keep: int) -> Array:
+        return self._clock.time("prefill", self._state.step, embeddings, mask, positions, rows, keep)
 
 
 @contextmanager
@@ -46,7 +52,7 @@ def timed_engine(model: ExportedLlava, seconds: dict[str, float], now: Callable[
     """Puts the times of one `generate` into `seconds`: `tower`, `projector` (0) and `prefill`."""
     engine = model.engine
     seconds["projector"] = 0.0
-    model.engine = _Timed(engine, seconds, now)
+    model.engine = _TimedEngine(engine, _Clock(seconds, now))
     try:
         yield
     finally:
