@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from llava_stf.errors import CheckpointError, LlavaStfError, PromptError
 from llava_stf.images import load_image
+from llava_stf.images.frames import Video
 from llava_stf.inference import user_turn
 from llava_stf.reduction.options import known_options
 from llava_stf_eval.benchmarks.generation import cut, generate_options, is_out_of_memory, unknown_settings
@@ -131,8 +132,9 @@ class LlavaStfLmms(lmms):
         ]
 
     def images(self, key: str) -> list[Image.Image]:
-        """The images of a request of the last call, by its `request_key`."""
-        return self._conversation(self._asked[key])[1]
+        """The images of a request of the last call, by its `request_key`; of a video the frames that were shown."""
+        seen = self._conversation(self._asked[key])[1]
+        return [image for one in seen for image in (one.frames if isinstance(one, Video) else [one])]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: refuses tasks of several rounds."""
@@ -185,6 +187,9 @@ class LlavaStfLmms(lmms):
         if stops:
             options |= {"stop_strings": stops, "tokenizer": self.processor.tokenizer}
         read = [self._conversation(request) for request in requests]
+        frames = {len(one.frames) for _, seen in read for one in seen if isinstance(one, Video)}
+        if len(frames) > 1:  # which one batch cannot hold
+            return [answer for request in requests for answer in self._generate([request])]
         inputs = self.llava.encode([messages for messages, _ in read], [images for _, images in read])
         lengths = inputs["attention_mask"].sum(-1).tolist()
         new = self.llava.generate(inputs, max_new_tokens=limit, **options)[:, inputs["input_ids"].shape[1] :].tolist()
@@ -196,23 +201,29 @@ class LlavaStfLmms(lmms):
             answers.append(Answer(cut(text, stops).strip(), prompt, length, len(ids)))
         return answers
 
-    def _conversation(self, request: Instance) -> tuple[list[dict[str, Any]], list[Image.Image]]:
-        """Messages and images of a request, in the form of the processor's chat template."""
+    def _conversation(self, request: Instance) -> tuple[list[dict[str, Any]], list[Image.Image | Video]]:
+        """Messages of a request, in the form of the processor's chat template, and its images and videos."""
         _, doc_to_messages, _, doc_id, task, split = request.args
-        messages, images = [], []
+        messages: list[dict[str, Any]] = []
+        visuals: list[Image.Image | Video] = []
         for message in ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc_id])).messages:
-            parts = [part for part in message.content if part.type == "image"]
+            parts = [part for part in message.content if part.type in ("image", "video")]
             texts = [part.text for part in message.content if part.type == "text"]
             if len(parts) + len(texts) != len(message.content):
-                raise PromptError(f"Document {doc_id} of {task} holds a video or a sound; expected images and text.")
+                raise PromptError(f"Document {doc_id} of {task} holds a sound; expected images, videos and text.")
             try:
-                images += [load_image(part.url) for part in parts]
+                visuals += [
+                    Video(part.url, self.options.frames) if part.type == "video" else load_image(part.url)
+                    for part in parts
+                ]
                 text = "\n".join(texts)
-                turn = user_turn(text if self.options.instructions else without_instructions(text), len(parts))
+                videos = sum(part.type == "video" for part in parts)
+                text = text if self.options.instructions else without_instructions(text)
+                turn = user_turn(text, len(parts) - videos, videos)
             except LlavaStfError as error:
                 raise type(error)(f"Document {doc_id} of {task}: {error}") from error
             messages.append(turn | {"role": message.role})
-        return messages, images
+        return messages, visuals
 
     def _until_end(self, row: list[int]) -> list[int]:
         """New ids up to and with the first end token; a row of a batch that ended early is padded behind it."""

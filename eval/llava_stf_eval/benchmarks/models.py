@@ -20,13 +20,13 @@ EXPORTED = "exported"  # by whatever method the model was exported with, at its 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A checkpoint and how to run it; the fields are those of `load_model`, and four more.
+    """A checkpoint and how to run it; the fields are those of `load_model`, and five more.
 
     `method` is `"full"` (plain LLaVA, every vision token), `"stf"`, or one of `llava_stf.reduction`; `None` is what
     the checkpoint and `vision_tokens` say, which are tokens kept of an image. `method_options` are options of the
     method by name, as `{"full_layers": 3}` of FastV; without any it is the published one. `seed` is for methods that
-    draw. `instructions` says whether questions keep the lines that tell how to answer; by default all models get them
-    but the bundled ones, which were trained on bare questions.
+    draw, `frames` are shown of a video. `instructions` says whether questions keep the lines that tell how to answer;
+    by default all models get them but the bundled ones, which were trained on bare questions.
     """
 
     pretrained: str = "tiny"
@@ -45,6 +45,7 @@ class ModelOptions:
     init: str = "pool"
     compile: bool = False
     instructions: bool | None = None
+    frames: int = 8
 
     def resolved(self) -> ModelOptions:
         """The same with a local checkpoint, a method and a count of tokens; fetches a hub model, loads no weights.

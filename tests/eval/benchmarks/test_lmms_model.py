@@ -3,12 +3,14 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from llava_stf import load_model
+from llava_stf import Video, load_model
 from llava_stf.errors import FusionError, LlavaStfError, PromptError
+from llava_stf.loading.testing_videos import tiny_llava_next_video
 from llava_stf.reduction import apply_reduction
 from llava_stf.reduction.fastv import FastV
 from llava_stf.world import draw
@@ -306,6 +308,58 @@ def test_unknown_arguments_are_refused():
         build("pretrained=tiny,vision_token=16")
     with pytest.raises(LlavaStfError, match="batch_size"):
         build("pretrained=tiny", batch_size="auto")
+
+
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("video")
+    for part in tiny_llava_next_video():
+        part.save_pretrained(folder)
+    return build(f"pretrained={folder},dtype=float32,frames=4")
+
+
+def moving(frames):
+    """A square that goes to the right, as a task on actions would show it."""
+    clip = np.zeros((frames, 48, 64, 3), dtype=np.uint8)
+    for at in range(frames):
+        clip[at, 10:30, 40 * at // frames : 40 * at // frames + 20] = 255
+    return clip
+
+
+def video_requests(model, documents):
+    """Requests as tasks on videos make them: the video, then a question with lettered options."""
+    requests = requests_of(model, documents, task="actions")
+
+    def doc_to_messages(document):
+        content = [{"type": "video", "url": document[0]}, {"type": "text", "text": document[1]}]
+        return [{"role": "user", "content": content}]
+
+    return [replace_arguments(request, doc_to_messages) for request in requests]
+
+
+def replace_arguments(request, doc_to_messages):
+    request.arguments = (request.args[0], doc_to_messages, *request.args[2:])
+    return request
+
+
+def test_videos_are_asked_about_in_batches_of_any_lengths(video_model):
+    from llava_stf_eval.benchmarks.lmms_model import request_key
+
+    question = "Where does it go?\nA. left\nB. right"
+    requests = video_requests(video_model, [(moving(9), question), (moving(3), question), (moving(6), question)])
+    found = video_model.generate_until(requests)
+    llava = load_model(video_model.options.pretrained, dtype="float32")
+    clips = [Video(moving(frames), 4) for frames in (9, 3, 6)]
+    assert [result.text for result in found] == [
+        llava.ask(clip, question, max_new_tokens=SETTINGS["max_new_tokens"]) for clip in clips
+    ]
+    keys = [request_key("actions", number, 0, question) for number in range(3)]
+    assert [len(video_model.images(key)) for key in keys] == [4, 3, 4]
+
+
+def test_a_video_where_a_model_takes_images_alone_is_named(model):
+    with pytest.raises(FusionError, match="takes images alone"):
+        model.generate_until(video_requests(model, [(moving(3), "Where does it go?")]))
 
 
 @pytest.mark.parametrize("name", ["pool", "tokenpacker"])
