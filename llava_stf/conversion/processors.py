@@ -210,8 +210,10 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
     """Check by one image that a processor gives what the model takes.
 
     Raises:
-        CheckpointError: it fails, or the image has other pixels or another number of placeholders.
+        CheckpointError: it fails, the image has other pixels or another number of placeholders, or a special token has
+            no embedding or is the placeholder.
     """
+    _check_special_tokens(folder, processor, config)
     templates = processor.chat_template
     for template in templates.values() if isinstance(templates, dict) else [templates]:
         if not isinstance(template, str | None):
@@ -235,6 +237,18 @@ def check_processor(folder: Path, processor: ProcessorMixin, config: LlavaConfig
     found = int((made["input_ids"] == config.image_token_id).sum())
     if select_strategy(config) == "default" and found != expected:
         raise CheckpointError(f"{folder}: the processor gives an image {found} tokens, and the model {expected}.")
+
+
+def _check_special_tokens(folder: Path, processor: ProcessorMixin, config: LlavaConfig) -> None:
+    rows = config.text_config.vocab_size
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        id_ = getattr(processor.tokenizer, f"{name}_id")
+        if id_ is not None and (id_ >= rows or id_ == config.image_token_id):
+            why = "stands for images" if id_ == config.image_token_id else f"has none of the {rows} embeddings"
+            raise CheckpointError(
+                f"{folder}: the tokenizer's {name} {getattr(processor.tokenizer, name)!r} {why}; check it in "
+                "tokenizer_config.json and special_tokens_map.json."
+            )
 
 
 def read_generation(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
             state[entry] = torch.zeros((), dtype=found.properties.dtype) if scalar else torch.zeros_like(like)
         with _quiet():
             dcp.load(state, checkpoint_id=checkpoint / FOLDER, no_dist=not sharded)
-    except (OSError, KeyError, AttributeError, CheckpointException) as error:
+    except (OSError, EOFError, UnpicklingError, KeyError, AttributeError, CheckpointException) as error:
         raise LlavaStfError(
             f"{checkpoint} has no optimizer state that fits this model ({_reason(error)}): give another output or "
             "--overwrite"

@@ -258,6 +258,17 @@ def test_so_do_several_at_once(original, data):
     assert_same(folder, files, expected)
 
 
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "unk_token", "pad_token"])
+@pytest.mark.parametrize(("token", "sentence"), [("<image>", "stands for images"), ("[NEW]", "of the 357 embeddings")])
+def test_special_tokens_have_an_embedding_of_their_own(original, name, token, sentence):
+    folder, files, _ = original
+    files = copy.deepcopy(files)
+    files[TOKENIZER][name] = token
+    write(folder, files)
+    with pytest.raises(LlavaStfError, match=sentence):
+        load_model(folder)
+
+
 OTHERS = st.sampled_from([
     *(None, True, False, 0, -1, 1, 7, 5000, 0.5, -0.0, float("nan"), float("inf"), "", "x", "-1", "<image>", "</s>"),
     *([], [2], [-1], [None], ["x"], [[2]], {}, {"a": 1}, {"default": 5}, {"height": 56}, token("<s>")),

@@ -16,10 +16,10 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from llava_stf import load_model
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import PARTIAL, checkpoint_step, newest_checkpoint
 from llava_stf.training.config import from_values
-from llava_stf.training.data import collate, with_filler
+from llava_stf.training.data import Share, collate, training_data, with_filler
 from llava_stf.training.sharding import check_sharding
 
 LORA = {"lora_rank": 1, "lora_dropout": 0.0}
@@ -89,6 +89,14 @@ def test_accumulated_and_recomputed_it_is_the_same(run, run_in, same_run, tmp_pa
     one = run("one", max_steps=4)
     options = {"per_device_batch_size": 1, "gradient_accumulation": 2, "gradient_checkpointing": True}
     two = run_in(2, "two", max_steps=4, **options)
+    assert two.wait() == [0, 0], two.log()
+    same_run(tmp_path / "two", one)
+
+
+@distributed
+def test_a_step_of_text_alone_leaves_the_projector_as_in_one_process(run, run_in, same_run, tmp_path):
+    one = run("one", per_device_batch_size=2, max_steps=6)
+    two = run_in(2, "two", max_steps=6, per_device_batch_size=1)
     assert two.wait() == [0, 0], two.log()
     same_run(tmp_path / "two", one)
 
@@ -180,6 +188,24 @@ def test_options_that_do_not_go_with_sharding_are_refused(monkeypatch, options, 
         monkeypatch.setenv(name, value)
     with pytest.raises(LlavaStfError, match=sentence):
         check_sharding(from_values({"base": "b", "data": "d", "output": "o", **options}))
+
+
+def test_a_checkpoint_whose_optimizer_is_broken_or_of_another_model_is_refused(run, tmp_path):
+    run("out", max_steps=1)
+    files = tmp_path / "out" / "checkpoint-1" / "optimizer"
+    whole = {path: path.read_bytes() for path in files.iterdir()}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(LlavaStfError, match="checkpoint-1 has no optimizer state that fits this model"):
+            run("out", max_steps=2, resume=True)
+        path.write_bytes(content)
+    run("out", max_steps=2, resume=True)
+
+
+def test_more_processes_than_samples_are_refused():
+    config = from_values({"base": "b", "data": "d", "output": "o"})
+    with pytest.raises(DataError, match="3 samples, fewer than the 4 processes"):
+        training_data([{}] * 3, None, config, pad_token_id=0, share=Share(1, 0, 4))
 
 
 def test_a_checkpoint_says_how_deepspeed_shared_it_out():

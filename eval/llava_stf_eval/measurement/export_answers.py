@@ -34,6 +34,7 @@ EXPORTS: list[tuple[Format, Weights, KvCache]] = [
     ("onnx", "fp32", "f32"),
     ("onnx", "int8", "f32"),
 ]
+WAYS: list[tuple[str, ...]] = [("pytorch", "float32"), ("pytorch", "bfloat16"), *EXPORTS]
 BATCH = 64
 
 
@@ -64,14 +65,17 @@ def main() -> None:
         llava = load_model(name, device="cpu", dtype="float32")
         wanted = answer_ids(llava, pairs)
         with TemporaryDirectory() as folder:
-            for export in [None, *EXPORTS]:
-                label = "pytorch-float32" if export is None else "-".join(export)
-                if export is None:
+            for way in WAYS:
+                label = "-".join(way)
+                if way == WAYS[0]:
                     asked, ids = llava, wanted
                 elif options.only and label not in options.only:
                     continue
+                elif way[0] == "pytorch":
+                    asked = load_model(name, device="cpu", dtype=way[1])
+                    ids = answer_ids(asked, pairs)
                 else:
-                    kind, weights, cache = export
+                    kind, weights, cache = next(export for export in EXPORTS if export == way)
                     out = Path(folder) / label
                     asked = load_model(export_model(llava, out, format=kind, weights=weights, kv_cache=cache))
                     ids = answer_ids(asked, pairs)
