@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_stf.world.exercises import LETTERED, Exercise, letter_pairs, options_first, options_last, told
+from llava_stf.world.exercises import LETTERED, Exercise, letter_pairs, options_first, options_last, rules, told
 from llava_stf.world.families import ALL
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ COURSE = (
     Lesson("options last, repeated", partial(options_last, repeated=True), 1500),
     Lesson("options last", options_last, 2000),
     Lesson("options last, translated", partial(options_last, translated=True, turns=3), 1500, goal=0.9),
+    Lesson("rules", rules, 1500, goal=0.9),
     Lesson("open, one object", partial(told, families=OPEN, max_objects=1), 2500, goal=0.9),
     Lesson("lettered, one object", partial(told, families=LETTERED, max_objects=1, count=3), 4000, goal=0.9),
     Lesson("told, two objects", partial(told, max_objects=2, count=4), 2500, goal=0.9),

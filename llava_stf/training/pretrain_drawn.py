@@ -49,7 +49,7 @@ from llava_stf.world.families import FAMILIES
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
-LETTERS = COURSE[:5]  # the lessons that need no scene
+LETTERS = COURSE[:6]  # the lessons that need no scene
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
 AVERAGED = 0.005  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_stf.models.llava_stf.conversation import END, render_v1
-from llava_stf.world.choices import CHINESE, LETTERS
+from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES
 from llava_stf.world.families import ALL, ask, caption
-from llava_stf.world.questions import Question
+from llava_stf.world.questions import Question, pick
 from llava_stf.world.scene import COLOURS, SHAPES, Scene, sample_scene
 
 NAMES = (*COLOURS, *SHAPES)
 LETTERED = ("science", "choice", "choice_cn")
 QUESTIONS_PER_LIST = 6
+RULES_PER_CHAT = 4
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,23 @@ def options_last(
             options = [CHINESE[option] for option in options]
         text = f"Which is {asked}?\n{_listed(options)}" + f"\n{asked}?" * repeated
         parts += [(f"USER: {text} ASSISTANT:", False), (f" {LETTERS[number]}{END}", True)]
+    return Exercise.of(parts)
+
+
+def rules(rng: np.random.Generator) -> Exercise:
+    """Turns of a chat that ask what a context says of a colour or a shape, by letter or in words."""
+    parts: list[tuple[str, bool]] = []
+    for _ in range(RULES_PER_CHAT):
+        names = rng.permutation(list(COLOURS) if rng.random() < 0.5 else SHAPES)[:2].tolist()
+        properties = rng.permutation(pick(rng, PROPERTIES)).tolist()
+        asked = int(rng.integers(2))
+        text = f"Context: {names[0]} is {properties[0]}, {names[1]} is {properties[1]}.\nWhat is {names[asked]}?"
+        answer = properties[asked]
+        if rng.random() < 0.6:
+            options = rng.permutation(properties).tolist()
+            text += f"\n{_listed(options)}"
+            answer = LETTERS[options.index(answer)]
+        parts += [(f"USER: {text} ASSISTANT:", False), (f" {answer}{END}", True)]
     return Exercise.of(parts)
 
 

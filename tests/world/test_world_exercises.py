@@ -14,6 +14,7 @@ from llava_stf.world.exercises import (
     letter_pairs,
     options_first,
     options_last,
+    rules,
     told,
 )
 
@@ -94,3 +95,19 @@ def test_told_draws_the_same_from_the_same_stream():
     first, second, other = (told(np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first == second
     assert first != other
+
+
+def test_a_rule_is_answered_as_its_context_says():
+    letters = set()
+    for seed in range(20):
+        exercise = rules(np.random.default_rng(seed))
+        turns = exercise.text.split("USER: Context: ")[1:]
+        assert len(turns) == len(exercise.answers)
+        for turn, answer in zip(turns, answers(exercise), strict=True):
+            context, question = turn.split(".\nWhat is ")
+            says = dict(rule.split(" is ") for rule in context.split(", "))
+            options = options_of(turn.split(" ASSISTANT:")[0])
+            said = answer.removesuffix("</s>").strip()
+            letters.add(said in options)
+            assert options.get(said, said) == says[question.split("?")[0]]
+    assert letters == {True, False}
