@@ -347,7 +347,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("What is it?\n\n  什么?  \n", encoding="utf-8")
     assert read_prompts(path) == ["What is it?", "什么?"]
-    for content, sentence in ((b"\n \n", "holds no prompt"), (b"\xff\xfe", "cannot read the prompts")):
+    for content, sentence in ((b"\n \n", "holds no prompt"), (b"a\xff", "cannot read the prompts")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=sentence):
             read_prompts(path)

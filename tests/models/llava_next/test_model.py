@@ -283,7 +283,7 @@ def test_fusing_methods_by_budget(method):
 
 
 def test_unsupported_class_names_the_supported():
-    with pytest.raises(FusionError, match=r"LlavaForConditionalGeneration, .* or VideoLlavaForConditionalGeneration"):
+    with pytest.raises(FusionError, match=r"LlavaForConditionalGeneration, .* or VipLlavaForConditionalGeneration"):
         apply_stf(torch.nn.Linear(2, 2))
 
 
