@@ -16,10 +16,10 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from llava_stf import load_model
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.runs import PARTIAL, checkpoint_step, newest_checkpoint
 from llava_stf.training.config import from_values
-from llava_stf.training.data import collate, with_filler
+from llava_stf.training.data import Share, collate, training_data, with_filler
 from llava_stf.training.sharding import check_sharding
 
 LORA = {"lora_rank": 1, "lora_dropout": 0.0}
@@ -200,6 +200,12 @@ def test_a_checkpoint_whose_optimizer_is_broken_or_of_another_model_is_refused(r
             run("out", max_steps=2, resume=True)
         path.write_bytes(content)
     run("out", max_steps=2, resume=True)
+
+
+def test_more_processes_than_samples_are_refused():
+    config = from_values({"base": "b", "data": "d", "output": "o"})
+    with pytest.raises(DataError, match="3 samples, fewer than the 4 processes"):
+        training_data([{}] * 3, None, config, pad_token_id=0, share=Share(1, 0, 4))
 
 
 def test_a_checkpoint_says_how_deepspeed_shared_it_out():

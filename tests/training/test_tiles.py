@@ -67,7 +67,7 @@ def sized_images(tmp_path_factory):
 @pytest.fixture
 def train(run, base, sized_images):
     def start(name="out", data="data.json", **options):
-        return run(name, sized_images / data, **{"base": str(base), "group_by_length": False, **options})
+        return run(name=name, data=sized_images / data, **{"base": str(base), "group_by_length": False, **options})
 
     return start
 
@@ -112,10 +112,10 @@ def test_placeholders_are_those_of_the_processor(base, sized_images, kind):
     assert found == ids.count(llava.processor.image_token_id) > TILE[kind]
 
 
-@pytest.mark.parametrize("options", [{}, {"vision_tokens": "all"}, {"reduction": "pool"}], ids=["stf", "all", "pool"])
-def test_instruction_tuning_loads_again_and_answers_in_its_own_template(train, base, sized_images, options):
-    output = train(max_steps=2, save_steps=2, **options)
-    tokens = options.get("vision_tokens")
+@pytest.mark.parametrize("chosen", [{}, {"vision_tokens": "all"}, {"reduction": "pool"}], ids=["stf", "all", "pool"])
+def test_instruction_tuning_loads_again_and_answers_in_its_own_template(train, base, sized_images, chosen):
+    output = train(max_steps=2, save_steps=2, **chosen)
+    tokens = chosen.get("vision_tokens")
     llava, before = load_model(output, vision_tokens=tokens), load_model(base, vision_tokens="all")
     assert llava.processor.chat_template == before.processor.chat_template
     assert isinstance(llava.ask(sized_images / "wide.png", "What?", max_new_tokens=2), str)

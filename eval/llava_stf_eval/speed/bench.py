@@ -22,8 +22,6 @@ from llava_stf_eval.speed.plan import Plan, Subject, device_of
 from llava_stf_eval.speed.shapes import build_model, shape_image_processor
 from llava_stf_eval.speed.variants import Variant, build_variants
 
-_START = "spawn"  # and no fork: what has computed with several threads has none of them in its forks
-
 
 class Bench(Protocol):
     """A subject that is ready; `index` is of its settings."""
@@ -113,7 +111,8 @@ class Elsewhere:
 
     def __init__(self, plan: Plan, subject: Subject) -> None:
         self.subject = subject
-        context: Any = multiprocessing.get_context(_START)
+        # Not forked: a process that has computed with several threads has none of them in its forks.
+        context: Any = multiprocessing.get_context("spawn")
         self._wire, there = context.Pipe()
         options = (there, plan, subject, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=options, daemon=True)

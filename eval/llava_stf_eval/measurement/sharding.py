@@ -1,12 +1,16 @@
 """Peak memory, CPU time and the share of communication in it, of training in one and in two processes on CPUs.
 
-    python scripts/measure_sharding.py [FOLDER]      default: runs/sharding; writes the table of docs/training.md
+    python -m llava_stf_eval.measurement.sharding [FOLDER]      in a checkout; default: runs/sharding
+
+It prints the table of docs/training.md.
 
 A random LLaVA of 20 million weights, stage instruct in float32, 2 samples of about 230 tokens a step, one torch thread
 a process. CPU time counts on a machine with other work, too, and leaves out what processes wait for each other. The
 share of communication is what both take more than two that train apart, each on its half. Memory is the largest that a
 process has in its steps, resident or swapped, less what it has after its imports; a whole model is read before.
 """
+
+from __future__ import annotations
 
 import ctypes
 import json
@@ -18,10 +22,13 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from llava_stf.loading.testing import write_tiny_llava
+from llava_stf.training.finetune import main as finetune_main
+from llava_stf.training.trainer import FinetuneTrainer
 
-ROOT = Path(__file__).resolve().parents[1]
+SHARD_ON_CPUS = Path("tests/training/shard_on_cpus.py")
 STEPS = 6
 M_MMAP_THRESHOLD = -3
 RUNS = {
@@ -58,21 +65,22 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
     if processes > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
-    main = __import__("llava_stf.training.finetune", fromlist=["main"]).main
+    main = finetune_main
     if kind == "FSDP2":
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
-        main = runpy.run_path(str(ROOT / "tests" / "training" / "shard_on_cpus.py"))["main"]
+        main = runpy.run_path(str(SHARD_ON_CPUS))["main"]
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back at once
-    trainer = __import__("llava_stf.training.trainer", fromlist=["FinetuneTrainer"]).FinetuneTrainer
-    times, sizes, log, imported = [], [], trainer.log, size()
+    times: list[float] = []
+    sizes: list[int] = []
+    log, imported = FinetuneTrainer.log, size()
 
-    def told(self, *values):
+    def told(self: FinetuneTrainer, *values: Any) -> None:
         times.append(time.process_time())
         if len(times) == 2:
             threading.Thread(target=watch, args=(sizes, times), daemon=True).start()
         log(self, *values)
 
-    trainer.log = told
+    FinetuneTrainer.log = told  # type: ignore[assignment]
     options = {
         "base": folder / "base",
         "data": folder / "data.json",
@@ -129,8 +137,6 @@ def report(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data.json").exists():
         write_inputs(folder)
-    import llava_stf.training.distill  # noqa: F401
-
     found = {name: measure(folder, name.replace(", ", "-").replace(" ", "-"), *run) for name, run in RUNS.items()}
     print("| | CPU seconds a step, of all processes | of these communication | peak memory of a process |")
     print("| --- | ---: | ---: | ---: |")
