@@ -33,7 +33,7 @@ fi
     "$python" -m llava_stf.training.drawn_states --model "$start" --output "$out/states" --images 40000 --seed 21
 if [ -n "${FROM_NOTHING:-}" ]; then
     drawn objects "$start" objects 1400
-    drawn base "$out/objects" images 4500 --fades 0.35
+    drawn base "$out/objects" images 6500 --fades 0.45
     start=$out/base
 fi
 
