@@ -1,6 +1,6 @@
 """A checkpoint of random weights in a shape of `bench speed`, in bfloat16, with the bundled model's tokenizer.
 
-    python scripts/make_shape.py 1b runs/1b
+    python -m llava_stf_eval.measurement.make_shape 1b runs/1b
     llava-stf export runs/1b runs/1b-int8 --weights int8 --vision-tokens 144
 
 What it answers is noise; what an answer costs is what the shape costs. `--layers` and `--blocks` make it shorter.
@@ -18,6 +18,7 @@ from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("shape", choices=list(SHAPES))
     parser.add_argument("folder", type=Path)

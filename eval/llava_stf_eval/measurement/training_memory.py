@@ -1,6 +1,6 @@
 """What a training step keeps for its backward pass, at all tokens of an image in tiles and at a quarter of them.
 
-    python scripts/measure_training_memory.py --model-type llava_next --image-size 672x672
+    python -m llava_stf_eval.measurement.training_memory --model-type llava_next --image-size 672x672
 
 Stage `instruct`: projector and LLM are trained, the vision tower is frozen. Counted are the bytes of all tensors that
 autograd keeps, weights aside, each storage once; their sum is in memory when the backward pass begins, which is when a
@@ -49,6 +49,7 @@ def kept_bytes(variant: Variant, shown: Shown, text_tokens: int) -> int:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="medium")
     parser.add_argument("--model-type", choices=MODEL_TYPES, default="llava_next")
