@@ -10,7 +10,6 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
     LlavaProcessor,
     SiglipVisionConfig,
 )
@@ -348,12 +347,6 @@ def test_what_prunes_in_the_llm_refuses_another_kind(name):
     config.text_config.model_type = "mistral"
     with pytest.raises(FusionError, match="'mistral'"):
         check_reduction(config, name, 144)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("stf", "pool")])
-def test_tiles_are_refused(name):
-    with pytest.raises(FusionError, match="cuts images into tiles"):
-        check_reduction(LlavaNextConfig(), name, 144)
 
 
 def test_only_a_plain_llava_is_reduced(plain):
