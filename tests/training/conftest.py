@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def options(tmp_path, llava_base, data_folder):
+def run_options(tmp_path, llava_base, data_folder):
     """Makes the options of a run into the folder `name`."""
 
     def make(name="out", data="instruct.json", **others):
@@ -36,14 +36,14 @@ def options(tmp_path, llava_base, data_folder):
 
 
 @pytest.fixture
-def run(tmp_path, options):
+def run(tmp_path, run_options):
     """Trains in this process and returns the output folder."""
 
     from llava_stf.training.config import from_values
     from llava_stf.training.finetune import finetune
 
     def start(name="out", **others):
-        finetune(from_values(options(name, **others)))
+        finetune(from_values(run_options(name, **others)))
         return tmp_path / name
 
     return start
@@ -88,12 +88,12 @@ class Processes:
 
 
 @pytest.fixture
-def run_in(start, tmp_path, options):
+def run_in(start, tmp_path, run_options):
     """Starts a run in several processes that share out the weights; `program` is what each of them runs."""
     here = str(Path(__file__).with_name("shard_on_cpus.py"))
 
     def begin(processes, name, *flags, config="fsdp2.yaml", program=f"{here}:main", environment=None, **others):
-        values = options(name, **{"per_device_batch_size": 4 // processes, **others})
+        values = run_options(name, **{"per_device_batch_size": 4 // processes, **others})
         arguments = [*(f"--{option}={value}" for option, value in values.items()), *flags]
         logs = [tmp_path / f"{name}-{rank}.log" for rank in range(processes)]
         started = [

@@ -191,10 +191,10 @@ def test_a_malformed_sample_is_named_in_one_sentence(run, tmp_path, workers):
     assert "\n" not in str(error.value)
 
 
-def test_accelerate_launch_starts_processes_that_train_together_on_cpus_too(run, tmp_path, options):
+def test_accelerate_launch_starts_processes_that_train_together_on_cpus_too(run, tmp_path, run_options):
     """With the configuration for several GPUs: `--cpu` starts one process. Its `mixed_precision` is not ours."""
     expected = weights(run("one"))
-    values = options("two", per_device_batch_size=2)
+    values = run_options("two", per_device_batch_size=2)
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP), "--num_processes", "2"),
         *("--main_process_port", "0", "-m", "llava_stf.training.finetune"),
