@@ -202,6 +202,6 @@ def test_accelerate_launch_starts_processes_that_train_together_on_cpus_too(run,
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("samples_per_second") == 3  # of the first process alone
+    assert done.stdout.count("'samples_per_second'") == 3  # of the first process alone
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)
