@@ -1,6 +1,7 @@
 """Shared fixtures: where the reference data stands, small random models, and a small data set in LLaVA's format."""
 
 import json
+import logging
 import multiprocessing
 import os
 import runpy
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from PIL import Image
+from PIL import Image, ImageFile
 
 # Triton reads it at its first import: without a GPU its interpreter runs the kernels' tests.
 if not torch.cuda.is_available():
@@ -34,6 +35,9 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
 
 
 def pytest_runtest_setup(item):
+    # What other tests of the process have set for all of it: lmms-eval by its import, a server by its logging.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    logging.getLogger("llava_stf").propagate = True
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
