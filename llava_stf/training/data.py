@@ -114,8 +114,10 @@ class StreamedSamples(IterableDataset["Sample | None"]):
         share: who takes which rows.
     """
 
-    def __init__(self, rows: datasets.IterableDataset, prepare: Preparation, bad: BadSamples, share: Share) -> None:
-        self.rows, self.prepare, self.bad_samples, self.share = rows, prepare, bad, share
+    def __init__(
+        self, rows: datasets.IterableDataset, prepare: Preparation, bad_samples: BadSamples, share: Share
+    ) -> None:
+        self.rows, self.prepare, self.bad_samples, self.share = rows, prepare, bad_samples, share
 
     def __iter__(self) -> Iterator[Sample | None]:
         rows = numbered_rows(self.rows)
