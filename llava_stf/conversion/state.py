@@ -154,6 +154,8 @@ def build_config(file: Path, cls: type[LlavaConfig], fields: dict[str, Any]) -> 
         raise
     except Exception as error:  # configs check little, so that wrong values fail in many ways
         raise CheckpointError(f"{file} does not describe a model: {one_line(error)}") from error
+    if not hasattr(config, "vision_feature_layer"):  # ViP-LLaVA's older name, which transformers 5.17 has alone
+        config.vision_feature_layer = config.vision_feature_layers
     for part in (config, config.text_config):
         check_settings(file, vars(part))
         drop_absent_ids(part, config.text_config.vocab_size)

@@ -55,9 +55,9 @@ def export_model(
     check_choices(format, weights, kv_cache)
     dst = Path(dst)
     refuse_existing(dst)
-    require(format, writing=True)
     model, processor = llava
     _check_model(model, processor)
+    require(format, writing=True)
     with publish(dst) as folder:
         if format == "openvino":
             from llava_stf.export.openvino_files import write_openvino, write_tokenizer

@@ -44,10 +44,11 @@ class TrainingFreeMethod(Method):
         """
         if not (self.tiles and config.model_type == "llava_next"):
             refuse_tiles(config, f"'{self.name}'")
-        if not isinstance(config.vision_feature_layer, int):
+        # ViP-LLaVA's layers have another name in older versions of transformers.
+        layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+        if not isinstance(layer, int):
             raise FusionError(
-                f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer "
-                f"{config.vision_feature_layer}."
+                f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer {layer}."
             )
         before = 1 if config.vision_feature_select_strategy == "default" else 0
         special = special_tokens_of(config.vision_config)
