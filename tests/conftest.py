@@ -37,6 +37,8 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 220)}
 def pytest_runtest_setup(item):
     # What other tests of the process have set for all of it: lmms-eval by its import, a server by its logging.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    logging.disable(logging.NOTSET)
+    logging.getLogger("llava_stf").setLevel(logging.NOTSET)
     logging.getLogger("llava_stf").propagate = True
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
