@@ -58,7 +58,7 @@ class LabelFile:
         with self.path.open("rb") as file:
             for line in file:
                 try:
-                    row = parse_json(line)
+                    row = parse_json(line.decode("utf-8", "surrogatepass"))  # as it is written
                 except ValueError as error:
                     unfinished = line.startswith(_ROW_START) or _ROW_START.startswith(line)
                     if line.endswith(b"\n") or not unfinished:
