@@ -20,7 +20,7 @@ from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.keys import EMBEDDING, HEAD, HUGGING_FACE, is_unused, rename
 from llava_stf.models.llava_stf.settings import check_settings, drop_absent_ids
 from llava_stf.models.registry import FAMILIES, family_of_config
-from llava_stf.models.vision.layers import default_fusion_layers, state_index
+from llava_stf.models.vision.layers import default_fusion_layers, selected_layers, state_index
 
 
 @dataclass
@@ -154,8 +154,7 @@ def build_config(file: Path, cls: type[LlavaConfig], fields: dict[str, Any]) -> 
         raise
     except Exception as error:  # configs check little, so that wrong values fail in many ways
         raise CheckpointError(f"{file} does not describe a model: {one_line(error)}") from error
-    if not hasattr(config, "vision_feature_layer"):  # ViP-LLaVA's older name, which transformers 5.17 has alone
-        config.vision_feature_layer = config.vision_feature_layers
+    config.vision_feature_layer = selected_layers(config)
     for part in (config, config.text_config):
         check_settings(file, vars(part))
         drop_absent_ids(part, config.text_config.vocab_size)

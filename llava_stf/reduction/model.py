@@ -15,6 +15,7 @@ from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, patch_grid
 from llava_stf.models.fusion.tiles import has_tiles, refuse_tiles
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.registry import family_of
+from llava_stf.models.vision.layers import selected_layers
 from llava_stf.models.vision.states import select_patch_states
 from llava_stf.models.vision.towers import special_tokens_of
 from llava_stf.reduction.config import derive_config
@@ -44,8 +45,7 @@ class TrainingFreeMethod(Method):
         """
         if not (self.tiles and config.model_type == "llava_next"):
             refuse_tiles(config, f"'{self.name}'")
-        # ViP-LLaVA's layers have another name in older versions of transformers.
-        layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+        layer = selected_layers(config)
         if not isinstance(layer, int):
             raise FusionError(
                 f"'{self.name}' needs one hidden state, as in LLaVA-1.5; found vision_feature_layer {layer}."

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModelOutputWithPast
 from transformers.utils import ModelOutput, can_return_tuple
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.budget import ImageSizes, budget_of_prompt
+from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, budget_of_prompt, resolve_window
 from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.models.fusion.videos import require_videos
+from llava_stf.models.vision.states import select_patch_states
 from llava_stf_kernels import place_tokens
 
 # What forward passes and outputs call the key-value cache; the other name is translated for callers until 5.40.
@@ -49,6 +51,24 @@ class FusedImages:
         """
         require_videos(self.config)
         raise NotImplementedError
+
+    def fused_squares(
+        self, tower: PreTrainedModel, pixel_values: Tensor, vision_tokens: VisionTokens
+    ) -> BaseModelOutputWithPooling:
+        """What `get_image_features` gives where every image is one square: [images, 3, height, width].
+
+        Args:
+            tower: that sees the images.
+            pixel_values: of its size.
+            vision_tokens: M, by default the config's `image_seq_length`.
+
+        Raises:
+            FusionError: the model was not made for that number of tokens.
+        """
+        window = resolve_window(self.config, vision_tokens)
+        states = select_patch_states(tower, pixel_values, self.config.fusion_states)
+        features = self.multi_modal_projector(states, window)
+        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
 
     def check_choices(self, layers: int | list[int] | None, strategy: str | None) -> None:
         """Check that the hidden states asked for are those that the weights are made for.

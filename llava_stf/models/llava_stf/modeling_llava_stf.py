@@ -9,12 +9,12 @@ from transformers import LlavaForConditionalGeneration, LlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.budget import VisionTokens, resolve_window
+from llava_stf.models.fusion.budget import VisionTokens
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.modeling import FusedImages
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
-from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
+from llava_stf.models.vision.states import skip_unused_blocks
 
 
 class LlavaStfModel(FusedImages, LlavaModel):
@@ -48,14 +48,10 @@ class LlavaStfModel(FusedImages, LlavaModel):
             FusionError: another count than the model was made for, or other layers or another select strategy than the
                 config's.
         """
-        config = self.config
         self.check_choices(vision_feature_layer, vision_feature_select_strategy)
         if image_sizes is not None:
             raise FusionError("LLaVA-STF takes square images of one size and no image_sizes.")
-        window = resolve_window(config, vision_tokens)
-        states = select_patch_states(self.vision_tower, pixel_values, config.fusion_states)
-        features = self.multi_modal_projector(states, window)
-        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+        return self.fused_squares(self.vision_tower, pixel_values, vision_tokens)
 
 
 class LlavaStfForConditionalGeneration(FusedGeneration, LlavaForConditionalGeneration):

@@ -15,7 +15,7 @@ from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.modeling import FusedImages
 from llava_stf.models.video_llava.configuration_video_llava_stf import VideoLlavaStfConfig
-from llava_stf.models.vision.states import select_hidden_states, select_patch_states, skip_unused_blocks, towers_of
+from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks, towers_of
 
 # What the class in transformers calls the pixels of images; the former name until 5.22 or so.
 _STOCK = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
@@ -68,10 +68,7 @@ class VideoLlavaStfModel(FusedImages, VideoLlavaModel):
         """
         pixels: Any = pixel_values_images if pixel_values is None else pixel_values
         self.check_choices(vision_feature_layer, vision_feature_select_strategy)
-        window = resolve_window(self.config, vision_tokens)
-        states = select_patch_states(self.image_tower, pixels, self.config.fusion_states)
-        features = self.multi_modal_projector(states, window)
-        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+        return self.fused_squares(self.image_tower, pixels, vision_tokens)
 
     def get_video_features(
         self,

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from transformers import VipLlavaForConditionalGeneration, VipLlavaModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava_stf.models.fusion.budget import VisionTokens, resolve_window
+from llava_stf.models.fusion.budget import VisionTokens
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
 from llava_stf.models.fusion.modeling import FusedImages
 from llava_stf.models.vipllava.configuration_vipllava_stf import VipLlavaStfConfig
-from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
+from llava_stf.models.vision.states import skip_unused_blocks
 
 
 class VipLlavaStfModel(FusedImages, VipLlavaModel):
@@ -52,10 +52,7 @@ class VipLlavaStfModel(FusedImages, VipLlavaModel):
             FusionError: the model was not made for that number of tokens or those hidden states.
         """
         self.check_choices(vision_feature_layer, vision_feature_select_strategy)
-        window = resolve_window(self.config, vision_tokens)
-        states = select_patch_states(self.vision_tower, pixel_values, self.config.fusion_states)
-        features = self.multi_modal_projector(states, window)
-        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=list(features))
+        return self.fused_squares(self.vision_tower, pixel_values, vision_tokens)
 
 
 class VipLlavaStfForConditionalGeneration(FusedGeneration, VipLlavaForConditionalGeneration):

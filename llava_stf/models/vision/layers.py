@@ -39,6 +39,15 @@ def default_fusion_layers(num_blocks: int, select_layer: int = -2) -> list[int]:
     return [select_layer, *range((selected - 1) // 3 * 3, 0, -3)]
 
 
+def selected_layers(config: Any) -> int | list[int]:
+    """The tower's states that a LLaVA of this config takes.
+
+    A ViP-LLaVA's field has another name in transformers 5.17.
+    """
+    name = "vision_feature_layer" if hasattr(config, "vision_feature_layer") else "vision_feature_layers"
+    return getattr(config, name)
+
+
 def select_strategy(config: Any) -> str:
     """What of the tower's states a LLaVA of this config takes: `"default"` leaves out the class token.
 
