@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -29,20 +29,32 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in this process meanwhile; a process that it forks ends at once, as by default."""
+    """Let SIGTERM raise `Terminated` in this process meanwhile; a process that it forks ends at once, as by default.
+
+    Native code may make an error of its own of what a signal raises in it, as torch does of one that comes while it
+    reads the shape of a storage. Such an error becomes the signal's again here, and in `keeping`.
+    """
     owner = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:
-            raise Terminated
+            raise _remembered(Terminated)
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    previous = signal.signal(signal.SIGTERM, end)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _remembered(KeyboardInterrupt)
+
+    previous: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with _errors_of_signals():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _raised.clear()
 
 
 @contextmanager
@@ -53,10 +65,29 @@ def keeping(what: str | Callable[[], str]) -> Iterator[None]:
         what: half a sentence, or what makes one when the signal has come.
     """
     try:
-        yield
+        with _errors_of_signals():
+            yield
     except KeyboardInterrupt as stop:
         stop.add_note(what if isinstance(what, str) else what())
         raise
+
+
+_raised: list[type[KeyboardInterrupt]] = []  # by the signals that came since `terminable` began
+
+
+def _remembered(kind: type[KeyboardInterrupt]) -> KeyboardInterrupt:
+    _raised.append(kind)
+    return kind()
+
+
+@contextmanager
+def _errors_of_signals() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not _raised:
+            raise
+        raise _raised[0] from error
 
 
 def report(stop: KeyboardInterrupt) -> int:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llava_stf.io.signals import keeping, report, terminable
+
 # An engine as vLLM has one, and the processes that it starts in turn; each prints its id and would never end.
 PROGRAM = """
 import multiprocessing, os, sys, time
@@ -51,3 +53,22 @@ def test_a_killed_process_leaves_no_child_behind(tmp_path: Path, method: str) ->
         while any(map(is_running, children)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_error_that_native_code_makes_of_a_signal_is_the_signals(
+    number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_a_shape() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    with pytest.raises(KeyboardInterrupt) as stop, terminable(), keeping("the shards are kept"):
+        read_a_shape()
+    assert report(stop.value) == code
+    assert capsys.readouterr().err == f"Stopped by {number.name}: the shards are kept.\n"
+    with pytest.raises(ValueError, match="no signal came"), terminable(), keeping("nothing"):
+        raise ValueError("no signal came")
