@@ -4,12 +4,17 @@ vLLM calls `register` in each of its processes, through the entry point group `v
 imported with it, the Auto classes know the config and the processor.
 """
 
-ARCHITECTURE = "LlavaStfForConditionalGeneration"
+# By model type. What else this package makes, vLLM is not told of.
+ARCHITECTURES = {
+    "llava_stf": "LlavaStfForConditionalGeneration",
+    "llava_next_stf": "LlavaNextStfForConditionalGeneration",
+    "llava_onevision_stf": "LlavaOnevisionStfForConditionalGeneration",
+}
 TOKENIZER_MODE = "llava_stf"
 
 
 def register() -> None:
-    """Make vLLM know the architecture and how its prompts are tokenised. May be called again; initialises no GPU.
+    """Make vLLM know the architectures and how their prompts are tokenised. May be called again; initialises no GPU.
 
     An engine's process ends with the one that started it: one that is killed while the engine starts would leave it.
     """
@@ -25,5 +30,6 @@ def register() -> None:
         end_with_parent()
         RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__name__}.renderer", "LlavaStfRenderer")
         TokenizerRegistry.register(TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = LlavaStfModelConfig
-    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    for architecture in ARCHITECTURES.values():
+        MODELS_CONFIG_MAP[architecture] = LlavaStfModelConfig
+        ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")

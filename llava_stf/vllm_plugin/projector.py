@@ -19,10 +19,9 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.config import refuse_resampler
+from llava_stf.models.fusion.config import FusionConfig, refuse_resampler
 from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 
 
 class _SummedLinear(nn.Linear):
@@ -32,7 +31,7 @@ class _SummedLinear(nn.Linear):
         return tensor_model_parallel_all_reduce(super().forward(x))
 
 
-def build_shared_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProjector:
+def build_shared_projector(config: FusionConfig) -> LlavaStfProjector | PooledProjector:
     """The projector that `config` names, this rank's part of it, whose parameters take the whole's when loaded.
 
     Raises:
