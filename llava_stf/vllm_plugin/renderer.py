@@ -9,16 +9,16 @@ from vllm.renderers.hf import HfRenderer, resolve_chat_template
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from llava_stf.errors import PromptError
-from llava_stf.models.registry import family_of_config
 from llava_stf.models.llava_stf.quoting import control_pattern, quote_messages, without_quotes
+from llava_stf.models.registry import family_of_config
 
 
 class LlavaStfRenderer(HfRenderer):
     """vLLM's renderer for Hugging Face models, with the token ids that the model was trained on.
 
-    A prompt begins with the beginning-of-sequence id where the processor says so, also if no template wrote it. What messages
-    say is text: a control token in it (`</s>`) is quoted while the chat template is filled, and has the ids of its
-    characters. A prompt that comes without a template is read as it is.
+    A prompt begins with the beginning-of-sequence id where the processor says so, also if no template wrote it. What
+    messages say is text: a control token in it (`</s>`) is quoted while the chat template is filled, and has the ids of
+    its characters. A prompt that comes without a template is read as it is.
     """
 
     def render_messages(self, messages: Any, params: Any) -> Any:
