@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any, Self
 
@@ -136,8 +138,20 @@ class StepEnd:
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, however that happens; nothing in one that nobody started.
 
-    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory.
+    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory. A process that is
+    forked from here from now on ends with this one, too, whether or not it says so itself.
     """
+    _guard_forks()
+    _watch_parent()
+
+
+@cache
+def _guard_forks() -> None:
+    """Once for this process and those forked from it, which know of it."""
+    multiprocessing.util.register_after_fork(_watch_parent, lambda watch: watch())
+
+
+def _watch_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return

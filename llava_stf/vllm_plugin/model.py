@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +20,17 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from llava_stf.models.fusion.budget import ImageSizes, resolve_window, token_budgets
 from llava_stf.models.fusion.tiled import TilePacking, whole_windows
 from llava_stf.models.fusion.tiles import has_tiles
+from llava_stf.models.fusion.videos import onevision_videos
 from llava_stf.models.llava_stf.vocabulary import suppressed_ids
-from llava_stf.vllm_plugin.processing import OPTION, SIZES, FusedDummyInputs, FusedImageProcessor, FusedInfo
+from llava_stf.vllm_plugin.info import OPTION, FusedDummyInputs, FusedInfo
+from llava_stf.vllm_plugin.processing import SIZES, VIDEO_OPTION, FusedProcessor
 from llava_stf.vllm_plugin.projector import build_shared_projector
 
 # Files of every version of transformers are read: those of the tower with and without `vision_model`.
 _TOWER = WeightsMapper(
     orig_to_new_regex={re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)"): "vision_tower.vision_model."}
 )
-_register = MULTIMODAL_REGISTRY.register_processor(FusedImageProcessor, info=FusedInfo, dummy_inputs=FusedDummyInputs)
+_register = MULTIMODAL_REGISTRY.register_processor(FusedProcessor, info=FusedInfo, dummy_inputs=FusedDummyInputs)
 _Base: Any = LlavaForConditionalGeneration if TYPE_CHECKING else object
 
 
@@ -62,20 +65,37 @@ class FusedModel(_Base):
         if image_input["type"] == "image_embeds":
             return image_input["data"]
         pixels = image_input["pixel_values"]
-        states = self._tower_states(torch.cat(list(pixels)) if has_tiles(self.config) else pixels)
         sizes = [(height, width) for height, width in torch.as_tensor(kwargs[SIZES]).tolist()]
-        budgets = torch.as_tensor(kwargs[OPTION]).flatten().tolist()
-        tiles = torch.arange(len(states[0]), device=states[0].device).split(self.tiles_of(sizes))
-        features: list[Tensor | None] = [None] * len(sizes)
-        for budget in dict.fromkeys(budgets):
-            rows = [row for row, asked in enumerate(budgets) if asked == budget]
-            chosen = torch.cat([tiles[row] for row in rows])
-            some = states if len(rows) == len(budgets) else [state[chosen] for state in states]
+
+        def join(tokens: Tensor, rows: list[int]) -> list[Tensor]:
+            return self.images_of(tokens, [sizes[row] for row in rows])
+
+        squares = torch.cat(list(pixels)) if has_tiles(self.config) else pixels
+        return self._fuse(squares, self.tiles_of(sizes), kwargs[OPTION], join)
+
+    def _fuse(
+        self, squares: Tensor, numbers: list[int], budgets: Any, join: Callable[[Tensor, list[int]], list[Tensor]]
+    ) -> list[Tensor]:
+        """The tokens [tokens, H] of each image or video.
+
+        Args:
+            squares: [all squares, 3, height, width], of the tower's size.
+            numbers: how many of them each has.
+            budgets: int64 [B], of each.
+            join: makes of what the projector gives of some, [squares, M, H], the tokens of each; told which they are.
+        """
+        states = self._tower_states(squares)
+        own = torch.arange(len(squares), device=squares.device).split(numbers)
+        asked = torch.as_tensor(budgets).flatten().tolist()
+        features: dict[int, Tensor] = {}
+        for budget in dict.fromkeys(asked):
+            rows = [row for row, one in enumerate(asked) if one == budget]
+            chosen = torch.cat([own[row] for row in rows])
+            some = states if len(rows) == len(asked) else [state[chosen] for state in states]
             window = resolve_window(self.config, budget)
             tokens = self.multi_modal_projector(whole_windows(some, window), window)
-            for row, image in zip(rows, self.images_of(tokens, [sizes[row] for row in rows]), strict=True):
-                features[row] = image
-        return features
+            features.update(zip(rows, join(tokens, rows), strict=True))
+        return [features[row] for row in range(len(asked))]
 
     def tiles_of(self, sizes: ImageSizes) -> list[int]:
         """How many squares the tower is shown of each image."""
@@ -132,6 +152,20 @@ class LlavaNextStfForConditionalGeneration(TilePacking, FusedModel, LlavaNextFor
 
 @_register
 class LlavaOnevisionStfForConditionalGeneration(TilePacking, FusedModel, LlavaOnevisionForConditionalGeneration):
-    """LLaVA-OneVision that fuses tokens."""
+    """LLaVA-OneVision that fuses tokens, of images and of the frames of videos."""
 
     hf_to_vllm_mapper = LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper | _TOWER
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """As `FusedModel.embed_multimodal`, or of videos: `pixel_values_videos`, B times [frames, 3, height, width]."""
+        video_input = self._parse_and_validate_video_input(**kwargs)
+        if video_input is None:
+            return super().embed_multimodal(**kwargs)
+        videos = list(video_input["pixel_values_videos"])
+        frames = [len(video) for video in videos]
+
+        def join(tokens: Tensor, rows: list[int]) -> list[Tensor]:
+            each, pools = [frames[row] for row in rows], self.config.fusion_pool_frames
+            return onevision_videos(tokens, each, self.image_newline, pools)
+
+        return self._fuse(torch.cat(videos), frames, kwargs[VIDEO_OPTION], join)

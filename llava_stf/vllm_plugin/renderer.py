@@ -32,22 +32,21 @@ class LlavaStfRenderer(HfRenderer):
         return without_quotes(conversation), prompt
 
     def _quoted(self, messages: Any, params: Any) -> list[Any]:
-        tokenizer = self.get_tokenizer()
+        tokenizer, processor = self.get_tokenizer(), self._processor
         template = resolve_chat_template(tokenizer, params.chat_template, None, model_config=self.model_config)
-        marker = tokenizer.decode([self.model_config.hf_config.image_token_id])
+        markers = {processor.image_token, processor.video_token}
         try:
-            return quote_messages(messages, control_pattern(tokenizer, str(template), {marker}))
+            return quote_messages(messages, control_pattern(tokenizer, str(template), markers))
         except UnicodeEncodeError as error:
             raise PromptError(f"A message is no valid Unicode text: {error.reason}.") from error
 
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
-        """Token ids of a text prompt, one id for each image. Raises `PromptError` for markers without images."""
-        image_token_id = self.model_config.hf_config.image_token_id
-        ids = self._processor.ids_of(prompt["prompt"])
-        if image_token_id in ids and not prompt.get("multi_modal_data"):
-            raise PromptError(
-                f"Expected one image per marker, found {ids.count(image_token_id)} markers in the text and no image."
-            )
+        """Token ids of a text prompt, one for each image and video. Raises `PromptError` for markers without them."""
+        processor = self._processor
+        ids = processor.ids_of(prompt["prompt"])
+        found = sum(map(ids.count, {processor.image_token_id, processor.video_token_id} - {None}))
+        if found and not prompt.get("multi_modal_data"):
+            raise PromptError(f"Expected one image per marker, found {found} markers in the text and no image.")
         return self._build_tokens_prompt(ids, {**prompt, "prompt": without_quotes(prompt["prompt"])})
 
     @cached_property

@@ -17,7 +17,8 @@ import multiprocessing, os, sys, time
 from llava_stf.io.signals import end_with_parent
 
 def work(depth, method):
-    end_with_parent()
+    if method == "spawn":  # what is forked inherits it
+        end_with_parent()
     print(os.getpid(), flush=True)
     if depth:
         multiprocessing.get_context(method).Process(target=work, args=(depth - 1, method)).start()
