@@ -14,6 +14,7 @@ from typing import Any
 from llava_stf.conversion.sources import Format, detect_format
 from llava_stf.errors import LlavaStfError, MissingDependencyError
 from llava_stf.loading import bundled_folder, is_bundled, read_config
+from llava_stf.models.fusion.tiles import takes_videos
 from llava_stf.vllm_plugin.served import check_served
 
 # Options that vLLM has no counterpart of, how they are written, and what to do instead.
@@ -58,13 +59,15 @@ def vllm_command(model: str, given: Mapping[str, Any], more: Sequence[str] = ())
         if name in given:
             raise LlavaStfError(f"--engine vllm has nothing for {option}: {advice}.")
     folder = _folder(model)
-    check_served(read_config(folder), _ranks(more))
+    config = read_config(folder)
+    check_served(config, _ranks(more))
     if find_spec("vllm") is None:
         raise MissingDependencyError("--engine vllm needs vLLM: pip install 'llava-stf[vllm]'")
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
     command += ["--served-model-name", given.get("served_name", model)]
     command += ["--host", given.get("host", "127.0.0.1"), "--port", str(given.get("port", 8000))]
-    command += ["--limit-mm-per-prompt", json.dumps({"image": given.get("max_images", 8)})]
+    limits = {"image": given.get("max_images", 8), **({"video": 1} if takes_videos(config) else {})}
+    command += ["--limit-mm-per-prompt", json.dumps(limits)]
     # Greedy unless told otherwise, as the transformers engine; and no image is fetched, whatever its host.
     command += ["--override-generation-config", json.dumps({"temperature": 0.0})]
     command += ["--allowed-media-domains", "none.invalid"]

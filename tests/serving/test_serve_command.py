@@ -247,13 +247,15 @@ def test_what_the_plugin_for_vllm_does_not_know_is_refused_before_it_starts(stf_
 
 def test_vllm_serves_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llava_stf.serving.vllm.find_spec", lambda name: object())
-    for model, processor in (tiny_llava_next(), tiny_llava_onevision()):
+    limits = {"image": 8}, {"image": 8, "video": 1}
+    for (model, processor), limit in zip((tiny_llava_next(), tiny_llava_onevision()), limits, strict=True):
         apply_stf(model, processor)
         model.save_pretrained(tmp_path)
         processor.save_pretrained(tmp_path)
         command, _ = vllm_command(str(tmp_path), {}, ["-tp", "2"])
         assert command[3:5] == ["serve", str(tmp_path)]
         assert command[-2:] == ["-tp", "2"]
+        assert json.loads(command[command.index("--limit-mm-per-prompt") + 1]) == limit
 
 
 def test_a_plain_llava_that_vllm_may_refuse_comes_with_advice(stf_folder: Path) -> None:

@@ -144,7 +144,6 @@ def data_url(picture):
 def engine(folder, **options):
     """An engine in this process, gone afterwards."""
     from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
 
     settings = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, **options}
     llm = LLM(str(folder), **settings)
@@ -153,8 +152,15 @@ def engine(folder, **options):
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        release_engines()
+
+
+def release_engines():
+    """Frees what engines of this process, which nobody holds any more, have left behind."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def answers(llm, requests, **sampling):

@@ -25,7 +25,7 @@ def images():
 @pytest.fixture(scope="module", params=MODELS)
 def folder(request, tmp_path_factory):
     """A model for 2x2 and 4x4 windows, or 2x2 and whole tiles, its newline and weights off any symmetry."""
-    model, processor = MODELS[request.param](heads=1)
+    model, processor = MODELS[request.param](width=64)
     apply_stf(model, processor, window=[2, 4] if request.param == "llava_next" else [2, 5])
     torch.manual_seed(0)
     with torch.no_grad():
@@ -74,10 +74,12 @@ def test_an_image_that_was_alone_comes_beside_another(llm, reference, images):
 
 def test_videos(llm, reference, images):
     """Of several lengths in one batch, beside an image, at both budgets; for LLaVA-NeXT none."""
+    from vllm.exceptions import VLLMValidationError
+
     rng = np.random.default_rng(1)
     clips = [rng.integers(0, 256, (frames, 50, 70, 3), dtype=np.uint8) for frames in (1, 3, 8)]
     if not hasattr(reference.model.config, "video_token_id"):
-        with pytest.raises(ValueError, match="At most 0 video"):
+        with pytest.raises(VLLMValidationError, match="At most 0 video"):
             answers(llm, [{"prompt": "Go", "multi_modal_data": {"video": clips[0]}}])
         return
     least = min(reference.model.config.vision_token_counts)
@@ -90,7 +92,7 @@ def test_videos(llm, reference, images):
         requests.append({"prompt": prompt, "multi_modal_data": data, **options})
         expected.append(reference.ids(prompt, shown, count, videos=[clip]))
     assert answers(llm, requests) == expected
-    with pytest.raises(ValueError, match="A video of 500 frames has .* send fewer frames"):
+    with pytest.raises(ValueError, match=r"A video of 500 frames has .* send fewer frames"):
         answers(llm, [{**requests[0], "multi_modal_data": {"video": np.zeros((500, 8, 8, 3), dtype=np.uint8)}}])
     with pytest.raises(ValueError, match="found 1 markers in the text and 2 videos"):
         answers(llm, [{**requests[0], "multi_modal_data": {"video": clips[:2]}}])
