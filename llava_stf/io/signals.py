@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -135,28 +136,25 @@ class StepEnd:
         self._number = number
 
 
+@cache
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, however that happens; nothing in one that nobody started.
 
-    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory. A process that is
-    forked from here from now on ends with this one, too, whether or not it says so itself.
+    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory. It holds for what
+    is forked from here on as well, and may be called while a spawned process still imports what it is to run.
     """
-    _guard_forks()
+    multiprocessing.util.register_after_fork(_watch_parent, lambda watch: watch())
     _watch_parent()
 
 
-@cache
-def _guard_forks() -> None:
-    """Once for this process and those forked from it, which know of it."""
-    multiprocessing.util.register_after_fork(_watch_parent, lambda watch: watch())
-
-
 def _watch_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
+    spawned = "--multiprocessing-fork" in sys.orig_argv
+    if multiprocessing.parent_process() is None and not spawned:
         return
 
     def watch() -> None:
+        while (parent := multiprocessing.parent_process()) is None:  # not before all is imported
+            time.sleep(0.05)
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGKILL)
 
