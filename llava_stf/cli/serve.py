@@ -42,7 +42,7 @@ def serve(
     dtype: Dtype = None,
     device: Device = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Requests that are answered together; default: 8.")
+        int | None, typer.Option(min=1, help="Requests that are answered at a time; default: 16.")
     ] = None,
     max_queue: Annotated[
         int | None, typer.Option(min=1, help="Requests that may wait, more are refused; default: 64.")
