@@ -34,7 +34,9 @@ class RunningCache(Cache):
         """Takes in another row, behind the others: keys and values [heads, n, head width] of each layer."""
         length, row = states[0][0].shape[1], len(self.lengths)
         if not self.layers:
-            self.layers = [_Layer(*(each.new_zeros(0, len(each), 0, each.shape[2]) for each in pair)) for pair in states]
+            self.layers = [
+                _Layer(*(each.new_zeros(0, len(each), 0, each.shape[2]) for each in pair)) for pair in states
+            ]
         if row == len(self.layers[0].buffers[0]) or length > self._end:
             self._move(row + 1, max(length, *self.lengths, 0))
         for layer, pair in zip(self.layers, states, strict=True):

@@ -21,7 +21,10 @@ class Metrics:
         self.decoding = Gauge("llava_stf_decoding", "Requests whose images are being decoded.", registry=registry)
         self.running = Gauge("llava_stf_running", "Requests in the running batch.", registry=registry)
         self.batch_size = Histogram(
-            "llava_stf_batch_size", "Requests of a batch, whenever some begin.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "llava_stf_batch_size",
+            "Requests of a batch, whenever some begin.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.prompt_tokens = Counter("llava_stf_prompt_tokens", "Tokens of prompts, with images.", registry=registry)
         self.image_tokens = Counter("llava_stf_image_tokens", "Tokens of images in prompts.", registry=registry)

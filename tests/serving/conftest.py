@@ -71,8 +71,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 class GatedLlava(LlavaStf):
     """A model whose every step waits for a gate, and which never ends an answer on its own."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(*load_model(folder, dtype="float32"))
+    def __init__(self, folder: str, **options: object) -> None:
+        super().__init__(*load_model(folder, dtype="float32", **options))
         self.gate = threading.Event()
         self.gate.set()
         self.fails = False
