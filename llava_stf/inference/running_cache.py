@@ -25,6 +25,8 @@ class RunningCache(Cache):
         lengths: tokens of each row.
     """
 
+    layers: list[Any]
+
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.lengths: list[int] = []

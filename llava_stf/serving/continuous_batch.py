@@ -21,7 +21,7 @@ from llava_stf.inference.reading import Reading
 from llava_stf.inference.running_cache import RunningCache
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.serving.metrics import Metrics
-from llava_stf.serving.rows import Row, fail_all
+from llava_stf.serving.rows import Row, fail_all, request_ids
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,7 @@ class ContinuousBatch:
             try:
                 read = self._read(new)
             except Exception:  # whatever is wrong with these, those that run may do well
+                logger.exception("The model failed at %d new requests: %s.", len(new), request_ids(new))
                 fail_all(new)
         try:
             for each, prefix in read:
@@ -113,7 +114,9 @@ class ContinuousBatch:
                 if self._running[index].row.over:
                     self._leave(index)
         except Exception:
-            fail_all([*new, *(each.row for each in self._running)])
+            rows = list(dict.fromkeys([*(each.row for each in self._running), *new]))
+            logger.exception("The model failed at a batch of %d: %s.", len(rows), request_ids(rows))
+            fail_all(rows)
             self._running, self._cache = [], RunningCache()
 
     @torch.no_grad()
@@ -181,7 +184,7 @@ class ContinuousBatch:
             each.ids = torch.cat([each.ids, chosen[-1]], dim=1)
         for each, token in zip(running, torch.cat(chosen)[:, 0].tolist(), strict=True):
             each.row.add(token, self._ends, self._metrics)
-            if each.ends and each.ends(each.ids, None).all():  # type: ignore[arg-type]  # no scores are kept
+            if each.ends and each.ends(each.ids, None).all():
                 each.row.end(self._metrics)
 
     def _leave(self, index: int) -> None:

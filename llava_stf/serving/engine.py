@@ -1,8 +1,8 @@
 """One thread that owns the model and answers the requests that wait, together where they can be.
 
 Prompts are encoded (see `RequestEncoder`) in other threads, before a request enters the queue, so that what waits is
-small. Where the model allows it they join a running batch between two tokens (`ContinuousBatch`), else they are answered
-batch by batch (`StaticBatch`).
+small. Where the model allows it they join a running batch between two tokens (`ContinuousBatch`), else one batch after
+the other is answered (`StaticBatch`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,6 @@ from llava_stf.inference.prefix import Prompt
 from llava_stf.serving import request_id
 from llava_stf.serving.errors import ModelFailureError
 from llava_stf.serving.metrics import Metrics
-
-logger = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length"]
 # Below it logits divided by it leave the range of floats, and the likeliest token is all that is left to draw.
@@ -202,10 +199,13 @@ class Row:
 
 
 def fail_all(rows: Sequence[Row]) -> None:
-    """Tells rows that the model failed, and the log why; for the exception that is being handled."""
-    ids = ", ".join(row.request_id for row in rows if row.request_id)
-    logger.exception("The model failed at a batch of %d: %s.", len(rows), ids or "the page's")
+    """Tells rows that the model failed."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     for row in rows:
         row.fail("The model failed at this request or at one that it was answered with; the log says why.")
+
+
+def request_ids(rows: Sequence[Row]) -> str:
+    """Which requests these are, for the log."""
+    return ", ".join(row.request_id for row in rows if row.request_id) or "the page's"

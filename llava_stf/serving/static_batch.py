@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ from llava_stf.inference.prefix import PrefixCache
 from llava_stf.inference.reading import Heard, Reading
 from llava_stf.serving.encoder import RequestEncoder
 from llava_stf.serving.metrics import Metrics
-from llava_stf.serving.rows import Row, fail_all
+from llava_stf.serving.rows import Row, fail_all, request_ids
+
+logger = logging.getLogger(__name__)
 
 
 class StaticBatch:
@@ -64,6 +67,7 @@ class StaticBatch:
         try:
             self._answer(new)
         except Exception:  # whatever went wrong in this batch, the next one may do well
+            logger.exception("The model failed at a batch of %d: %s.", len(new), request_ids(new))
             fail_all(new)
         self.running = 0
 

@@ -1,4 +1,4 @@
-"""Rows join a running batch between tokens: nobody waits for a long answer, and each is answered as if it were alone."""
+"""Rows join a running batch between tokens: nobody waits for a long answer, each is answered as if alone."""
 
 import asyncio
 import random

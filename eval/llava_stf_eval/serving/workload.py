@@ -91,6 +91,11 @@ def arrivals(count: int, rate: float, seed: int) -> list[float]:
     return [0.0, *ends[:-1].tolist()]
 
 
+def lengths(count: int, shortest: int, longest: int, seed: int) -> list[int]:
+    """Tokens of `count` answers, each length from `shortest` to `longest` as likely as the others."""
+    return np.random.default_rng(seed).integers(shortest, longest + 1, count).tolist()
+
+
 def _drawn(index: int, seed: int) -> Question:
     scene, pixels = draw(index, seed=seed, split="held_out")
     file = io.BytesIO()
