@@ -13,9 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, EosTokenCriteria, LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
+from transformers import (
+    BatchFeature,
+    EosTokenCriteria,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from llava_stf.inference import LlavaStf
+from llava_stf.inference.generation import RefuseNan
 from llava_stf.inference.prefix import Prefix, PrefixCache
 from llava_stf.inference.reading import Reading
 from llava_stf.inference.running_cache import RunningCache
@@ -27,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # Of prompts that are read between two tokens of the others, which wait for it; one prompt at least.
 TOKENS_READ_TOGETHER = 1024
+# What makes scores of logits without a look at the ids before, so that rows can have theirs made together.
+_OF_LOGITS_ALONE = SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper, RefuseNan
 
 
 def takes_rows(llava: LlavaStf) -> bool:
@@ -46,6 +58,7 @@ class _Running:
         places: of the images in its prompt.
         ids: int64 [1, n], prompt and answer; the last one is not read yet.
         scores: makes the scores of the next token of `ids` and its logits.
+        kind: rows of one kind can have their scores made together.
         ends: ends it before its length or the model's end.
         generator: where tokens are drawn from; `None` draws as torch does.
     """
@@ -54,6 +67,7 @@ class _Running:
     places: list[tuple[Any, int, int]]
     ids: Tensor
     scores: LogitsProcessorList
+    kind: object
     ends: StoppingCriteriaList
     generator: torch.Generator | None
 
@@ -152,10 +166,13 @@ class ContinuousBatch:
         # A row knows its length and the ends of the model by itself.
         known = MaxLengthCriteria, EosTokenCriteria
         ends = [criterion for criterion in prepared["stopping_criteria"] if not isinstance(criterion, known)]
+        scores, asked = prepared["logits_processor"], row.request
+        alike = all(isinstance(each, _OF_LOGITS_ALONE) for each in scores)
+        kind = (asked.samples, asked.temperature, asked.top_p) if alike else row
         generator = None
-        if row.request.samples and row.request.seed is not None:
-            generator = torch.Generator(ids.device).manual_seed(row.request.seed)
-        return _Running(row, places, ids, prepared["logits_processor"], StoppingCriteriaList(ends), generator)
+        if asked.samples and asked.seed is not None:
+            generator = torch.Generator(ids.device).manual_seed(asked.seed)
+        return _Running(row, places, ids, scores, kind, StoppingCriteriaList(ends), generator)
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -174,16 +191,25 @@ class ContinuousBatch:
 
     def _take(self, running: Sequence[_Running], logits: Tensor) -> None:
         """Chooses the next token of each row, by its own logits of [B, V]."""
-        chosen = []
-        for each, own in zip(running, logits.split(1), strict=True):
-            scores = each.scores(each.ids, own)
-            if each.row.request.samples:
-                chosen.append(torch.multinomial(scores.softmax(-1), 1, generator=each.generator))
+        kinds: dict[object, list[int]] = {}
+        for index, each in enumerate(running):
+            kinds.setdefault(each.kind, []).append(index)
+        chosen = torch.empty(len(running), 1, dtype=torch.int64, device=logits.device)
+        for rows in kinds.values():
+            first = running[rows[0]]
+            scores = first.scores(first.ids, logits[rows])
+            if first.row.request.samples:
+                generators = [running[index].generator for index in rows]
+                drawn = [
+                    torch.multinomial(own, 1, generator=g)
+                    for own, g in zip(scores.softmax(-1), generators, strict=True)
+                ]
+                chosen[rows] = torch.stack(drawn)
             else:
-                chosen.append(scores.argmax(-1, keepdim=True))
-            each.ids = torch.cat([each.ids, chosen[-1]], dim=1)
-        for each, token in zip(running, torch.cat(chosen)[:, 0].tolist(), strict=True):
-            each.row.add(token, self._ends, self._metrics)
+                chosen[rows] = scores.argmax(-1, keepdim=True)
+        for each, token, number in zip(running, chosen.split(1), chosen[:, 0].tolist(), strict=True):
+            each.ids = torch.cat([each.ids, token], dim=1)
+            each.row.add(number, self._ends, self._metrics)
             if each.ends and each.ends(each.ids, None).all():
                 each.row.end(self._metrics)
 

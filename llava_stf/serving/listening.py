@@ -47,8 +47,8 @@ def bind(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
             one.close()
         reason = getattr(error, "strerror", None) or error
         raise LlavaStfError(
-            f"Cannot listen at {host}, port {port} ({reason}); choose another --port (0 takes a free one) or --host, or "
-            "start every server of this port with --share-port."
+            f"Cannot listen at {host}, port {port} ({reason}); choose another --port (0 takes a free one) or --host, "
+            "or start every server of this port with --share-port."
         ) from error
     return sockets
 
