@@ -125,8 +125,8 @@ class PrefixCache:
         return best, length
 
     def put(self, prefix: Prefix) -> None:
-        """Keeps a prefix in the place of those that it extends."""
-        if prefix.nbytes > self.limit:
+        """Keeps a prefix in the place of those that it extends, unless one that extends it is kept."""
+        if prefix.nbytes > self.limit or any(_extends(kept, prefix) for kept in self._kept):
             return
         self._kept = [kept for kept in self._kept if not _extends(prefix, kept)]
         self._kept.append(prefix)

@@ -254,7 +254,7 @@ def test_the_prefix_that_shares_most_is_found_among_many() -> None:
     rng = random.Random(0)
 
     def prompt() -> tuple[np.ndarray, list[tuple[object, int, int]]]:
-        ids = [rng.choice((1, 2)) for _ in range(rng.randint(3, 12))]
+        ids = [rng.choice((1, 2)) for _ in range(rng.randint(6, 12))]
         if rng.random() < 0.7:
             first = rng.randint(0, 2)
             ids[first : first + 2] = [9, 9]
