@@ -107,6 +107,7 @@ class ContinuousBatch:
             chosen.append(row)
         return chosen
 
+    @torch.inference_mode()
     def run(self, new: Sequence[Row]) -> None:
         """Reads the prompts of new rows, which begin, and gives every row its next token."""
         read: list[tuple[_Running, Prefix]] = []
@@ -133,7 +134,6 @@ class ContinuousBatch:
             fail_all(rows)
             self._running, self._cache = [], RunningCache()
 
-    @torch.no_grad()
     def _read(self, rows: Sequence[Row]) -> list[tuple[_Running, Prefix]]:
         """Reads prompts, and chooses the first token of each answer; what was read beside it."""
         reading = Reading(self._llava, [row.prompt for row in rows], self._prefixes)
@@ -174,7 +174,6 @@ class ContinuousBatch:
             generator = torch.Generator(ids.device).manual_seed(asked.seed)
         return _Running(row, places, ids, scores, kind, StoppingCriteriaList(ends), generator)
 
-    @torch.no_grad()
     def _step(self) -> None:
         """One more token of every row."""
         mask, positions = self._cache.next_column()

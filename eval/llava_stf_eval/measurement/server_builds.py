@@ -54,7 +54,7 @@ def main() -> None:
         targets = {}
         for name, checkout in builds.items():
             path = os.pathsep.join(str(checkout / part) for part in PARTS)
-            environment, log = {"PYTHONPATH": path}, Path(work) / f"{name}.log"
+            environment, log = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, Path(work) / f"{name}.log"
             target = serving("transformers", model, arguments=arguments, environment=environment, log=log)
             targets[name] = stack.enter_context(target)
         _measure(targets, options)
