@@ -43,15 +43,16 @@ QUESTIONS = ("How many shapes are there?", "What shape is at the top?", "Describ
 # A second turn that is about the first answer, too.
 FOLLOW_UP = "Is there a red circle?"
 NO_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-MALFORMED = (
-    b"", b"{", b"[]", b'{"messages": "a"}', *(json.dumps(fields).encode() for fields in (
-        {"messages": []},
-        {"messages": [{"role": "robot", "content": "a"}]},
-        {"messages": [{"role": "user", "content": "a"}], "tools": [{}]},
-        {"messages": [{"role": "user", "content": [NO_IMAGE, {"type": "text", "text": "What?"}]}]},
-        {"messages": [{"role": "user", "content": "long " * 3000}]},
-    )),
-)  # fmt: skip
+_NO_REQUESTS: list[Any] = [
+    [],
+    {"messages": "a"},
+    {"messages": []},
+    {"messages": [{"role": "robot", "content": "a"}]},
+    {"messages": [{"role": "user", "content": "a"}], "tools": [{}]},
+    {"messages": [{"role": "user", "content": [NO_IMAGE, {"type": "text", "text": "What?"}]}]},
+    {"messages": [{"role": "user", "content": "long " * 3000}]},
+]
+MALFORMED = [b"", b"{", *(json.dumps(body).encode() for body in _NO_REQUESTS)]
 KINDS = ("whole", "streamed", "slow", "leaves early", "leaves amid", "malformed", "half sent")
 
 
