@@ -62,7 +62,9 @@ def dtype_on_cpu(stored: torch.dtype, elements: int) -> torch.dtype:
             *(name, needed / 2**30, free / 2**30, name),
         )
         return stored
-    logger.info("This CPU computes %s more slowly than float32: computing in float32 (dtype='stored' keeps %s).", name, name)
+    logger.info(
+        "This CPU computes %s more slowly than float32: computing in float32 (dtype='stored' keeps %s).", name, name
+    )
     return torch.float32
 
 

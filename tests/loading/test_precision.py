@@ -9,7 +9,6 @@ from llava_stf.loading import precision
 from llava_stf.loading.testing import write_tiny_llava
 
 
-
 @pytest.fixture
 def cpu(monkeypatch):
     """Makes the CPU one whose products of 16 bits take so many times as long as those of float32."""
@@ -20,7 +19,6 @@ def cpu(monkeypatch):
 
     yield be
     precision.slow_on_cpu.cache_clear()
-
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
