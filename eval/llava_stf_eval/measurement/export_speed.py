@@ -4,7 +4,7 @@
     python -m llava_stf_eval.measurement.export_speed --layers 4 --blocks 4    # a part of it
 
 Every row is a process of its own, so that its memory is its own. They follow each other, round after round, each on one
-core and after one answer that is not counted, and what is counted are the seconds that the process computes, which another
+core and after one answer that is not counted. What is counted are the seconds that the process computes, which another
 program on the machine does not add to.
 """
 
