@@ -35,6 +35,7 @@ _UNKNOWN = {
         "--allow-urls",
         "vLLM would fetch from private addresses, too; run vllm serve --allowed-media-domains yourself",
     ),
+    "share_port": ("--share-port", "give vllm serve --data-parallel-size, after --"),
     "ui": ("--ui", "run the page on the transformers engine"),
     "compare_model": ("--compare-model", "run the page on the transformers engine"),
 }
