@@ -2,15 +2,17 @@
 
 A worker reads its rows and writes its shard itself, so input, output and model must be the same on all machines, which
 is looked at first, and images and answers never pass through Ray. Whatever dies, a shard is there as a whole or not at
-all; Ray starts a worker that died again, and another one takes its shard.
+all: another worker takes the shard of one that died, in whose place a new one starts.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from llava_stf.batch.ray_nodes import Node, check_nodes, working_nodes
 from llava_stf.batch.run import Worker
 from llava_stf.errors import LlavaStfError, MissingDependencyError, one_line
 
-_DEATHS = 5  # of one worker in succession, or over one shard: then it is no accident
+_DEATHS = 5  # over one shard, or while one worker starts: then it is no accident
+_CONNECT_SECONDS = 10
 
 
 class RayWorkers:
@@ -47,6 +50,7 @@ class RayWorkers:
         except ImportError as error:
             raise MissingDependencyError("The engine ray needs Ray: pip install 'llava-stf[ray]'") from error
         if not ray.is_initialized():
+            _refuse_silence(address or os.environ.get("RAY_ADDRESS", ""))
             try:
                 ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
@@ -65,18 +69,26 @@ class RayWorkers:
 
         job = _absolute(job)
         count = min(self._workers, len(shards))
-        options: dict[str, Any] = {"max_restarts": -1, "scheduling_strategy": "SPREAD", **_share(self._nodes, count)}
+        options: dict[str, Any] = {"scheduling_strategy": "SPREAD", **_share(self._nodes, count)}
         actor: Any = ray.remote(**options)(_RayWorker)
         try:
             check_nodes(job, self._nodes)
-            workers = [actor.remote(job) for _ in range(count)]
-            try:
-                yield from _fill(workers, deque(shards))
-            finally:
-                for worker in workers:
-                    ray.kill(worker)
+            yield from _fill(lambda: actor.remote(job), count, deque(shards))
         except ray.exceptions.RayError as error:
-            raise LlavaStfError(f"Ray gave up: {str(error).splitlines()[-1]}") from error
+            raise LlavaStfError(f"Ray gave up: {_last_line(error)}") from error
+
+
+def _refuse_silence(address: str) -> None:
+    """Checks that somebody listens there, which Ray would try again for minutes. Raises `LlavaStfError`."""
+    found = re.fullmatch(r"(?:ray://)?(.+):(\d{1,5})", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise LlavaStfError(
+            f"No Ray cluster answers at {address} ({error}): give the address that `ray start --head` told."
+        ) from error
 
 
 class _RayWorker:
@@ -104,39 +116,52 @@ class _RayWorker:
             return False, str(error)
 
 
-def _fill(workers: Sequence[Any], waiting: deque[int]) -> Iterator[int]:
-    """Hands out shards to whoever is there, and those of a worker that dies again; yields the filled ones."""
+def _fill(begin: Callable[[], Any], count: int, waiting: deque[int]) -> Iterator[int]:
+    """Hands out shards to workers that are there, and those of a worker that dies again; yields the filled ones.
+
+    Args:
+        begin: has Ray start a worker, as soon as a machine has room for it.
+        count: of workers.
+        waiting: the shards.
+    """
     import ray
 
-    # One call to each worker is under way, of a worker that starts without a shard; who starts is given none, since it
-    # may have to wait for a machine.
-    calls: dict[Any, tuple[Any, int | None]] = {worker.start.remote(): (worker, None) for worker in workers}
-    idle: list[Any] = []
-    deaths: Counter[Any] = Counter()
-    while waiting or any(shard is not None for _, shard in calls.values()):
-        while idle and waiting:
-            worker, shard = idle.pop(), waiting.popleft()
-            calls[worker.fill.remote(shard)] = worker, shard
-        (call,), _ = ray.wait(list(calls), num_returns=1)
-        worker, done = calls.pop(call)
-        try:
-            is_filled, reason = ray.get(call)
-        except ray.exceptions.RayTaskError:
-            raise  # our own code's, which would raise it again
-        except ray.exceptions.RayError as error:
-            deaths.update([worker] if done is None else [worker, done])
-            if max(deaths[worker], deaths[done]) == _DEATHS:
-                what = "A worker" if done is None else f"The worker of shard {done}"
-                raise LlavaStfError(f"{what} died {_DEATHS} times: {str(error).splitlines()[-1]}") from error
-            waiting.extendleft([] if done is None else [done])
-            calls[worker.start.remote()] = worker, None
-            continue
-        if reason:
-            raise LlavaStfError(reason)
-        idle.append(worker)
-        if is_filled and done is not None:
-            del deaths[worker]
-            yield done
+    workers = [begin() for _ in range(count)]
+    # One call to each worker is under way, by its place: `start`, with no shard, until it is there.
+    calls: dict[Any, tuple[int, int | None]] = {
+        worker.start.remote(): (place, None) for place, worker in enumerate(workers)
+    }
+    idle: list[int] = []
+    deaths: Counter[tuple[str, int]] = Counter()
+    try:
+        while waiting or any(shard is not None for _, shard in calls.values()):
+            while idle and waiting:
+                place, shard = idle.pop(), waiting.popleft()
+                calls[workers[place].fill.remote(shard)] = place, shard
+            (call,), _ = ray.wait(list(calls), num_returns=1)
+            place, done = calls.pop(call)
+            try:
+                is_filled, reason = ray.get(call)
+            except ray.exceptions.RayTaskError:
+                raise  # our own code's, which would raise it again
+            except ray.exceptions.RayError as error:
+                what = ("A worker", place) if done is None else (f"The worker of shard {done}", done)
+                deaths[what] += 1
+                if deaths[what] == _DEATHS:
+                    raise LlavaStfError(f"{what[0]} died {_DEATHS} times: {_last_line(error)}") from error
+                waiting.extendleft([] if done is None else [done])
+                ray.kill(workers[place])
+                workers[place] = begin()
+                calls[workers[place].start.remote()] = place, None
+                continue
+            if reason:
+                raise LlavaStfError(reason)
+            idle.append(place)
+            if is_filled and done is not None:
+                yield done
+    finally:
+        for worker in workers:
+            ray.kill(worker)
 
 
 def _share(nodes: Sequence[Node], workers: int) -> dict[str, float]:
@@ -146,6 +171,10 @@ def _share(nodes: Sequence[Node], workers: int) -> dict[str, float]:
         return {"num_gpus": 1 / -(-workers // gpus)}
     cpus, on_each = min(node.cpus for node in nodes), -(-workers // len(nodes))
     return {"num_cpus": cpus // on_each if cpus >= on_each else cpus / on_each}
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _absolute(job: BatchJob) -> BatchJob:
