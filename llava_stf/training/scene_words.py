@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llava_stf.world.labels import patch_labels
 from llava_stf.world.questions import UNANSWERABLE
-from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIZES, Scene, patch_labels
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIZES, Scene
 
 OBJECT = "shapes"  # the word for any object, so that "How many shapes are there?" finds them
 
