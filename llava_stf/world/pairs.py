@@ -154,7 +154,7 @@ def _rules(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 def _lettered(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     """Queries with the letters of their options, in English or Chinese."""
-    asked: list[tuple[str, str, str, list[str], Sequence[str]]] = [
+    asked: list[tuple[str, str, str, list[str], tuple[str, ...]]] = [
         ("letter of count", "shapes", str(len(scene.objects)), [], tuple("12345"))
     ]
     places = [PLACES[thing.place] for thing in scene.objects]
