@@ -51,6 +51,7 @@ from llava_stf.world.pairs import UNKNOWN
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
 LETTERS = COURSE[:6]  # the lessons that need no scene
+REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
 AVERAGED = 0.005  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
@@ -62,7 +63,8 @@ ALIGN_BATCH = 32
 class Part:
     """What a part's steps are on, in shares; the rest are on questions. `projector` is its share of the learning rate.
 
-    `alignment` steps of the projector alone come before them.
+    `alignment` steps of the projector alone come before them. When all lessons on letters were taken, `REHEARSED` of
+    their steps are left.
     """
 
     letters: float
@@ -74,7 +76,7 @@ class Part:
 
 PARTS = {
     "objects": Part(letters=0.3, pairs=0.7, told=True),
-    "images": Part(letters=0.4, pairs=0.2, alignment=600, projector=0.1),
+    "images": Part(letters=0.4, pairs=0.25, alignment=600, projector=0.1),
     "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
 
@@ -186,12 +188,13 @@ def pretrain_drawn(
     while step < steps and (stop_after is None or step < first + stop_after):
         rng = np.random.default_rng([seed, step])
         kind = rng.random()
-        if kind < plan.letters:
+        lettered = plan.letters * (REHEARSED if letters.lesson == len(LETTERS) else 1)
+        if kind < lettered:
             loss = _learn_letters(learner, letters, encoder, rng)
         else:
             chosen = rng.choice(len(images), batch_size, p=likely)
             scenes = [images.scenes[index] for index in chosen]
-            if kind < plan.letters + plan.pairs:
+            if kind < lettered + plan.pairs:
                 rows = [pair_rows(scene, rng, right) for scene in scenes]
             else:
                 rows = [training_rows(scene, rng, right) for scene in scenes]

@@ -27,7 +27,7 @@ from llava_stf.training.rows import DTYPES
 from llava_stf.world.dataset import draw, generator
 from llava_stf.world.drawing import render
 from llava_stf.world.labels import patch_labels
-from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, with_more_texts
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, WORDS, with_more_texts
 
 SELECT_LAYER = -2
 CROWDED = 0.7  # of the images; characters take longest to learn
@@ -39,6 +39,7 @@ CLASSES = {
     "centre": 2,
     "char_left": len(CHARACTERS) + 1,
     "char_right": len(CHARACTERS) + 1,
+    "order": max(map(len, WORDS)) + 1,
 }
 
 

@@ -9,12 +9,13 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
 
     "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
-    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has a
-    character in the patch. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
-    "char_right" (0 none, 1..36 as in CHARACTERS): the character with most of its box in that half of the patch, if at
-    least 0.3 of the box is there. All maps are 0 where the image is degraded, since nothing can be read in it.
+    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has the
+    middle of a character there. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
+    "char_right" (0 none, 1..36 as in CHARACTERS): the character whose middle lies in that half of the patch, so that
+    each is said once. "order" (0 none, 1..5): which of its text's characters the first of the two is.
+    All maps are 0 where the image is degraded, since nothing can be read in it.
     """
-    names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right")
+    names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right", "order")
     labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
     labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
     if scene.degraded:
@@ -31,18 +32,15 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
         labels["place"][wins] = thing.place + 1
         x0, y0, x1, y1 = thing.box
         labels["centre"][(y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // (2 * SIDE)] = 1
-    characters, places = np.zeros((2, grid, 2 * grid), dtype=np.int64)
-    most = np.zeros((grid, 2 * grid))
     for text in scene.texts:
-        for character, box in zip(text.string.upper(), text.character_boxes, strict=True):
-            share = _covered(box, grid, 2 * grid) / ((box[2] - box[0]) * (box[3] - box[1]))
-            wins = (share >= 0.3) & (share > most)
-            most[wins] = share[wins]
-            characters[wins] = CHARACTERS.index(character) + 1
-            places[wins] = text.place + 1
-    labels["char_left"], labels["char_right"] = characters[:, 0::2].copy(), characters[:, 1::2].copy()
-    written = np.maximum(places[:, 0::2], places[:, 1::2])
-    labels["place"] = np.where(labels["place"] > 0, labels["place"], written)
+        boxes = zip(text.string.upper(), text.character_boxes, strict=True)
+        for number, (character, (x0, y0, x1, y1)) in reversed(list(enumerate(boxes, 1))):
+            row, half = (y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // SIDE
+            at = row, half // 2
+            labels["char_right" if half % 2 else "char_left"][at] = CHARACTERS.index(character) + 1
+            labels["order"][at] = number
+            if not labels["shape"][at]:
+                labels["place"][at] = text.place + 1
     return labels
 
 
