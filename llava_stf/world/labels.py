@@ -9,11 +9,11 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
 
     "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
-    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has the
-    middle of a character there. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
+    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has
+    the middle of a character there. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
     "char_right" (0 none, 1..36 as in CHARACTERS): the character whose middle lies in that half of the patch, so that
-    each is said once. "order" (0 none, 1..5): which of its text's characters the first of the two is.
-    All maps are 0 where the image is degraded, since nothing can be read in it.
+    each is said once. "order" (0 none, 1..5): which of its text's characters the first of them is. All maps are 0 where
+    the image is degraded, since nothing can be read in it.
     """
     names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right", "order")
     labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
