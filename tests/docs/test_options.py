@@ -11,7 +11,6 @@ import shlex
 import sys
 import warnings
 from functools import cache
-from pathlib import Path
 
 import pytest
 import typer
