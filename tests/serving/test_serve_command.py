@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_stf import apply_stf
 from llava_stf.cli import main
-from llava_stf.errors import LlavaStfError, MissingDependencyError
+from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
+from llava_stf.loading.testing import tiny_llava_next
+from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision
 from llava_stf.serving import vllm as vllm_module
 from llava_stf.serving.listening import bind
 from llava_stf.serving.vllm import advice_for, vllm_command
@@ -264,6 +267,30 @@ def test_vllm_gets_nothing_that_it_does_not_know(stf_folder: Path, tmp_path: Pat
             vllm_command(str(stf_folder), {option: value})
     with pytest.raises(LlavaStfError, match="llava-stf convert 'owner/model'"):
         vllm_command("owner/model", {})
+
+
+def test_what_the_plugin_for_vllm_does_not_know_is_refused_before_it_starts(stf_folder: Path, tmp_path: Path) -> None:
+    for model, processor in (tiny_llava_next(), tiny_llava_next_video()):
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(FusionError, match=f"found {model.config.model_type}; s"):
+            vllm_command(str(tmp_path), {})
+    for option in (["-tp", "3"], ["--tensor-parallel-size=3"], ["--block-size", "32", "--tensor-parallel-size", "3"]):
+        with pytest.raises(FusionError, match="The 2 attention heads cannot be spread over 3 ranks"):
+            vllm_command(str(stf_folder), {}, option)
+
+
+def test_vllm_serves_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_stf.serving.vllm.find_spec", lambda name: object())
+    limits = {"image": 8}, {"image": 8, "video": 1}
+    for (model, processor), limit in zip((tiny_llava_next(), tiny_llava_onevision()), limits, strict=True):
+        apply_stf(model, processor)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        command, _ = vllm_command(str(tmp_path), {}, ["-tp", "2"])
+        assert command[3:5] == ["serve", str(tmp_path)]
+        assert command[-2:] == ["-tp", "2"]
+        assert json.loads(command[command.index("--limit-mm-per-prompt") + 1]) == limit
 
 
 def test_a_plain_llava_that_vllm_may_refuse_comes_with_advice(stf_folder: Path) -> None:
