@@ -54,6 +54,8 @@ def vllm_command(model: str, given: Mapping[str, Any]) -> tuple[list[str], dict[
     for name, (option, advice) in _UNKNOWN.items():
         if name in given:
             raise LlavaStfError(f"--engine vllm has nothing for {option}: {advice}.")
+    if given.get("dtype") == "stored":
+        raise LlavaStfError("--engine vllm has nothing for --dtype stored: name the precision of the files.")
     folder = _folder(model)
     if find_spec("vllm") is None:
         raise MissingDependencyError("--engine vllm needs vLLM: pip install 'llava-stf[vllm]'")

@@ -195,6 +195,7 @@ def test_a_taken_port_and_an_unreadable_model_are_said_before_anything_is_loaded
         (["--compare-model", "tiny-full"], "add --ui"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--engine", "vllm", "--ui"], "nothing for --ui"),
+        (["--engine", "vllm", "--dtype", "stored"], "nothing for --dtype stored"),
         (["--", "--enforce-eager"], "'--enforce-eager' is for vLLM"),
     ],
 )
