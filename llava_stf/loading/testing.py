@@ -89,7 +89,7 @@ def tiny_llava_next(
     Args:
         llm: `"mistral"`, `"llama"`, `"qwen2"`, or another model type of LLaMA's build.
         depth: blocks of the tower.
-        width: of the LLM.
+        width: of the LLM; 64 gives its two heads the width that vLLM's attention on a processor needs.
         seed: of the weights.
         **fields: of the config.
 

@@ -1,5 +1,7 @@
 """The precision that a CPU computes in: that of the files where it is quick at it, or float32."""
 
+import time
+
 import pytest
 import torch
 
@@ -88,3 +90,15 @@ def test_the_memory_that_is_free_is_a_part_of_the_machines():
 def test_one_product_is_timed_and_float32_is_never_slow():
     assert 0 < precision.seconds_of_product(torch.bfloat16) < 60
     assert not precision.slow_on_cpu(torch.float32)
+
+
+def test_what_other_programs_take_of_the_cpu_is_not_counted(monkeypatch):
+    linear, threads = torch.nn.functional.linear, torch.get_num_threads()
+
+    def interrupted(hidden, weight):
+        time.sleep(0.2)
+        return linear(hidden, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", interrupted)
+    assert precision.seconds_of_product(torch.float32) < 0.2
+    assert torch.get_num_threads() == threads
