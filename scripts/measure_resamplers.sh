@@ -23,7 +23,7 @@ train() { # KIND OPTIONS
             --per-device-batch-size 16 --max-steps "$steps" --save-steps "$steps" --logging-steps 20 \
             --attn-implementation eager --cpu-threads 1 --seed "$seed" "${@:2}" > "$run.log" 2>&1; } 2> "$run.seconds"
     }
-    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --pictures "${IMAGES:-300}"
+    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images "${IMAGES:-300}"
 }
 
 for seed in ${SEEDS:-0 1 2}; do

@@ -28,7 +28,7 @@ from llava_stf.models.fusion.budget import (
     tokens_per_image,
 )
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.fusion.tiles import WHOLE, cells_of, has_tiles, number_of_tiles, shows_several_whole, takes_videos
+from llava_stf.models.fusion.tiles import cells_of, has_tiles, number_of_tiles, sizes_in_prompt, takes_videos
 from llava_stf.models.vision.layers import state_index
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.towers import one_block, special_tokens_of
@@ -93,8 +93,7 @@ def count(
     layers, side = config.text_config.num_hidden_layers, config.vision_config.image_size
     if image_sizes is None:
         image_sizes = [] if frames else [(side, side)] * images
-    if len(image_sizes) > 1 and shows_several_whole(config):
-        image_sizes = [WHOLE] * len(image_sizes)
+    image_sizes = sizes_in_prompt(config, image_sizes)
     budget: Any = vision_tokens
     if has_tiles(config) or takes_videos(config) or frames:
         if not isinstance(budget, int | None):

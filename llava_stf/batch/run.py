@@ -71,8 +71,9 @@ def run_batch(
 
     Raises:
         DataError: the input cannot be read, or the output is that of another job or damaged.
-        LlavaStfError: the model cannot be loaded; of the same kinds as `load_model`'s.
+        LlavaStfError: the engine cannot do the job, or the model cannot be loaded; of the same kinds as `load_model`'s.
     """
+    check_job(job)
     rows = job.rows()
     output = open_place(job.output)
     open_output(output, job.manifest(rows))
@@ -105,6 +106,18 @@ def _here(rows: Rows) -> Distribute:
         return filter(worker.fill, shards)
 
     return fill
+
+
+def check_job(job: BatchJob) -> None:
+    """Check that the engine can do a job, as far as that can be told without loading the model.
+
+    Raises:
+        LlavaStfError: it cannot.
+    """
+    if job.engine == "vllm":
+        from llava_stf.batch import vllm_engine
+
+        vllm_engine.check_job(job)
 
 
 def load_engine(job: BatchJob) -> Engine:

@@ -15,7 +15,7 @@ from llava_stf.data.records import Reason, SampleError, check_media, conversatio
 from llava_stf.data.templates import Template, encode_chat
 from llava_stf.errors import CheckpointError, DataError, ImageError, PromptError
 from llava_stf.images import load_image
-from llava_stf.models.fusion.tiles import WHOLE, has_tiles, number_of_tiles, shows_several_whole
+from llava_stf.models.fusion.tiles import has_tiles, number_of_tiles, shows_several_whole, sizes_in_prompt
 from llava_stf.models.llava_stf.chunks import IMAGE_TOKEN
 from llava_stf.models.llava_stf.conversation import ANSWER_TAG, END, IGNORE_INDEX, encode_conversation
 
@@ -188,8 +188,8 @@ class Preparation:
         """LLM tokens of each image of a sample."""
         if not self._tiled:
             return [self.tokens_per_image] * len(images)
-        whole = len(images) > 1 and shows_several_whole(self.processor)
-        return self.processor.num_image_tokens([WHOLE if whole else (one.height, one.width) for one in images])
+        sizes = [(image.height, image.width) for image in images]
+        return self.processor.num_image_tokens(sizes_in_prompt(self.processor, sizes))
 
     def _expand(self, ids: list[int], labels: list[int], images: Sequence[Image.Image]) -> tuple[list[int], list[int]]:
         """Ids and labels with every image id repeated to the image's token count."""

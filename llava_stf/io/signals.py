@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Any, Self
 
@@ -133,16 +136,25 @@ class StepEnd:
         self._number = number
 
 
+@cache
 def end_with_parent() -> None:
     """Let this process end when the one that started it does, however that happens; nothing in one that nobody started.
 
-    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory.
+    What a process starts by `multiprocessing` outlives its `kill -9` otherwise, with all its memory. It holds for what
+    is forked from here on as well, and may be called while a spawned process still imports what it is to run.
     """
-    parent = multiprocessing.parent_process()
-    if parent is None:
+    multiprocessing.util.register_after_fork(_watch_parent, lambda watch: watch())
+    _watch_parent()
+
+
+def _watch_parent() -> None:
+    spawned = "--multiprocessing-fork" in sys.orig_argv
+    if multiprocessing.parent_process() is None and not spawned:
         return
 
     def watch() -> None:
+        while (parent := multiprocessing.parent_process()) is None:  # not before all is imported
+            time.sleep(0.05)
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -58,7 +58,7 @@ def load_model(
         revision: branch, tag or commit of the hub repository; a local folder has none.
         device: default a GPU if there is one.
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or a torch dtype; `"stored"` is that of the files. Default, also
-            named `"auto"`: that of the files, but float32 on a CPU that has no instructions for it, if the memory has
+            named `"auto"`: that of the files, but float32 on a CPU that is slower at it, if the memory has
             room (said in the log). What is saved has the dtype that was loaded.
         quantization: `"8bit"` or `"4bit"` quantizes the language model with bitsandbytes and leaves the vision tower,
             the projector and the head as they are.

@@ -81,12 +81,15 @@ MISTRAL_TEMPLATE = (
 )
 
 
-def tiny_llava_next(*, llm: str = "mistral", depth: int = 8, seed: int = 0, **fields: Any) -> tuple[Any, Any]:
-    """A random plain LLaVA-NeXT with a tower of width 16 and an LLM of width 32, and its processor.
+def tiny_llava_next(
+    *, llm: str = "mistral", depth: int = 8, width: int = 32, seed: int = 0, **fields: Any
+) -> tuple[Any, Any]:
+    """A random plain LLaVA-NeXT with a tower of width 16 and an LLM, and its processor.
 
     Args:
         llm: `"mistral"`, `"llama"`, `"qwen2"`, or another model type of LLaMA's build.
         depth: blocks of the tower.
+        width: of the LLM; 64 gives its two heads the width that vLLM's attention on a processor needs.
         seed: of the weights.
         **fields: of the config.
 
@@ -111,7 +114,7 @@ def tiny_llava_next(*, llm: str = "mistral", depth: int = 8, seed: int = 0, **fi
         patch_size=14, initializer_range=0.2,
     )  # fmt: skip
     text = AutoConfig.for_model(
-        llm, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        llm, vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip

@@ -29,12 +29,15 @@ VICUNA_TEMPLATE = (
 )
 
 
-def tiny_llava_onevision(*, grid: int = 5, depth: int = 4, seed: int = 0, **fields: Any) -> tuple[Any, Any]:
-    """A random plain LLaVA-OneVision with a SigLIP of width 16 and a Qwen2 of width 32, and its processor.
+def tiny_llava_onevision(
+    *, grid: int = 5, depth: int = 4, width: int = 32, seed: int = 0, **fields: Any
+) -> tuple[Any, Any]:
+    """A random plain LLaVA-OneVision with a SigLIP of width 16 and a Qwen2, and its processor.
 
     Args:
         grid: patches of 14 px along the side of a tile, 27 in the published models.
         depth: blocks of the tower.
+        width: as in `tiny_llava_next`.
         seed: of the weights.
         **fields: of the config.
 
@@ -53,7 +56,7 @@ def tiny_llava_onevision(*, grid: int = 5, depth: int = 4, seed: int = 0, **fiel
     pinpoints = [[side * rows, side * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
     vision = SiglipVisionConfig(**_vision(side, depth), vision_use_head=False)
     config = LlavaOnevisionConfig(
-        **_shared(vision, tokenizer, "qwen2"),
+        **_shared(vision, tokenizer, "qwen2", width),
         image_grid_pinpoints=pinpoints,
         **{"vision_aspect_ratio": "anyres_max_2", **fields},
     )
@@ -140,12 +143,12 @@ def _vision(side: int, depth: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _shared(vision: PreTrainedConfig, tokenizer: LlamaTokenizer, llm: str) -> dict[str, Any]:
+def _shared(vision: PreTrainedConfig, tokenizer: LlamaTokenizer, llm: str, width: int = 32) -> dict[str, Any]:
     """What every config is made of."""
     from transformers import AutoConfig
 
     text = AutoConfig.for_model(
-        llm, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        llm, vocab_size=len(tokenizer), hidden_size=width, intermediate_size=64, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip

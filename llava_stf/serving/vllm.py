@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 from llava_stf.conversion.sources import Format, detect_format
 from llava_stf.errors import LlavaStfError, MissingDependencyError
-from llava_stf.loading import bundled_folder, is_bundled
+from llava_stf.loading import bundled_folder, is_bundled, read_config
+from llava_stf.models.fusion.tiles import takes_videos
+from llava_stf.vllm_plugin.served import check_served
 
 # Options that vLLM has no counterpart of, how they are written, and what to do instead.
 _UNKNOWN = {
@@ -35,32 +38,37 @@ _UNKNOWN = {
         "--allow-urls",
         "vLLM would fetch from private addresses, too; run vllm serve --allowed-media-domains yourself",
     ),
+    "share_port": ("--share-port", "give vllm serve --data-parallel-size, after --"),
     "ui": ("--ui", "run the page on the transformers engine"),
     "compare_model": ("--compare-model", "run the page on the transformers engine"),
 }
 
 
-def vllm_command(model: str, given: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+def vllm_command(model: str, given: Mapping[str, Any], more: Sequence[str] = ()) -> tuple[list[str], dict[str, str]]:
     """The command line of `vllm serve`, and environment variables to add.
 
     Args:
         model: "tiny", "tiny-full", or a folder of a saved LLaVA-STF or plain LLaVA in Hugging Face's format.
         given: options of `llava-stf serve` that were given, by the names of `ServeOptions`, and what it takes beside.
+        more: further options, of vLLM's own.
 
     Raises:
         MissingDependencyError: vLLM is not installed.
-        LlavaStfError: an option has no counterpart, or vLLM cannot read the model.
+        LlavaStfError: an option has no counterpart, vLLM cannot read the model, or not on so many ranks.
     """
     for name, (option, advice) in _UNKNOWN.items():
         if name in given:
             raise LlavaStfError(f"--engine vllm has nothing for {option}: {advice}.")
     folder = _folder(model)
+    config = read_config(folder)
+    check_served(config, _ranks(more))
     if find_spec("vllm") is None:
         raise MissingDependencyError("--engine vllm needs vLLM: pip install 'llava-stf[vllm]'")
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
     command += ["--served-model-name", given.get("served_name", model)]
     command += ["--host", given.get("host", "127.0.0.1"), "--port", str(given.get("port", 8000))]
-    command += ["--limit-mm-per-prompt", json.dumps({"image": given.get("max_images", 8)})]
+    limits = {"image": given.get("max_images", 8), **({"video": 1} if takes_videos(config) else {})}
+    command += ["--limit-mm-per-prompt", json.dumps(limits)]
     # Greedy unless told otherwise, as the transformers engine; and no image is fetched, whatever its host.
     command += ["--override-generation-config", json.dumps({"temperature": 0.0})]
     command += ["--allowed-media-domains", "none.invalid"]
@@ -73,15 +81,25 @@ def vllm_command(model: str, given: Mapping[str, Any]) -> tuple[list[str], dict[
     environment = {"VLLM_MAX_IMAGE_PIXELS": str(given.get("max_image_pixels", 50_000_000))}
     if "api_key" in given:
         environment["VLLM_API_KEY"] = given["api_key"]  # not as an argument, which every user of the machine can read
-    return command, environment
+    return [*command, *more], environment
+
+
+def _ranks(more: Sequence[str]) -> int:
+    """The tensor-parallel size among options of vLLM's, 1 where there is none that can be read."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-tp", "--tensor-parallel-size", "--tensor_parallel_size", type=int, default=1)
+    try:
+        return parser.parse_known_args(more)[0].tensor_parallel_size
+    except ArgumentError:  # vLLM says so
+        return 1
 
 
 def exec_vllm(model: str, given: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     """Replaces this process by `vllm serve` with further options of its own; errors as `vllm_command`."""
-    command, environment = vllm_command(model, given)
+    command, environment = vllm_command(model, given, more)
     if advice := advice_for(_folder(model)):
         print(advice, file=sys.stderr, flush=True)
-    os.execve(command[0], [*command, *more], {**os.environ, **environment})
+    os.execve(command[0], command, {**os.environ, **environment})
 
 
 def advice_for(folder: Path) -> str | None:
@@ -103,17 +121,7 @@ def _folder(model: str) -> Path:
             f"vLLM serves saved folders, found '{model}'; bring it into one first: llava-stf convert '{model}' FOLDER"
         )
     source = detect_format(folder)
-    if source.format is Format.TILES:
-        raise LlavaStfError(
-            f"The plugin for vLLM knows LLaVA-1.5 alone, and {folder} is a {source.config['model_type']}; serve it "
-            "without vLLM."
-        )
-    if source.config.get("fusion", "stf") not in ("stf", "pool"):
-        raise LlavaStfError(
-            f"The plugin for vLLM knows the projectors of STF and pooling, and {folder} has that of "
-            f"{source.config['fusion']}; serve it without vLLM."
-        )
-    if source.format not in (Format.STF, Format.LLAVA):
+    if source.format not in (Format.STF, Format.LLAVA, Format.TILES):
         raise LlavaStfError(
             f"vLLM reads Hugging Face's format, and {folder} is another; first: llava-stf convert '{model}' FOLDER"
         )

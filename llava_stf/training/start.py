@@ -116,19 +116,19 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
 
 
 def computes_in_bfloat16(config: FinetuneConfig) -> bool:
-    """Whether the run computes in bfloat16: as it says, or with `auto` where the device multiplies bfloat16 itself.
+    """Whether the run computes in bfloat16: as it says, or with `auto` where the device is quick at it.
 
-    A CPU that does not, one with AVX2 only for instance, computes it by way of float32 and is many times slower.
+    A CPU that is not, one with AVX2 only for instance, computes it by way of float32 and is many times slower.
     """
     import torch
 
-    from llava_stf.loading.precision import cpu_multiplies
+    from llava_stf.loading.precision import slow_on_cpu
 
     if config.bf16 != "auto":
         return config.bf16
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.accelerator.is_available() or cpu_multiplies(torch.bfloat16)
+    return torch.accelerator.is_available() or not slow_on_cpu(torch.bfloat16)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:

@@ -1,29 +1,41 @@
 """vLLM serves LLaVA-STF: with this package installed, `vllm serve FOLDER` and `LLM(FOLDER)` load a saved model.
 
-vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`; this package being
-imported with it, the Auto classes know the config and the processor.
+vLLM calls `register` and `guard` in each of its processes, through the entry point groups `vllm.general_plugins` and
+`vllm.platform_plugins`; this package being imported with it, the Auto classes know the config and the processor.
 """
 
-ARCHITECTURE = "LlavaStfForConditionalGeneration"
+# By model type. What else this package makes, vLLM is not told of.
+ARCHITECTURES = {
+    "llava_stf": "LlavaStfForConditionalGeneration",
+    "llava_next_stf": "LlavaNextStfForConditionalGeneration",
+    "llava_onevision_stf": "LlavaOnevisionStfForConditionalGeneration",
+}
 TOKENIZER_MODE = "llava_stf"
 
 
-def register() -> None:
-    """Make vLLM know the architecture and how its prompts are tokenised. May be called again; initialises no GPU.
+def guard() -> None:
+    """Let each process of vLLM end with the one that started it, which vLLM leaves behind if that is killed.
 
-    An engine's process ends with the one that started it: one that is killed while the engine starts would leave it.
+    vLLM asks plugins for a platform, and there is none here, before anything else in every process: an engine that has
+    started waits for minutes for who started it.
     """
+    from llava_stf.io.signals import end_with_parent
+
+    end_with_parent()
+
+
+def register() -> None:
+    """Make vLLM know the architectures and how their prompts are tokenised. May be called again; initialises no GPU."""
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry
 
-    from llava_stf.io.signals import end_with_parent
     from llava_stf.vllm_plugin.model_config import LlavaStfModelConfig
 
     if TOKENIZER_MODE not in RENDERER_REGISTRY.renderers:
-        end_with_parent()
         RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__name__}.renderer", "LlavaStfRenderer")
         TokenizerRegistry.register(TOKENIZER_MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = LlavaStfModelConfig
-    ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    for architecture in ARCHITECTURES.values():
+        MODELS_CONFIG_MAP[architecture] = LlavaStfModelConfig
+        ModelRegistry.register_model(architecture, f"{__name__}.model:{architecture}")

@@ -6,11 +6,8 @@ from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
-from llava_stf.errors import FusionError
 from llava_stf.vllm_plugin import TOKENIZER_MODE
-
-# The vision towers that vLLM has, by model type.
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+from llava_stf.vllm_plugin.served import check_served
 
 
 class LlavaStfModelConfig(VerifyAndUpdateConfig):
@@ -18,16 +15,12 @@ class LlavaStfModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Check that vLLM has the vision tower.
-
-        Raises:
-            FusionError: it does not.
-        """
-        tower = model_config.hf_config.vision_config.model_type
-        if tower not in TOWERS:
-            raise FusionError(
-                f"vLLM serves LLaVA-STF with the vision towers {' and '.join(TOWERS)}, found {tower}; serve this model "
-                "on transformers: llava-stf serve."
-            )
+        """Check that vLLM has the vision tower. Raises `FusionError` if not, see `check_served`."""
+        check_served(model_config.hf_config)
         if model_config.tokenizer_mode == "auto":
             model_config.tokenizer_mode = TOKENIZER_MODE
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Check that the model can be spread over the ranks. Raises `FusionError` if not, see `check_served`."""
+        check_served(vllm_config.model_config.hf_config, vllm_config.parallel_config.tensor_parallel_size)

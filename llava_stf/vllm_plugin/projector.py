@@ -17,12 +17,11 @@ from vllm.distributed import (
 )
 from vllm.model_executor.utils import set_weight_attrs
 
-from llava_stf.errors import FusionError
 from llava_stf.models.fusion.build import build_projector
-from llava_stf.models.fusion.config import refuse_resampler
+from llava_stf.models.fusion.config import FusionConfig, refuse_resampler
 from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
-from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
+from llava_stf.vllm_plugin.served import check_ranks, spatial_places
 
 
 class _SummedLinear(nn.Linear):
@@ -32,13 +31,14 @@ class _SummedLinear(nn.Linear):
         return tensor_model_parallel_all_reduce(super().forward(x))
 
 
-def build_shared_projector(config: LlavaStfConfig) -> LlavaStfProjector | PooledProjector:
+def build_shared_projector(config: FusionConfig) -> LlavaStfProjector | PooledProjector:
     """The projector that `config` names, this rank's part of it, whose parameters take the whole's when loaded.
 
     Raises:
         FusionError: the hidden units cannot be spread evenly, or the projector is that of another paper.
     """
     refuse_resampler(config, "The plugin for vLLM")
+    check_ranks(config, get_tensor_model_parallel_world_size())
     with torch.device("meta"):
         projector = build_projector(config)
     assert isinstance(projector, PooledProjector | LlavaStfProjector)
@@ -47,20 +47,13 @@ def build_shared_projector(config: LlavaStfConfig) -> LlavaStfProjector | Pooled
     else:
         _share(projector.block_fusion, places=1)
         # STF's hidden units belong to the places of a window, in equal parts; each rank takes its share of every part.
-        spatial = projector.spatial_fusion
-        even = spatial.linear_1.out_features % spatial.window**2 == 0
-        _share(spatial, places=spatial.window**2 if even else 1)
+        _share(projector.spatial_fusion, places=spatial_places(config))
     return projector
 
 
 def _share(module: MultiBlockTokenFusion | SpatialTokenFusion | PooledProjector, places: int) -> None:
     ranks, rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
     first, second = module.linear_1, module.linear_2
-    if first.out_features % (places * ranks):
-        raise FusionError(
-            f"The {first.out_features} hidden units of {type(module).__name__} in {places} places cannot be spread "
-            f"over {ranks} ranks; take another tensor_parallel_size."
-        )
     hidden, bias = first.out_features // ranks, first.bias is not None
     module.linear_1 = nn.Linear(first.in_features, hidden, bias=bias)
     module.linear_2 = _SummedLinear(hidden, second.out_features, bias=bias)

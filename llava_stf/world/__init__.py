@@ -6,6 +6,7 @@ Images are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 gri
 from llava_stf.world.dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset
 from llava_stf.world.drawing import render
 from llava_stf.world.families import ALL, BENCHMARKS, FAMILIES, ask, caption
+from llava_stf.world.labels import patch_labels
 from llava_stf.world.questions import UNANSWERABLE, Question, is_right
 from llava_stf.world.scene import (
     CHARACTERS,
@@ -18,7 +19,6 @@ from llava_stf.world.scene import (
     Label,
     Scene,
     Thing,
-    patch_labels,
     sample_scene,
 )
 

@@ -12,8 +12,8 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     pixels = _background(scene.background, rng)
     for thing in scene.objects:
         _paste(pixels, thing.box, shape_mask(thing.shape, thing.box[2] - thing.box[0]), thing.rgb)
-    if scene.text is not None:
-        _write(pixels, scene.text, scene.background)
+    for text in scene.texts:
+        _write(pixels, text, scene.background)
     noise = rng.standard_normal(pixels.shape, dtype=np.float32)
     if scene.degradation == "blur":
         pixels = _blur(pixels, int(rng.integers(4, 7)))

@@ -4,7 +4,8 @@ A scene has one to four shapes on a 3x3 raster of places, sometimes a word or a 
 degraded (blurred, dark or noisy) so that nothing in it can be read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -101,6 +102,12 @@ class Scene:
     text: Label | None
     background: Colour
     degradation: str | None
+    more_texts: tuple[Label, ...] = ()  # nothing is asked about them; a tower learns characters from them
+
+    @property
+    def texts(self) -> tuple[Label, ...]:
+        """All that is written."""
+        return self.more_texts if self.text is None else (self.text, *self.more_texts)
 
     @property
     def degraded(self) -> bool:
@@ -168,7 +175,22 @@ def _corner(rng: np.random.Generator, place: int, width: int, height: int) -> tu
     return corner[0], corner[1]
 
 
-def _sample_label(rng: np.random.Generator, string: str, place: int, things: list[Thing]) -> Label | None:
+def with_more_texts(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with a word, a number or random characters on every place that is free and has room."""
+    taken: list[Thing | Label] = [*scene.objects, *scene.texts]
+    more: list[Label] = []
+    for place in sorted({*range(9)} - {part.place for part in taken}):
+        kind, length = rng.random(), int(rng.integers(1, 4))
+        characters = CHARACTERS[-10:] if kind < 0.5 else CHARACTERS
+        string = "".join(characters[index] for index in rng.integers(len(characters), size=length)).lower()
+        if kind > 0.75:
+            string = WORDS[rng.integers(len(WORDS))]
+        label = _sample_label(rng, string, place, [*taken, *more])
+        more += [label] if label is not None else []
+    return replace(scene, more_texts=tuple(more))
+
+
+def _sample_label(rng: np.random.Generator, string: str, place: int, things: Sequence[Thing | Label]) -> Label | None:
     """The text on its place, in a font that fits; None where a neighbour leaves no room in eight tries."""
     drawn = string.upper()
     for _ in range(8):
@@ -187,51 +209,3 @@ def _sample_label(rng: np.random.Generator, string: str, place: int, things: lis
 
 def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
-    """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
-
-    "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
-    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has a
-    character in the patch. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
-    "char_right" (0 none, 1..36 as in CHARACTERS): the character with most of its box in that half of the patch, if at
-    least 0.3 of the box is there. All maps are 0 where the image is degraded, since nothing can be read in it.
-    """
-    names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right")
-    labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
-    labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
-    if scene.degraded:
-        return labels
-    colours, sizes = tuple(COLOURS), tuple(SIZES)
-    best = np.full((grid, grid), 0.2 * (SIDE / grid) ** 2)
-    for thing in scene.objects:
-        area = _covered(thing.box, grid, grid)
-        wins = area >= best
-        best[wins] = area[wins]
-        labels["shape"][wins] = SHAPES.index(thing.shape) + 1
-        labels["colour"][wins] = colours.index(thing.colour) + 1
-        labels["size"][wins] = sizes.index(thing.size) + 1
-        labels["place"][wins] = thing.place + 1
-        x0, y0, x1, y1 = thing.box
-        labels["centre"][(y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // (2 * SIDE)] = 1
-    if scene.text is not None:
-        characters = np.zeros((grid, 2 * grid), dtype=np.int64)
-        most = np.zeros((grid, 2 * grid))
-        for character, box in zip(scene.text.string.upper(), scene.text.character_boxes, strict=True):
-            share = _covered(box, grid, 2 * grid) / ((box[2] - box[0]) * (box[3] - box[1]))
-            wins = (share >= 0.3) & (share > most)
-            most[wins] = share[wins]
-            characters[wins] = CHARACTERS.index(character) + 1
-        labels["char_left"], labels["char_right"] = characters[:, 0::2].copy(), characters[:, 1::2].copy()
-        written = (labels["char_left"] > 0) | (labels["char_right"] > 0)
-        labels["place"][written & (labels["place"] == 0)] = scene.text.place + 1
-    return labels
-
-
-def _covered(box: Box, rows: int, columns: int) -> np.ndarray:
-    """Px of the box inside each cell of a raster over the image: float64 [rows, columns]."""
-    x, y = np.arange(columns) * (SIDE / columns), np.arange(rows) * (SIDE / rows)
-    across = np.clip(np.minimum(box[2], x + SIDE / columns) - np.maximum(box[0], x), 0, None)
-    down = np.clip(np.minimum(box[3], y + SIDE / rows) - np.maximum(box[1], y), 0, None)
-    return np.outer(down, across)

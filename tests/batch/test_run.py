@@ -17,7 +17,7 @@ from PIL import Image
 
 from llava_stf.batch.job import BatchJob
 from llava_stf.batch.run import run_batch
-from llava_stf.errors import DataError, ModelNotFoundError
+from llava_stf.errors import DataError, LlavaStfError, ModelNotFoundError
 from llava_stf.inference import LlavaStf
 from llava_stf.loading import load_model
 
@@ -171,3 +171,10 @@ def test_nothing_is_left_behind_by_a_command_that_cannot_start(job: BatchJob, tm
     with pytest.raises(ModelNotFoundError):
         run_batch(replace(job, model="nowhere", output=tmp_path / "again"))
     assert not list((tmp_path / "again").glob("part-*"))
+    for options, sentence in (({"device": "cpu"}, "for transformers"), ({}, "cannot be spread over 4 ranks")):
+        asked = replace(
+            job, output=tmp_path / "spread", engine="vllm", vllm_options={"tensor_parallel_size": 4}, **options
+        )
+        with pytest.raises(LlavaStfError, match=sentence):
+            run_batch(asked)
+        assert not (tmp_path / "spread").exists()

@@ -16,15 +16,16 @@ PROGRAM = """
 import multiprocessing, os, sys, time
 from llava_stf.io.signals import end_with_parent
 
+# In a spawned process while it imports this file; what is forked inherits it.
+end_with_parent()
+
 def work(depth, method):
-    end_with_parent()
     print(os.getpid(), flush=True)
     if depth:
         multiprocessing.get_context(method).Process(target=work, args=(depth - 1, method)).start()
     time.sleep(600)
 
 if __name__ == "__main__":
-    end_with_parent()
     context = multiprocessing.get_context(sys.argv[1])
     for _ in range(2):
         context.Process(target=work, args=(1, sys.argv[1])).start()

@@ -19,9 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_stf import apply_stf
 from llava_stf.cli import main
-from llava_stf.errors import LlavaStfError, MissingDependencyError
+from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
+from llava_stf.loading.testing import tiny_llava_next
+from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision
 from llava_stf.serving import vllm as vllm_module
+from llava_stf.serving.listening import bind
 from llava_stf.serving.vllm import advice_for, vllm_command
 
 from .conftest import DEADLINE, QUESTION, turn, wait_for
@@ -91,6 +95,38 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(
     assert "POST /v1/chat/completions" in command.log
     for hidden in ("4711", "base64", "sesame", "Traceback"):
         assert hidden not in command.log
+
+
+def test_two_servers_share_a_port_and_one_goes_on_without_the_other(
+    start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["serve", "--port", str(port), "--share-port", "--max-images"]
+    logs = [tmp_path / "one", tmp_path / "two"]
+    processes = [start([*options, str(number)], output=log) for number, log in enumerate(logs)]
+    try:
+        commands = [Command(*each) for each in zip(processes, logs, strict=True)]
+
+        def ask() -> str:
+            body = {"messages": [turn("Hello?", b"no image")]}
+            with httpx.Client(base_url=commands[0].http.base_url, timeout=DEADLINE) as client:
+                return client.post("/v1/chat/completions", json=body).json()["error"]["message"]
+
+        one, two = "may hold 0 images", "Image 0 of the request"  # what each of them says
+        heard = [ask() for _ in range(40)]
+        assert all(one in said or two in said for said in heard)
+        assert any(one in said for said in heard)
+        assert any(two in said for said in heard)
+        with pytest.raises(LlavaStfError, match="with --share-port"):
+            bind("127.0.0.1", port)
+        commands[0].signal(signal.SIGTERM)
+        assert commands[0].wait() == 128 + signal.SIGTERM
+        assert all(two in ask() for _ in range(5))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def memory_of(process: BaseProcess, field: str) -> float:
@@ -193,6 +229,8 @@ def test_a_taken_port_and_an_unreadable_model_are_said_before_anything_is_loaded
         (["--max-image-megapixels", "500"], "max-image-megapixels"),
         (["--max-image-megabytes", "100"], "beyond --max-body-megabytes"),
         (["--compare-model", "tiny-full"], "add --ui"),
+        (["--share-port", "--port", "0"], "--share-port needs a --port"),
+        (["--engine", "vllm", "--share-port"], "nothing for --share-port"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--engine", "vllm", "--ui"], "nothing for --ui"),
         (["--", "--enforce-eager"], "'--enforce-eager' is for vLLM"),
@@ -229,6 +267,30 @@ def test_vllm_gets_nothing_that_it_does_not_know(stf_folder: Path, tmp_path: Pat
             vllm_command(str(stf_folder), {option: value})
     with pytest.raises(LlavaStfError, match="llava-stf convert 'owner/model'"):
         vllm_command("owner/model", {})
+
+
+def test_what_the_plugin_for_vllm_does_not_know_is_refused_before_it_starts(stf_folder: Path, tmp_path: Path) -> None:
+    for model, processor in (tiny_llava_next(), tiny_llava_next_video()):
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(FusionError, match=f"found {model.config.model_type}; s"):
+            vllm_command(str(tmp_path), {})
+    for option in (["-tp", "3"], ["--tensor-parallel-size=3"], ["--block-size", "32", "--tensor-parallel-size", "3"]):
+        with pytest.raises(FusionError, match="The 2 attention heads cannot be spread over 3 ranks"):
+            vllm_command(str(stf_folder), {}, option)
+
+
+def test_vllm_serves_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llava_stf.serving.vllm.find_spec", lambda name: object())
+    limits = {"image": 8}, {"image": 8, "video": 1}
+    for (model, processor), limit in zip((tiny_llava_next(), tiny_llava_onevision()), limits, strict=True):
+        apply_stf(model, processor)
+        model.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        command, _ = vllm_command(str(tmp_path), {}, ["-tp", "2"])
+        assert command[3:5] == ["serve", str(tmp_path)]
+        assert command[-2:] == ["-tp", "2"]
+        assert json.loads(command[command.index("--limit-mm-per-prompt") + 1]) == limit
 
 
 def test_a_plain_llava_that_vllm_may_refuse_comes_with_advice(stf_folder: Path) -> None:

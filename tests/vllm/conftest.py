@@ -20,6 +20,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from llava_stf import Video
+
 collect_ignore_glob = ["test_*.py"] if find_spec("vllm") is None else []
 
 # Engines of these tests run in the tests' own process; its cache is small.
@@ -39,15 +41,18 @@ class Reference:
 
         self.model, self.processor = load_model(folder, dtype="float32", device="cpu")
 
-    def prompt(self, question, images=1, history=()):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    def prompt(self, question, images=1, history=(), videos=0):
+        seen = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        content = [*seen, {"type": "text", "text": question}]
         return self.processor.apply_chat_template(
             [*history, {"role": "user", "content": content}], add_generation_prompt=True
         )
 
-    def ids(self, prompt, images, vision_tokens=None, max_new_tokens=ANSWER_TOKENS):
+    def ids(self, prompt, images, vision_tokens=None, max_new_tokens=ANSWER_TOKENS, videos=()):
         """The prompt's ids, and those that follow them."""
         options = {} if vision_tokens is None else {"vision_tokens": vision_tokens}
+        if videos:
+            options["videos"] = [Video(video, frames=len(video)) for video in videos]
         inputs = self.processor(images=images or None, text=prompt, return_tensors="pt", **options)
         length = inputs["input_ids"].shape[1]
         whole = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[0].tolist()
@@ -139,7 +144,6 @@ def data_url(picture):
 def engine(folder, **options):
     """An engine in this process, gone afterwards."""
     from vllm import LLM
-    from vllm.distributed import cleanup_dist_env_and_memory
 
     settings = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True, **options}
     llm = LLM(str(folder), **settings)
@@ -148,8 +152,15 @@ def engine(folder, **options):
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        release_engines()
+
+
+def release_engines():
+    """Frees what engines of this process, which nobody holds any more, have left behind."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def answers(llm, requests, **sampling):

@@ -4,12 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from PIL import Image
 
+from llava_stf import apply_stf
 from llava_stf.batch.job import BatchJob
 from llava_stf.batch.run import run_batch
 from llava_stf.errors import FusionError, LlavaStfError
+from llava_stf.loading.testing_videos import tiny_llava_onevision
+
+from .conftest import release_engines
 
 COMMAND = [sys.executable, "-c", "import sys; from llava_stf.cli import main; sys.exit(main())", "batch"]
 ENGINE = ["--engine", "vllm", "--vllm-option", "enforce_eager=true", "--vllm-option", "max_num_seqs=8"]
@@ -39,6 +45,29 @@ def test_rows_are_answered_as_by_transformers(pictures, tmp_path):
     assert (summary["rows"], summary["errors"], summary["rows_now"]) == (12, 2, 12)
     run_batch(BatchJob(tmp_path / "rows.jsonl", ours, shard_size=7, dtype="float32"))
     assert results(theirs) == results(ours)
+
+
+def test_images_in_tiles(tmp_path):
+    """Two sizes alone and together, at the smaller of two budgets; and what is too long is told by its own numbers."""
+    model, processor = tiny_llava_onevision(width=64)
+    apply_stf(model, processor, window=[2, 5])
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for number, size in enumerate([(300, 90), (60, 200)]):
+        Image.effect_noise(size, 90).save(tmp_path / f"{number}.png")
+    rows = [{"image": "0.png"}, {"image": "1.png"}, {"images": ["0.png", "1.png"]}, {"images": ["0.png"] * 2}]
+    rows += [{"image": "1.png", "question": "x" * 1100}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"question": "Go", **row}) + "\n" for row in rows))
+    job = BatchJob(
+        tmp_path / "rows.jsonl", tmp_path / "ours", model=str(tmp_path / "model"), dtype="float32", max_new_tokens=8,
+        vision_tokens=1,
+    )  # fmt: skip
+    run_batch(job)
+    options = {"enforce_eager": True, "max_num_seqs": 4, "block_size": 32}
+    run_batch(replace(job, output=tmp_path / "theirs", engine="vllm", vllm_options=options))
+    release_engines()
+    assert results(tmp_path / "theirs") == results(tmp_path / "ours")
+    assert [row["error"] is None for row in results(tmp_path / "ours")] == [True] * 4 + [False]
 
 
 def test_what_vllm_does_not_do_is_refused_before_it_starts(pictures, tmp_path):

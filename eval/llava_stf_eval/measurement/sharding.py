@@ -13,12 +13,12 @@ before.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
 import runpy
 import statistics
-import sys
 import threading
 import time
 from itertools import pairwise
@@ -153,5 +153,12 @@ def report(folder: Path) -> None:
         print(f"| {name} | {2 / wall:.2f} | {cpu:.2f} | {talking} | {peak:.2f} GiB |")
 
 
+def main() -> None:
+    """Measure into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/sharding"))
+    report(parser.parse_args().folder)
+
+
 if __name__ == "__main__":
-    report(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sharding"))
+    main()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from transformers import LlavaConfig
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.tiles import cells_of, has_tiles, most_tiles, tile_tokens
+from llava_stf.models.fusion.tiles import cells_of, has_tiles, largest_size, most_tiles, tile_tokens
 from llava_stf.models.fusion.videos import require_videos, tokens_of_frames
 
 if TYPE_CHECKING:
@@ -59,6 +59,20 @@ def tokens_in_window(config: LlavaConfig, image_sizes: ImageSizes, window: int) 
         most = most_tiles(getattr(config, "vision_aspect_ratio", None))
         return [tile_tokens(size, pinpoints, side, grid, window, most) for size in image_sizes]
     return [tokens_of_pixels(side, side, config.vision_config.patch_size, window)] * len(image_sizes)
+
+
+def largest_image(config: LlavaConfig, vision_tokens: VisionTokens = None) -> tuple[int, int]:
+    """Height and width in pixels of an image that has as many tokens as any, of a model with this config as it is.
+
+    Raises:
+        FusionError: the model cannot give that number of tokens per image, or tile.
+    """
+    side = config.vision_config.image_size
+    if not has_tiles(config):
+        return side, side
+    window = resolve_window(config, vision_tokens) if isinstance(config, FusedConfig) else 1
+    most = most_tiles(getattr(config, "vision_aspect_ratio", None))
+    return largest_size(config.image_grid_pinpoints, side, patch_grid(config), window, most)
 
 
 def window_sides(config: LlavaConfig) -> list[int]:

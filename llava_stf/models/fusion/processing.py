@@ -119,7 +119,7 @@ class FusedProcessing(CarriesCode, _Base):
             PromptError: markers and counts do not match in number, or the text is no valid Unicode.
         """
         self._check_markers([text], None, len(counts), 0)
-        return self._ids(self._expand(text, {self.image_token: iter(counts)}))
+        return self.ids_of(self._expand(text, {self.image_token: iter(counts)}))
 
     def _images_of_prompts(self, texts: list[str] | None, images: Any) -> list[int]:
         """How many images each prompt with images has; without prompts, by how the images are nested."""
@@ -149,7 +149,7 @@ class FusedProcessing(CarriesCode, _Base):
     def _encode(self, texts: list[str], counts: dict[str, list[int]], options: dict[str, Any]) -> dict[str, Any]:
         """Ids of each prompt with its placeholders, `counts` over all texts by marker, padded as `options` say."""
         left = {marker: iter(each) for marker, each in counts.items()}
-        rows = [self._ids(self._expand(prompt, left)) for prompt in texts]
+        rows = [self.ids_of(self._expand(prompt, left)) for prompt in texts]
         if not options.get("add_special_tokens", True):
             rows = [row[1:] if row[:1] == [self.tokenizer.bos_token_id] else row for row in rows]
         limit, longest = options.get("max_length"), max(map(len, rows))
@@ -168,8 +168,8 @@ class FusedProcessing(CarriesCode, _Base):
         )
         return dict(padded)
 
-    def _ids(self, text: str) -> list[int]:
-        """Ids of one prompt, the placeholders being there."""
+    def ids_of(self, text: str) -> list[int]:
+        """Ids of one prompt, the placeholders being there. Raises `PromptError` for what is no valid Unicode."""
         others = {self.video_token: self.video_token_id} if self.video_token and self.video_token_id else None
         return tokenize_chunks(
             self.tokenizer, text, image_token_id=self.image_token_id, image_token=self.image_token, others=others

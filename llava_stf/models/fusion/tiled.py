@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,47 +25,12 @@ from llava_stf.models.fusion.tiles import (
 from llava_stf.models.vision.states import select_patch_states
 
 
-class TiledImages(FusedImages):
-    """Of the inner model, in place of `FusedImages`."""
+class TilePacking:
+    """Of a model in tiles, of transformers or of a server: what the projector gives of all tiles becomes images."""
 
-    vision_tower: Any
-    image_newline: Tensor
-
-    def get_image_features(
-        self,
-        pixel_values: Tensor,
-        image_sizes: Tensor | ImageSizes | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        vision_feature_select_strategy: str | None = None,
-        return_dict: bool | None = None,
-        vision_tokens: VisionTokens = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
-        """Fused image tokens for the LLM, in `pooler_output`: one tensor [tokens, H] per image.
-
-        Args:
-            pixel_values: [images, tiles, 3, height, width], those of an image with fewer tiles padded behind them; or
-                [all tiles, 3, height, width] without padding.
-            image_sizes: height and width of each image in pixels.
-            vision_feature_layer: the config's, see `check_choices`.
-            vision_feature_select_strategy: as `vision_feature_layer`.
-            return_dict: for callers of transformers; the result is one in any case.
-            vision_tokens: tokens of a tile, by default the config's `image_seq_length`.
-            **kwargs: what else `sizes_of_images` takes, and keywords of the vision tower.
-
-        Raises:
-            PromptError: `image_sizes` does not fit the tiles.
-            FusionError: the model was not made for that number of tokens or those hidden states.
-        """
-        config = self.config
-        self.check_choices(vision_feature_layer, vision_feature_select_strategy)
-        window = resolve_window(config, vision_tokens)
-        further = {name: kwargs.get(name) for name in self.image_choices if name != "image_sizes"}
-        sizes = self.sizes_of_images(pixel_values, image_sizes, **further)
-        tiles = _real_tiles(pixel_values, self.tiles_of(sizes))
-        states = select_patch_states(self.vision_tower, tiles, config.fusion_states)
-        features = self.multi_modal_projector(whole_windows(states, window), window)
-        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=self.images_of(features, sizes))
+    if TYPE_CHECKING:
+        config: Any
+        image_newline: Tensor
 
     def images_of(self, features: Tensor, sizes: ImageSizes) -> list[Tensor]:
         """As `FusedImages.images_of`: tiles joined, with their newlines."""
@@ -119,6 +84,48 @@ class TiledImages(FusedImages):
                 pieces.append(newline)
             packed.append(torch.cat(pieces))
         return packed, torch.tensor([len(tokens) for tokens in packed], device=packed[0].device)
+
+
+class TiledImages(TilePacking, FusedImages):
+    """Of the inner model, in place of `FusedImages`."""
+
+    vision_tower: Any
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor | ImageSizes | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        return_dict: bool | None = None,
+        vision_tokens: VisionTokens = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Fused image tokens for the LLM, in `pooler_output`: one tensor [tokens, H] per image.
+
+        Args:
+            pixel_values: [images, tiles, 3, height, width], those of an image with fewer tiles padded behind them; or
+                [all tiles, 3, height, width] without padding.
+            image_sizes: height and width of each image in pixels.
+            vision_feature_layer: the config's, see `check_choices`.
+            vision_feature_select_strategy: as `vision_feature_layer`.
+            return_dict: for callers of transformers; the result is one in any case.
+            vision_tokens: tokens of a tile, by default the config's `image_seq_length`.
+            **kwargs: what else `sizes_of_images` takes, and keywords of the vision tower.
+
+        Raises:
+            PromptError: `image_sizes` does not fit the tiles.
+            FusionError: the model was not made for that number of tokens or those hidden states.
+        """
+        config = self.config
+        self.check_choices(vision_feature_layer, vision_feature_select_strategy)
+        window = resolve_window(config, vision_tokens)
+        further = {name: kwargs.get(name) for name in self.image_choices if name != "image_sizes"}
+        sizes = self.sizes_of_images(pixel_values, image_sizes, **further)
+        tiles = _real_tiles(pixel_values, self.tiles_of(sizes))
+        states = select_patch_states(self.vision_tower, tiles, config.fusion_states)
+        features = self.multi_modal_projector(whole_windows(states, window), window)
+        return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=self.images_of(features, sizes))
 
     def sizes_of_images(self, pixel_values: Tensor, image_sizes: Any = None, **further: Any) -> ImageSizes:
         """As `FusedImages.sizes_of_images`: the sizes that the processor gave, once they are known to fit."""

@@ -110,6 +110,24 @@ def tile_tokens(
     return cells**2 + height * (width + 1)
 
 
+def largest_size(
+    pinpoints: Pinpoints, tile_side: int, grid: int, window: int, most_tiles: int | None = None
+) -> tuple[int, int]:
+    """Height and width of an image that has as many tokens as any; arguments as in `tile_tokens`.
+
+    Which tiles an image has follows from its size, and how many rows, or columns, are left of them from its aspect: it
+    is one that fills its tiles but for less than a tile's rows, or columns. Where tiles are shrunk that is not always
+    the one that fills them all.
+    """
+    cells = cells_of(grid, window)
+    sizes = []
+    for height, width in pinpoints:
+        for cropped in range(cells):
+            sizes.append((math.ceil(height - cropped * tile_side / cells), width))
+            sizes.append((height, math.ceil(width - cropped * tile_side / cells)))
+    return max(sizes, key=lambda size: tile_tokens(size, pinpoints, tile_side, grid, window, most_tiles))
+
+
 def least_rows(window: int) -> int:
     """The `least` of `image_area` in windows of that side."""
     return 1 if window > 1 else 0
@@ -149,6 +167,16 @@ def refuse_tiles(config: Any, what: str) -> None:
 def shows_several_whole(config: object) -> bool:
     """Whether images that stand in one prompt with others are not cut into tiles."""
     return hasattr(config, "vision_aspect_ratio")
+
+
+def sizes_in_prompt(config: object, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sizes by which the images of one prompt are counted: their own, or `WHOLE` where several are shown so.
+
+    Args:
+        config: of the model, or a processor of this package.
+        image_sizes: height and width of each in pixels.
+    """
+    return [WHOLE] * len(image_sizes) if len(image_sizes) > 1 and shows_several_whole(config) else list(image_sizes)
 
 
 def takes_videos(config: object) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,6 +39,24 @@ def pooled_frames(tokens: Tensor) -> Tensor:
     side = isqrt(tokens.shape[1])
     grid = tokens.unflatten(1, (side, side)).movedim(-1, 1)
     return functional.interpolate(grid, [cells_of(side, POOLED)] * 2, mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def onevision_videos(tokens: Tensor, frames: Sequence[int], newline: Tensor, pools: bool) -> list[Tensor]:
+    """What LLaVA-OneVision makes of the fused tokens of frames: for each video those of its frames, and a newline.
+
+    Args:
+        tokens: [all frames, M, H].
+        frames: how many each video has.
+        newline: [H].
+        pools: whether frames are pooled besides.
+
+    Returns:
+        For each video [tokens, H], as many as `onevision_tokens` says.
+    """
+    if pools:
+        tokens = pooled_frames(tokens)
+    end = newline.to(tokens)[None]
+    return [torch.cat([video.flatten(0, 1), end]) for video in tokens.split(list(frames))]
 
 
 def next_video_tokens(frames: int, grid: int, window: int, stride: int | None) -> int:

@@ -63,9 +63,9 @@ class LlavaNextStfProcessor(FusedProcessing, LlavaNextProcessor):
         """Height and width of each image before it was resized."""
         return [(int(height), int(width)) for height, width in data["image_sizes"]]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids_of(self, text: str) -> list[int]:
         """As for LLaVA-1.5, but that a prompt begins with BOS only if the template or the tokenizer says so."""
-        ids, bos = super()._ids(text), self.tokenizer.bos_token
+        ids, bos = super().ids_of(text), self.tokenizer.bos_token
         if bos is None or text.startswith(bos) or self.tokenizer(bos)["input_ids"] != [self.tokenizer.bos_token_id]:
             return ids
         return ids[1:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration, LlavaOnevisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -13,9 +12,10 @@ from llava_stf.errors import PromptError
 from llava_stf.models.fusion.budget import ImageSizes, VisionTokens, resolve_window
 from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.generation import FusedGeneration, register_key_names
+from llava_stf.models.fusion.modeling import frames_of
 from llava_stf.models.fusion.tiled import TiledImages, whole_windows
 from llava_stf.models.fusion.tiles import WHOLE
-from llava_stf.models.fusion.videos import pooled_frames
+from llava_stf.models.fusion.videos import onevision_videos
 from llava_stf.models.llava_onevision.configuration_llava_onevision_stf import LlavaOnevisionStfConfig
 from llava_stf.models.vision.states import select_patch_states, skip_unused_blocks
 
@@ -83,11 +83,8 @@ class LlavaOnevisionStfModel(TiledImages, LlavaOnevisionModel):
         window = resolve_window(config, vision_tokens)
         states = select_patch_states(self.vision_tower, pixel_values_videos.flatten(0, 1), config.fusion_states)
         tokens = self.multi_modal_projector(whole_windows(states, window), window)
-        if config.fusion_pool_frames:
-            tokens = pooled_frames(tokens)
-        videos = tokens.unflatten(0, pixel_values_videos.shape[:2]).flatten(1, 2)
-        newline = self.image_newline.to(videos)[None]
-        packed = [torch.cat([video, newline]) for video in videos]
+        frames = frames_of(pixel_values_videos)
+        packed = onevision_videos(tokens, frames, self.image_newline, config.fusion_pool_frames)
         return BaseModelOutputWithPooling(last_hidden_state=states[0], pooler_output=packed)
 
     def shown_sizes(self, sizes: ImageSizes, batch_num_images: Any = None) -> ImageSizes:
