@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,9 @@ class Cluster:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, ip: str, *options: str, **environment: str) -> None:
-        """Starts a machine and waits until it is there."""
-        command = [str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={ip}", "--block"]
+    def start(self, ip: str, *options: str, before: Sequence[str] = (), **environment: str) -> None:
+        """Starts a machine, by a command that stands before Ray's, and waits until it is there."""
+        command = [*before, str(Path(sys.executable).with_name("ray")), "start", f"--node-ip-address={ip}", "--block"]
         command += ["--object-store-memory=150000000", *(options or [f"--address={self.address}", "--num-cpus=1"])]
         log = self.folder / f"{ip}-{len(self.machines)}.log"
         with log.open("wb") as file:
@@ -213,3 +213,24 @@ def test_machine_with_another_version_is_named(cluster: Cluster, batch: Callable
     assert sentence.startswith("The machine 127.0.0.4 (")
     assert "has llava-stf 0.0.9, this one " in sentence
     assert not list((tmp_path / "output").glob("part-*"))
+
+
+def test_machine_that_does_not_see_the_output_is_named(
+    cluster: Cluster, batch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """It has another folder of that name, by a mount that it alone has."""
+    (tmp_path / "shared").mkdir()
+    mount = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(tmp_path / "shared")]
+    if subprocess.run([*mount, "true"], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    cluster.start("127.0.0.5", before=mount)
+    process = batch(tmp_path / "shared" / "output")
+    process.join()
+    cluster.lose("127.0.0.5")
+    assert process.exitcode == 2
+    sentence = (tmp_path / "log").read_text().splitlines()[-1]
+    assert sentence.startswith("The machine 127.0.0.5 (")
+    assert (
+        f"cannot use {tmp_path / 'shared' / 'output'} (No such file or directory): name a folder that all" in sentence
+    )
+    assert not list((tmp_path / "shared" / "output").glob("part-*"))
