@@ -13,19 +13,20 @@
 set -euo pipefail
 out=${1:-runs/tiny}
 python=${PYTHON:-.venv/bin/python}
+dtype=${DTYPE:-bfloat16} # of the computation; float32 where the CPU multiplies it faster
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 drawn() { # NAME START PART STEPS OPTIONS
     [ -f "$out/$1/config.json" ] ||
         "$python" -m llava_stf.training.pretrain_drawn --part "$3" --start "$2" --states "$out/states" \
-            --output "$out/$1" --steps "$4" --resume "${@:5}"
+            --output "$out/$1" --steps "$4" --dtype "$dtype" --resume "${@:5}"
 }
 
 start=scripts/tiny_start
 if [ -n "${FROM_NOTHING:-}" ]; then
     start=$out/start
     [ -f "$out/tower/config.json" ] ||
-        "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --images 240000
+        "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --images 240000 --dtype "$dtype"
     [ -f "$start/config.json" ] ||
         "$python" -m llava_stf.training.assemble_tiny --tower "$out/tower" --output "$start"
 fi

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
+from llava_stf.batch.places import Place, open_place
 from llava_stf.batch.rows import Rows, open_rows
 from llava_stf.errors import DataError
 from llava_stf.io.requirements import __version__
@@ -28,10 +28,10 @@ class BatchJob:
     """What is asked, of whom, and where the answers go.
 
     Args:
-        input: a folder of images, JSON lines or parquet, see `open_rows`.
-        output: the folder of shards.
+        input: a folder of images, JSON lines or parquet, see `open_rows`; where, see `open_place`.
+        output: the folder of shards; where, see `open_place`.
         question: for rows without one of their own.
-        images: the folder that image paths start from; default: the one that `input` is or lies in.
+        images: the folder that image paths start from, as `input`; default: the one that `input` is or lies in.
         allow_urls: whether images are fetched from http(s) URLs.
         shard_size: rows in a shard, the unit that appears whole and that a run which was killed loses.
         engine: what generates.
@@ -46,10 +46,10 @@ class BatchJob:
         vllm_options: further arguments of vLLM's `LLM`, for instance `tensor_parallel_size`.
     """
 
-    input: Path
-    output: Path
+    input: str | Place
+    output: str | Place
     question: str | None = None
-    images: Path | None = None
+    images: str | Place | None = None
     allow_urls: bool = False
     shard_size: int = 256
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -90,7 +90,7 @@ class BatchJob:
         from llava_stf.loading.digest import model_digest
 
         kept = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in _NOT_IN_MANIFEST}
-        kept["images"] = None if self.images is None else str(self.images)
+        kept["images"] = None if self.images is None else str(open_place(self.images))
         kept["vllm_options"] = {name: value for name, value in self.vllm_options.items() if name not in _VLLM_SPEED}
         return {
             "rows": len(rows),

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_stf.batch.places import Place, S3Path, open_place
 from llava_stf.batch.sources import Source, open_source
 from llava_stf.data.records import check_media, record_images
-from llava_stf.errors import DataError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.images import ImageSource
 
 
@@ -39,7 +40,7 @@ class Rows:
         allow_urls: whether images may be fetched from http(s) URLs.
     """
 
-    def __init__(self, source: Source, question: str | None, images: Path, allow_urls: bool) -> None:
+    def __init__(self, source: Source, question: str | None, images: Place, allow_urls: bool) -> None:
         self.fingerprint = source.fingerprint
         self._source = source
         self._question = question
@@ -88,26 +89,49 @@ class Rows:
                     raise DataError(f"{item:.200} is not fetched: URLs need to be allowed (--allow-urls).")
                 yield item
             else:
-                yield from record_images({"image": [item]}, self._folder)
+                yield from map(self._placed, record_images({"image": [item]}, Path()))
+
+    def _placed(self, image: Path | ImageSource) -> ImageSource:
+        """A path from the folder of images on; of objects, what they hold."""
+        if not isinstance(image, Path):
+            return image
+        if not isinstance(self._folder, S3Path):
+            return self._folder / image
+        if image.is_absolute():
+            raise DataError(f"No image file at {image}; expected a path from {self._folder} on.")
+        return _fetched(self._folder / image)
 
 
-def open_rows(path: Path, *, question: str | None, images: Path | None, allow_urls: bool) -> Rows:
-    """The rows of `path`, see `open_source` and `Rows`; by default image paths start from what it is or lies in.
+def open_rows(place: str | Place, *, question: str | None, images: str | Place | None, allow_urls: bool) -> Rows:
+    """The rows of `place`, see `open_source` and `Rows`; by default image paths start from what it is or lies in.
 
     Raises:
-        DataError: as `open_source`, or nobody says what to ask about a folder, or `images` is none.
-        MissingDependencyError: as `open_source`.
+        DataError: as `open_place` and `open_source`, or nobody says what to ask about a folder, or `images` is none.
+        MissingDependencyError: as `open_place` and `open_source`.
     """
-    if path.is_dir():
-        if question is None:
+    path = open_place(place)
+    try:
+        is_folder = path.is_dir()
+        if is_folder and question is None:
             raise DataError(f"{path} is a folder of images; say what to ask about each of them (--question).")
-        if images is not None:
+        if is_folder and images is not None:
             raise DataError(f"{path} holds the images itself; a folder for their paths (--images) is for a file.")
-    source = open_source(path)
-    folder = images or (path if path.is_dir() else path.parent)
-    if not folder.is_dir():
-        raise DataError(f"The image folder {folder} does not exist.")
+        source = open_source(path)
+        folder = (path if is_folder else path.parent) if images is None else open_place(images)
+        if not folder.is_dir():
+            raise DataError(f"The image folder {folder} does not exist.")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     return Rows(source, question, folder, allow_urls)
+
+
+def _fetched(image: S3Path) -> bytes:
+    try:
+        return image.read_bytes()
+    except (FileNotFoundError, UnicodeError) as error:
+        raise DataError(f"No image file at {str(image)!r:.200}; check the path.") from error
+    except OSError as error:
+        raise LlavaStfError(f"Cannot read {image}: {error.strerror}.") from error
 
 
 def _decoded(url: str) -> bytes:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from llava_stf.batch.engines import Engine, TransformersEngine
 from llava_stf.batch.job import BatchJob
+from llava_stf.batch.places import open_place
 from llava_stf.batch.rows import Rows
-from llava_stf.batch.shards import SUMMARY, Shards, open_output
-from llava_stf.io.publish import write_json
+from llava_stf.batch.shards import Shards, open_output
 from llava_stf.models.fusion.detail import DETAILS
 
 
@@ -40,7 +40,7 @@ class Worker:
 
     def __init__(self, job: BatchJob, rows: Rows | None = None) -> None:
         self._rows = job.rows() if rows is None else rows
-        self._shards = Shards(job.output, len(self._rows), job.shard_size)
+        self._shards = Shards(open_place(job.output), len(self._rows), job.shard_size)
         self._engine = load_engine(job)
 
     def fill(self, shard: int) -> bool:
@@ -75,12 +75,13 @@ def run_batch(
     """
     check_job(job)
     rows = job.rows()
-    open_output(job.output, job.manifest(rows))
-    shards = Shards(job.output, len(rows), job.shard_size)
+    output = open_place(job.output)
+    open_output(output, job.manifest(rows))
+    shards = Shards(output, len(rows), job.shard_size)
     distribute = distribute or _here(rows)
-    rows_now, started = 0, time.perf_counter()
+    rows_now, done, started = 0, len(rows), time.perf_counter()
     if shards.open():
-        write_json(job.output / SUMMARY, {"complete": False, "rows": len(rows)})
+        shards.sum_up({"complete": False, "rows": len(rows)})
     while waiting := shards.wait_for_open():
         done = len(rows) - sum(len(shards.span(shard)) for shard in waiting)
         if progress is not None:
@@ -90,9 +91,11 @@ def run_batch(
             done += len(shards.span(shard))
             if progress is not None:
                 progress(done, len(rows))
+    if progress is not None and done < len(rows):  # who filled the last ones could not say so, or was another run
+        progress(len(rows), len(rows))
     seconds = time.perf_counter() - started
     errors = shards.check()
-    write_json(job.output / SUMMARY, {"complete": True, "rows": len(rows), "errors": errors})
+    shards.sum_up({"complete": True, "rows": len(rows), "errors": errors})
     return Summary(len(rows), errors, rows_now, seconds)
 
 

@@ -5,26 +5,23 @@
     OUTPUT/part-00000.jsonl    the results of the first `shard_size` rows, and so on
 
 A run takes a shard by locking the file that it will write it to. The lock goes with the process, however it ends, so
-runs on one machine or on several share a folder without talking to each other.
+runs on one machine or on several share a folder without talking to each other. Object stores have no locks: runs that
+share one there answer the same rows, and the later of two equal shards stands.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from llava_stf.batch.places import Place, S3Path, claim_file, list_names
 from llava_stf.errors import DataError
 from llava_stf.io.json import parse_json
-from llava_stf.io.publish import Reserved, reserve
-
-SUMMARY = "summary.json"
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +31,7 @@ _WAIT_SECONDS = 0.5  # between two looks at shards that other runs have
 class Shards:
     """The shards of `rows` results in `folder`, `shard_size` in each but the last."""
 
-    def __init__(self, folder: Path, rows: int, shard_size: int) -> None:
+    def __init__(self, folder: Place, rows: int, shard_size: int) -> None:
         self.folder = folder
         self._rows = rows
         self._size = shard_size
@@ -49,7 +46,7 @@ class Shards:
 
     def open(self) -> list[int]:
         """The shards that are not there yet."""
-        there = set(os.listdir(self.folder))
+        there = set(list_names(self.folder))
         return [shard for shard in range(len(self)) if self._name(shard) not in there]
 
     def wait_for_open(self) -> list[int]:
@@ -76,9 +73,9 @@ class Shards:
         target = self.folder / self._name(shard)
         with ExitStack() as stack:
             with _writing(target):
-                reserved = stack.enter_context(reserve(target))
+                write = stack.enter_context(claim_file(target))
             # Who had it may have written it between our look and our lock.
-            yield None if reserved is None or target.exists() else Claim(reserved)
+            yield None if write is None or target.exists() else Claim(target, write)
 
     def check(self) -> int:
         """Makes sure that every row has exactly one result, in order; returns how many of them are errors.
@@ -102,6 +99,17 @@ class Shards:
                 )
         return errors
 
+    def sum_up(self, summary: Mapping[str, Any]) -> None:
+        """Writes `summary.json`, or replaces it.
+
+        Raises:
+            DataError: that is not possible.
+        """
+        target = self.folder / "summary.json"
+        with _writing(target), claim_file(target, wait=True) as write:
+            assert write is not None  # it was waited for
+            write(json.dumps(summary, indent=2).encode() + b"\n")
+
     def _name(self, shard: int) -> str:
         return f"part-{shard:0{self._digits}d}.jsonl"
 
@@ -110,7 +118,8 @@ class Shards:
 class Claim:
     """A shard that this process has taken."""
 
-    reserved: Reserved
+    path: Place
+    _write: Callable[[bytes], None]
 
     def write(self, results: Sequence[Mapping[str, Any]]) -> None:
         """Writes the shard; it is on the disk when this returns.
@@ -118,11 +127,11 @@ class Claim:
         Raises:
             DataError: that is not possible.
         """
-        with _writing(self.reserved.path):
-            self.reserved.write(b"".join(json.dumps(result).encode() + b"\n" for result in results))
+        with _writing(self.path):
+            self._write(b"".join(json.dumps(result).encode() + b"\n" for result in results))
 
 
-def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
+def open_output(folder: Place, manifest: Mapping[str, Any]) -> None:
     """Makes `folder` the output of a run that is described by `manifest`, or finds that it is.
 
     Raises:
@@ -130,14 +139,15 @@ def open_output(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
     path = folder / "manifest.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if not isinstance(folder, S3Path):
+            folder.mkdir(parents=True, exist_ok=True)
+        others = list_names(folder)
         if others and not path.exists():
             raise DataError(f"{folder} holds something else than a batch, {others[0]} for one: name a new folder.")
         if not others:
-            with reserve(path, wait=True) as reserved:
-                if reserved is not None and not path.exists():  # another run can have been faster
-                    reserved.write(json.dumps(manifest, indent=2).encode() + b"\n")
+            with claim_file(path, wait=True) as write:
+                if write is not None and not path.exists():  # another run can have been faster
+                    write(json.dumps(manifest, indent=2).encode() + b"\n")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot write to {folder}: {error.strerror}.") from error
@@ -158,7 +168,7 @@ def _difference(found: Any, manifest: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def _writing(target: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:

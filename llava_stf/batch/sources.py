@@ -11,11 +11,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
-from llava_stf.data.label_questions import ImageQuestions
+from llava_stf.batch.places import Place, S3Path
+from llava_stf.data.label_questions import ImageQuestions, image_endings
 from llava_stf.errors import DataError, LlavaStfError, MissingDependencyError, one_line
+from llava_stf.images import FORMATS
 from llava_stf.io.json import parse_json, wide_encoding
 
 if TYPE_CHECKING:
@@ -46,21 +48,21 @@ class JsonLines:
         DataError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
         self._starts = array("q")
         digest = hashlib.sha256()
         place = 0
         try:
-            with path.open("rb") as file:
-                if wide := wide_encoding(file.read(4)):
-                    raise DataError(f"{path} is in {wide}; save it as UTF-8.")
-                file.seek(0)
-                for line in file:
-                    if line.strip():
-                        self._starts.append(place)
-                    digest.update(line)
-                    place += len(line)
+            self._file = path.open("rb")  # for good: to open an object anew for each row is a request more
+            if wide := wide_encoding(self._file.read(4)):
+                raise DataError(f"{path} is in {wide}; save it as UTF-8.")
+            self._file.seek(0)
+            for line in self._file:
+                if line.strip():
+                    self._starts.append(place)
+                digest.update(line)
+                place += len(line)
         except OSError as error:
             raise DataError(f"Cannot read {path}: {error.strerror}.") from error
         if self._starts and self._line(0).removeprefix(codecs.BOM_UTF8).startswith(b"["):
@@ -81,9 +83,8 @@ class JsonLines:
 
     def _line(self, number: int) -> bytes:
         try:
-            with self._path.open("rb") as file:
-                file.seek(self._starts[number])
-                return file.readline().strip()
+            self._file.seek(self._starts[number])
+            return self._file.readline().strip()
         except OSError as error:
             raise LlavaStfError(f"Cannot read {self._path} any more: {error.strerror}.") from error
 
@@ -96,7 +97,7 @@ class ParquetRows:
         MissingDependencyError: pyarrow is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         try:
             import pyarrow
             from pyarrow.parquet import ParquetFile
@@ -104,7 +105,7 @@ class ParquetRows:
             raise MissingDependencyError(f"{path} needs pyarrow: pip install 'llava-stf[batch]'") from error
         try:
             # Page by page, so that a row group of many images is never in memory as a whole.
-            self._file = ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+            self._file = ParquetFile(path.open("rb"), pre_buffer=False, buffer_size=2**20)
             self.fingerprint = _footer_digest(path)
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"Cannot read {path}: {one_line(error)}.") from error
@@ -161,11 +162,12 @@ class FolderImages:
         DataError: there is none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = ImageQuestions(folder, (), folder).paths
+    def __init__(self, folder: Place) -> None:
+        sizes = _object_images(folder) if isinstance(folder, S3Path) else _file_images(folder)
+        self._paths = sorted(sizes)
         digest = hashlib.sha256()
         for path in self._paths:
-            digest.update(f"{path}\0{(folder / path).lstat().st_size}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{path}\0{sizes[path]}\n".encode("utf-8", "surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -175,7 +177,24 @@ class FolderImages:
         return {"id": self._paths[number], "image": self._paths[number]}
 
 
-def open_source(path: Path) -> Source:
+def _file_images(folder: Path) -> dict[str, int]:
+    return {path: (folder / path).lstat().st_size for path in ImageQuestions(folder, (), folder).paths}
+
+
+def _object_images(folder: S3Path) -> dict[str, int]:
+    endings = image_endings()
+    found = {PurePosixPath(name): size for name, size in folder.files(recursive=True).items()}
+    images = {
+        str(path): size
+        for path, size in found.items()
+        if path.suffix.lower() in endings and not any(part.startswith(".") for part in path.parts)
+    }
+    if not images:
+        raise DataError(f"the folder {folder} holds no image ({', '.join(FORMATS)})")
+    return images
+
+
+def open_source(path: Place) -> Source:
     """The records of a folder of images, a JSON lines file or a parquet file.
 
     Raises:
@@ -196,7 +215,7 @@ def open_source(path: Path) -> Source:
     return source
 
 
-def _footer_digest(path: Path) -> str:
+def _footer_digest(path: Place) -> str:
     """Digest of a parquet file's footer, which knows places, sizes and statistics of everything in the file."""
     with path.open("rb") as file:
         size = file.seek(-8, 2) + 8

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -29,9 +28,13 @@ from llava_stf.io.json import parse_json
 def batch(
     input: Annotated[
         str,
-        typer.Argument(help="A folder of images; or JSON lines or parquet with image or images, question, id."),
+        typer.Argument(
+            help="A folder of images; or JSON lines or parquet with image or images, question, id. A path or s3://bucket/key."
+        ),
     ],
-    output: Annotated[str, typer.Argument(help="Folder of the answers; the same command goes on with its own.")],
+    output: Annotated[
+        str, typer.Argument(help="Folder of the answers, as INPUT; the same command goes on with its own.")
+    ],
     question: Annotated[str | None, typer.Option(help="For rows that have no question of their own.")] = None,
     images: Annotated[
         str | None, typer.Option(help="Folder that image paths start from; default: the one INPUT is or lies in.")
@@ -86,10 +89,10 @@ def batch(
         raise LlavaStfError("--ray-address, --ray-engine and --workers are for --engine ray.")
     who = ray_engine if engine == "ray" else engine
     job = BatchJob(
-        input=Path(input),
-        output=Path(output),
+        input=input,
+        output=output,
         question=question,
-        images=None if images is None else Path(images),
+        images=images,
         allow_urls=allow_urls,
         shard_size=shard_size,
         engine=who,

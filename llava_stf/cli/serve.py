@@ -25,6 +25,9 @@ def serve(
         str, typer.Option(help="Address to listen at; '0.0.0.0' is every one of this machine.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+    share_port: Annotated[
+        bool, typer.Option("--share-port", help="Several servers of this user at one port, each with this option.")
+    ] = False,
     api_key: Annotated[
         str | None, typer.Option(envvar="LLAVA_STF_API_KEY", help="What clients have to send as their API key.")
     ] = None,
@@ -42,7 +45,7 @@ def serve(
     dtype: Dtype = None,
     device: Device = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Requests that are answered together; default: 8.")
+        int | None, typer.Option(min=1, help="Requests that are answered at a time; default: 16.")
     ] = None,
     max_queue: Annotated[
         int | None, typer.Option(min=1, help="Requests that may wait, more are refused; default: 64.")
@@ -93,6 +96,8 @@ def serve(
         "allow_urls": allow_urls or None,
         "log_prompts": log_prompts or None,
     }
+    if share_port and not port:
+        raise typer.BadParameter("--share-port needs a --port that all servers are given, and 0 is a free one for each")
     given = {"host": host, "port": port, **{name: value for name, value in limits.items() if value is not None}}
     loading = {"vision_tokens": vision_tokens, "quantization": quantization, "dtype": dtype, "device": device}
     loading = {name: value for name, value in loading.items() if value is not None}
@@ -103,20 +108,30 @@ def serve(
     if engine == "vllm":
         from llava_stf.serving.vllm import exec_vllm
 
-        page = {"ui": ui or None, "compare_model": compare_model}
+        page = {"ui": ui or None, "compare_model": compare_model, "share_port": share_port or None}
         page = {name: value for name, value in page.items() if value is not None}
         exec_vllm(model, {**given, **loading, **page}, more or [])
-    _serve(model, given, loading, ui=ui, compare_model=compare_model)
+    _serve(model, given, loading, share_port=share_port, ui=ui, compare_model=compare_model)
 
 
-def _serve(model: str, given: dict[str, Any], loading: dict[str, Any], *, ui: bool, compare_model: str | None) -> None:
+def _serve(
+    model: str,
+    given: dict[str, Any],
+    loading: dict[str, Any],
+    *,
+    share_port: bool,
+    ui: bool,
+    compare_model: str | None,
+) -> None:
     import sys
     from pathlib import Path
 
     from llava_stf.errors import MissingDependencyError
     from llava_stf.serving.listening import bind
 
-    sockets = bind(given["host"], given["port"])  # before anything is loaded: a taken port is said at once
+    sockets = bind(
+        given["host"], given["port"], shared=share_port
+    )  # before anything is loaded: a taken port is said at once
     try:
         with importing():
             from llava_stf.loading import BUNDLED, read_config_to_ask

@@ -55,7 +55,7 @@ class ImageQuestions:
         root = images.absolute()
         if not folder.absolute().is_relative_to(root):
             raise DataError(f"the images are in {folder}, so their paths cannot start from {images}")
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+        endings = image_endings()
         found = (path for path in visible_files(folder.absolute()) if path.suffix.lower() in endings)
         self.paths = sorted(path.relative_to(root).as_posix() for path in found)
         if not self.paths:
@@ -69,6 +69,11 @@ class ImageQuestions:
         image, prompt = divmod(number, len(self.prompts))
         turn = {"from": "human", "value": f"{IMAGE_TOKEN}\n{self.prompts[prompt]}"}
         return {"id": f"{self.paths[image]}#{prompt}", "image": self.paths[image], "conversations": [turn]}
+
+
+def image_endings() -> set[str]:
+    """How the names of image files end, lower case, each with its dot."""
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def read_prompts(path: Path) -> list[str]:

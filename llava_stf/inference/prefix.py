@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -39,10 +40,23 @@ class Prefix:
     images: list[tuple[Any, int, int]]
     layers: list[tuple[Tensor, Tensor]]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Of keys and values."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
+
+    @cached_property
+    def marks(self) -> np.ndarray:
+        """As `marks_of`."""
+        return marks_of(self.ids, self.images)
+
+
+def marks_of(ids: np.ndarray, images: list[tuple[Any, int, int]]) -> np.ndarray:
+    """A number for each token, which differs where tokens or their images do: int64 [n]."""
+    marks = ids.astype(np.int64)
+    for key, first, end in images:
+        marks[first:end] = -1 - abs(hash(key))
+    return marks
 
 
 def places_of(ids: np.ndarray, images: Sequence[SeenImage], image_token_id: int) -> list[tuple[Any, int, int]]:
@@ -78,42 +92,52 @@ class PrefixCache:
     Args:
         limit: bytes of keys and values that are kept.
         most: prefixes that are kept; default: as many as there is room for.
+
+    Attributes:
+        nbytes: of the keys and values that are kept.
     """
 
     def __init__(self, limit: int, most: int | None = None) -> None:
         self.limit = limit
         self.most = most
+        self.nbytes = 0
         self._kept: list[Prefix] = []  # the one used last at the end
         self._stamp = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Of the keys and values that are kept."""
-        return sum(prefix.nbytes for prefix in self._kept)
 
     def renew(self, stamp: int) -> None:
         """Forgets what another state of the model has read."""
         if stamp != self._stamp:
             self._kept.clear()
+            self.nbytes = 0
         self._stamp = stamp
 
     def find(self, ids: np.ndarray, images: list[tuple[Any, int, int]]) -> tuple[Prefix | None, int]:
         """The prefix that shares most tokens with a prompt, and how many; at least one is left to be read."""
-        best, length = None, 0
-        for prefix in self._kept:
-            same = shared((prefix.ids, prefix.images), (ids[:-1], images))
-            if same > length:
-                best, length = prefix, same
+        best, length, marks = None, 0, marks_of(ids, images)
+        for prefix in reversed(self._kept):
+            # Of hundreds that are kept all but a few differ already where a longer one would have to be alike.
+            if length < len(prefix.ids) and prefix.marks[length] == marks[length]:
+                same = shared((prefix.ids, prefix.images), (ids[:-1], images))
+                if same > length:
+                    best, length = prefix, same
         if best is not None:
             self._kept.append(self._kept.pop(next(i for i, prefix in enumerate(self._kept) if prefix is best)))
         return best, length
 
     def put(self, prefix: Prefix) -> None:
-        """Keeps a prefix in the place of those that it extends."""
-        if prefix.nbytes > self.limit:
+        """Keeps a prefix in the place of those that it extends, unless one that extends it is kept."""
+        if prefix.nbytes > self.limit or any(_extends(kept, prefix) for kept in self._kept):
             return
-        new = prefix.ids, prefix.images
-        self._kept = [kept for kept in self._kept if shared((kept.ids, kept.images), new) < len(kept.ids)]
+        self._kept = [kept for kept in self._kept if not _extends(prefix, kept)]
         self._kept.append(prefix)
+        self.nbytes = sum(kept.nbytes for kept in self._kept)
         while self.nbytes > self.limit or len(self._kept) > (self.most or len(self._kept)):
-            self._kept.pop(0)
+            self.nbytes -= self._kept.pop(0).nbytes
+
+
+def _extends(prefix: Prefix, other: Prefix) -> bool:
+    """Whether a prefix begins with all of another one."""
+    length = len(other.ids)
+    if length > len(prefix.ids) or other.marks[-1] != prefix.marks[length - 1]:
+        return False
+    return shared((other.ids, other.images), (prefix.ids, prefix.images)) == length

@@ -100,6 +100,24 @@ class Reading:
         self._cache: Any = None
         self.inputs = self._read(found, keeps=known is not None)
 
+    @torch.no_grad()
+    def finish(self) -> Tensor:
+        """Reads what `inputs` leave to `generate`: logits [B, V] behind each prompt, float32."""
+        ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
+        if self._cache is None:
+            self._cache = _new_cache(self._llava.model, [])
+        start = self._cache.get_seq_length()
+        embeddings = self.inputs.get("inputs_embeds")
+        logits = self._llava.model(
+            inputs_embeds=self._embed(ids[:, start:], None) if embeddings is None else embeddings,
+            attention_mask=mask,
+            position_ids=_positions(mask)[:, start:],
+            use_cache=True,
+            logits_to_keep=1,
+            **{CACHE: self._cache},
+        ).logits
+        return logits[:, -1].float()
+
     def prefixes(self, sequences: Tensor, lengths: Sequence[int]) -> list[Prefix]:
         """What was read of each row, and what was answered.
 
@@ -207,11 +225,10 @@ class Reading:
 
     def _fill(self, cache: Any, ids: Tensor, mask: Tensor, start: int, stop: int, tokens: Tensor | None) -> None:
         """Reads the columns from `start` to `stop` behind those in the cache."""
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:stop]
         self._llava.model.model.language_model(
             inputs_embeds=self._embed(ids[:, start:stop], tokens),
             attention_mask=mask[:, :stop],
-            position_ids=positions,
+            position_ids=_positions(mask)[:, start:stop],
             use_cache=True,
             **{CACHE: cache},
         )
@@ -234,6 +251,11 @@ class Heard(StoppingCriteria):
         """False for each row of `input_ids` [B, L + T]."""
         self.ids = input_ids
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    """The place of each token in its row, of a mask [B, P + N]."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _new_cache(model: Any, layers: Sequence[tuple[Tensor, Tensor]]) -> Any:

@@ -1,12 +1,16 @@
 """The precision that a model computes in: that of its files, or float32 on a CPU that is slow at it.
 
 A CPU without instructions for products of 16-bit floats makes float32 of both factors, at every product anew: a prompt
-then takes four to six times as long as in float32. `load_model` therefore takes float32 there, if there is room for it.
+then takes four to six times as long as in float32. Having the instructions does not say that they are quick: an Intel
+Xeon with `avx512_bf16` and no AMX multiplied at 0.55 of float32's rate, an AMD EPYC with the same flag at over four
+times (torch 2.13). So one product is timed, and `load_model` takes float32 where it wins, if there is room for it.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 
 import torch
 
@@ -15,19 +19,39 @@ from llava_stf.io.memory import available_memory
 
 logger = logging.getLogger(__name__)
 
-# Names that torch has for the instructions of x86 and ARM.
-_INSTRUCTIONS = {
-    torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"),
-    torch.float16: ("amx_fp16", "avx512_fp16", "fp16"),
-}
 # What a model takes of memory, by its weights: activations, a KV cache and the tensor being read come beside them.
 _ROOM = 1.25
+# 16 bits take half the memory, and half the reading for each further token: float32 has to win by more than this.
+_LEAD = 1.25
 
 
-def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Whether the CPU has instructions for products of this precision."""
-    capabilities = torch.cpu.get_capabilities()
-    return dtype not in _INSTRUCTIONS or any(capabilities.get(name) for name in _INSTRUCTIONS[dtype])
+def seconds_of_product(dtype: torch.dtype) -> float:
+    """The shortest of five times that the CPU takes for a small linear layer, [128, 1024] by [1024, 1024].
+
+    They are seconds that one thread computes: those that pass count other programs too, so that on a busy machine
+    one model would have now this precision and now that.
+    """
+    hidden, weight = torch.ones(128, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype)
+    seconds = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            for _ in range(6):
+                start = time.thread_time()
+                torch.nn.functional.linear(hidden, weight)
+                seconds.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return min(seconds[1:])  # the first one makes torch ready
+
+
+@functools.cache
+def slow_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of a 16-bit precision more slowly than float32, as one product shows."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return seconds_of_product(dtype) > _LEAD * seconds_of_product(torch.float32)
 
 
 def dtype_on_cpu(stored: torch.dtype, elements: int) -> torch.dtype:
@@ -37,17 +61,19 @@ def dtype_on_cpu(stored: torch.dtype, elements: int) -> torch.dtype:
         stored: of the weights in their files.
         elements: weights of the model.
     """
-    if cpu_multiplies(stored):
+    if not slow_on_cpu(stored):
         return stored
     name, needed, free = str(stored).removeprefix("torch."), 4 * elements, available_memory()
     if free is not None and _ROOM * needed > free:
         logger.warning(
-            "This CPU has no instructions for %s and computes it several times slower than float32, for which the "
-            "weights would take %.1f GiB of the %.1f GiB that are free: they stay in %s.",
+            "This CPU computes %s more slowly than float32, for which the weights would take %.1f GiB of the %.1f GiB "
+            "that are free: they stay in %s.",
             *(name, needed / 2**30, free / 2**30, name),
         )
         return stored
-    logger.info("This CPU has no instructions for %s: computing in float32 (dtype='stored' keeps %s).", name, name)
+    logger.info(
+        "This CPU computes %s more slowly than float32: computing in float32 (dtype='stored' keeps %s).", name, name
+    )
     return torch.float32
 
 

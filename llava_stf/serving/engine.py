@@ -1,8 +1,8 @@
 """One thread that owns the model and answers the requests that wait, together where they can be.
 
 Prompts are encoded (see `RequestEncoder`) in other threads, before a request enters the queue, so that what waits is
-small. A batch is made of the first request that waits and those behind it that fit to it; whoever comes later waits for
-the next batch. A row of a batch ends on its own, and the batch ends with its last row.
+small. Where the model allows it they join a running batch between two tokens (`ContinuousBatch`), else one batch after
+the other is answered (`StaticBatch`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llava_stf.errors import CheckpointError
 from llava_stf.inference import LlavaStf
 from llava_stf.inference.answer_text import AnswerText
 from llava_stf.inference.generation import check_one_answer
-from llava_stf.serving.batch_runner import BatchRunner
+from llava_stf.serving.batching import make_batch, warm_up
 from llava_stf.serving.encoder import RequestEncoder
 from llava_stf.serving.errors import BusyError
 from llava_stf.serving.memory import Memory
@@ -58,16 +58,18 @@ class Engine:
         self.options = options
         self.metrics = Metrics() if metrics is None else metrics
         self.memory = Memory() if memory is None else memory
-        self.metrics.watch(queue=lambda: len(self._waiting), decoding=lambda: self._decoding)
         self._decode = llava.decoder
         self._encoder = RequestEncoder(llava, options, self.memory)
-        self._runner = BatchRunner(llava, self._encoder, self.metrics, options.max_cache_bytes)
+        self._batch = make_batch(llava, self._encoder, self.metrics, options)
         self._pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="llava_stf_decode")
         self._worker = threading.Thread(target=self._work, name="llava_stf_engine", daemon=True)
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._decoding = 0  # requests on their way to the queue, which have a place in it already
         self._closed = False
+        self.metrics.watch(
+            queue=lambda: len(self._waiting), decoding=lambda: self._decoding, running=lambda: self._batch.running
+        )
 
     @property
     def bounds(self) -> Bounds:
@@ -75,8 +77,8 @@ class Engine:
         return self._encoder.bounds
 
     def warm_up(self) -> None:
-        """As `BatchRunner.warm_up`, before it starts."""
-        self._runner.warm_up()
+        """Lets the model do once what it does at its first requests, before the thread starts."""
+        warm_up(self.llava, self._encoder)
 
     def start(self) -> None:
         """Starts the thread; once is enough."""
@@ -84,7 +86,7 @@ class Engine:
             self._worker.start()
 
     def close(self) -> None:
-        """Ends the thread when the running batch is done; what waits fails with a sentence. Blocks until then."""
+        """Ends the thread when all that runs is answered; what waits fails with a sentence. Blocks until then."""
         with self._changed:
             self._closed = True
             left = list(self._waiting)
@@ -167,22 +169,15 @@ class Engine:
                 self._waiting.remove(row)
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self.metrics.batch_size.observe(len(batch))
-            self.metrics.running.set(len(batch))
-            self._runner.answer(batch)
-            self.metrics.running.set(0)
-
-    def _next_batch(self) -> list[Row]:
-        """The first row that waits and those that fit to it, as soon as there is one; nothing once closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            batch: list[Row] = []
-            for row in list(self._waiting):
-                if len(batch) < self.options.max_batch and (not batch or self._runner.fit(row, batch[0])):
-                    batch.append(row)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._batch.running or self._closed)
+                new = self._batch.choose(self._waiting)
+                for row in new:
                     self._waiting.remove(row)
-            return batch
+            if not new and not self._batch.running:  # closed
+                return
+            self._batch.run(new)
 
 
 def _image_bytes(rows: Sequence[Row]) -> int:

@@ -21,7 +21,10 @@ class Metrics:
         self.decoding = Gauge("llava_stf_decoding", "Requests whose images are being decoded.", registry=registry)
         self.running = Gauge("llava_stf_running", "Requests in the running batch.", registry=registry)
         self.batch_size = Histogram(
-            "llava_stf_batch_size", "Requests of a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            "llava_stf_batch_size",
+            "Requests of a batch, whenever some begin.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.prompt_tokens = Counter("llava_stf_prompt_tokens", "Tokens of prompts, with images.", registry=registry)
         self.image_tokens = Counter("llava_stf_image_tokens", "Tokens of images in prompts.", registry=registry)
@@ -42,10 +45,11 @@ class Metrics:
             registry=registry,
         )
 
-    def watch(self, *, queue: Callable[[], int], decoding: Callable[[], int]) -> None:
+    def watch(self, *, queue: Callable[[], int], decoding: Callable[[], int], running: Callable[[], int]) -> None:
         """Asks these whenever the gauges of the same names are read."""
         self.queue_depth.set_function(queue)
         self.decoding.set_function(decoding)
+        self.running.set_function(running)
 
     def text(self) -> bytes:
         """All of them as Prometheus reads them."""

@@ -14,7 +14,7 @@ class ServeOptions:
         port: the port it listens at.
         api_key: what a client has to send as `Authorization: Bearer KEY`; `None` lets everybody in.
         served_name: name of the model in requests and answers.
-        max_batch: requests that are answered together.
+        max_batch: requests that are answered at a time.
         max_queue: requests that wait for their turn, read and decoded or being so; one more is refused with 503.
         max_new_tokens: longest answer, in tokens, where the request does not say.
         max_body_bytes: longest body of a request.
@@ -32,7 +32,7 @@ class ServeOptions:
     port: int = 8000
     api_key: str | None = None
     served_name: str = "llava-stf"
-    max_batch: int = 8
+    max_batch: int = 16
     max_queue: int = 64
     max_new_tokens: int = 512
     max_body_bytes: int = 64 * 2**20

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria
 
 from llava_stf.inference import Conversation, Detail, VisionTokens
 from llava_stf.inference.answer_text import AnswerText
@@ -38,7 +37,7 @@ class GenerationRequest:
         temperature: 0 is greedy decoding.
         top_p: draws from the likeliest tokens that together have this probability.
         stop: texts that end the answer and are not part of it.
-        seed: of the draws; a request with a seed is answered alone, so that others do not change its draws.
+        seed: of the draws, which others do not change.
     """
 
     conversation: Conversation
@@ -57,8 +56,15 @@ class GenerationRequest:
         """Whether tokens are drawn at random."""
         return self.temperature >= MIN_TEMPERATURE
 
+    @property
+    def generate_options(self) -> dict[str, Any]:
+        """The keywords of `generate` with which its tokens are chosen."""
+        options = {"prompt_lookup_num_tokens": None, "return_dict_in_generate": False, "do_sample": self.samples}
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.samples else {}
+        return {**options, **drawn}
+
     def fits(self, other: GenerationRequest) -> bool:
-        """Whether the tokens of both are chosen in one way, as those of a batch are."""
+        """Whether the tokens of both are chosen in one way, as those of one `generate` are."""
         if self.samples != other.samples:
             return False
         sampling = (self.temperature, self.top_p), (other.temperature, other.top_p)
@@ -114,7 +120,7 @@ class Row:
         self.prompt_tokens = len(prompt.ids)
         self.image_tokens = sum(image.count for image in prompt.images)
         self.budgets = [image.budget for image in prompt.images]
-        self.cached_tokens = 0  # told by the engine when it reads the prompt
+        self.cached_tokens = 0
         self.limit = limit
         self.cancelled = False
         self.done = False
@@ -124,9 +130,21 @@ class Row:
         self._pieces: asyncio.Queue[Piece | ModelFailureError] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def over(self) -> bool:
+        """Whether no token is wanted any more: the answer is whole, or its client has left."""
+        return self.done or self.cancelled
+
+    def begin(self, cached_tokens: int, metrics: Metrics) -> None:
+        """Takes note that the prompt is read, but for so many tokens that had been read before."""
+        self.cached_tokens = cached_tokens
+        metrics.prompt_tokens.inc(self.prompt_tokens)
+        metrics.image_tokens.inc(self.image_tokens)
+        metrics.cached_tokens.inc(cached_tokens)
+
     def add(self, token: int, ends: frozenset[int], metrics: Metrics) -> None:
         """Takes the next id of the answer; one that comes behind the end is none of it."""
-        if self.done or self.cancelled:
+        if self.over:
             return
         if not self.completion_tokens:
             metrics.first_token.observe(time.perf_counter() - self.started)
@@ -143,7 +161,7 @@ class Row:
 
     def end(self, metrics: Metrics) -> None:
         """Ends the answer where the model's generation settings have ended it, at a stop string of theirs for one."""
-        if not self.done and not self.cancelled:
+        if not self.over:
             self._finish(self._text.finish(), "stop", metrics)
 
     def fail(self, sentence: str) -> None:
@@ -180,21 +198,14 @@ class Row:
             self.cancelled = True
 
 
-class RowStoppingCriteria(StoppingCriteria):
-    """Hands each row its new ids, and ends the rows that are done or whose client has left.
+def fail_all(rows: Sequence[Row]) -> None:
+    """Tells rows that the model failed."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for row in rows:
+        row.fail("The model failed at this request or at one that it was answered with; the log says why.")
 
-    Args:
-        rows: of the batch, in its order.
-        take: called with a row and its new id.
-    """
 
-    def __init__(self, rows: Sequence[Row], take: Callable[[Row, int], None]) -> None:
-        self._rows = rows
-        self._take = take
-
-    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
-        """Whether each row of `input_ids` [B, L + T] is over: bool [B]."""
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            self._take(row, token)
-        over = [row.done or row.cancelled for row in self._rows]
-        return torch.tensor(over, device=input_ids.device)
+def request_ids(rows: Sequence[Row]) -> str:
+    """Which requests these are, for the log."""
+    return ", ".join(row.request_id for row in rows if row.request_id) or "the page's"

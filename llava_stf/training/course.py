@@ -70,13 +70,17 @@ class Progress:
         """Plain values for a checkpoint, which `Progress(**state)` takes back."""
         return asdict(self)
 
-    def advance(self, lesson: Lesson, lessons: Sequence[int], right: Sequence[bool]) -> None:
-        """Count a step that answered questions of `lessons` so; go on to the next lesson where this one is over."""
+    def count(self, lessons: Sequence[int], right: Sequence[bool]) -> None:
+        """Count a step that answered questions of `lessons` so."""
         for number, answer in zip(lessons, right, strict=True):
             self.recent[number].append(answer)
         self.recent = [answers[-WINDOW:] for answers in self.recent]
         self.step += 1
         self.step_in_lesson += 1
+
+    def advance(self, lesson: Lesson, lessons: Sequence[int], right: Sequence[bool]) -> None:
+        """Count a step of the newest lesson, and go on to the next where it is over."""
+        self.count(lessons, right)
         share = self.share_right(self.lesson)
         learned = len(self.recent[self.lesson]) == WINDOW and share >= lesson.goal
         if learned or self.step_in_lesson >= lesson.steps:
@@ -86,10 +90,14 @@ class Progress:
 
 
 def draw_exercises(course: Sequence[Lesson], progress: Progress, seed: int) -> list[tuple[Exercise, int]]:
-    """The exercises of a step, each with the number of its lesson: a function of seed and progress."""
+    """The exercises of a step, each with the number of its lesson: a function of seed and progress.
+
+    When the course is over all its lessons are rehearsed.
+    """
     rng = np.random.default_rng([seed, progress.step])
-    newest = course[progress.lesson]
-    weights = np.array([REHEARSED + 1 - progress.share_right(number) for number in range(progress.lesson + 1)])
+    begun = min(progress.lesson + 1, len(course))
+    newest = course[begun - 1]
+    weights = np.array([REHEARSED + 1 - progress.share_right(number) for number in range(begun)])
     if newest.alone:
         weights[:-1] = 0
     chosen = rng.choice(len(weights), newest.batch_size, p=weights / weights.sum())

@@ -23,17 +23,16 @@ from llava_stf.world.choices import LETTERS
 from llava_stf.world.dataset import CAPTION_REQUEST
 from llava_stf.world.exercises import LETTERED
 from llava_stf.world.families import ALL, FAMILIES, ask, caption
-from llava_stf.world.pairs import Pair, ask_pairs
+from llava_stf.world.pairs import Pair, ask_long_pairs, ask_pairs, weighted
 from llava_stf.world.questions import Question, ask_poor
 from llava_stf.world.scene import Scene
 
 OPEN = tuple(family for family in ALL if family not in LETTERED)
 PER_IMAGE = {OPEN: 6, LETTERED: 5}  # questions of these families, one group of rows each
-PAIRS_PER_IMAGE = 40
+PAIRS_PER_IMAGE, LONG_PAIRS_PER_IMAGE = 24, 12
 TURNS = 4  # of the one conversation of an image, a third group
 CAPTIONED = 0.3  # of the conversations are a caption
 REARRANGED = 0.2  # of the lettered questions have the options in another layout, as some benchmarks do
-LEAST_WEIGHT = 0.1  # of a family whose answers are all right
 Turns = tuple[tuple[str, str], ...]  # questions and their answers
 Row = tuple[str | None, Turns | Pair]
 
@@ -63,6 +62,7 @@ class Encoder:
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         beginning = f"{SYSTEM_PROMPT} USER: {IMAGE_TOKEN}"
         self.beginning = torch.tensor(tokenize_chunks(tokenizer, beginning, image_token_id=self.image_token_id)[:-1])
+        self.pad = tokenizer.pad_token_id
         self.row = lru_cache(400_000)(self._row)
 
     def _row(self, said: Turns | Pair) -> tuple[list[int], list[bool]]:
@@ -89,7 +89,7 @@ class Encoder:
                 continue
             encoded = [[self.row(said) for _, said in rows] for rows in group]
             length = max(len(row) for rows in encoded for row, _ in rows)
-            block = np.full((len(group), most, length), self.tokenizer.pad_token_id)
+            block = np.full((len(group), most, length), self.pad)
             number = np.full(block.shape, IGNORE_INDEX)
             for image, rows in enumerate(encoded):
                 for at, (row, learned) in enumerate(rows):
@@ -102,9 +102,11 @@ class Encoder:
         return Batch(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(answers)), shapes, kinds)
 
 
-def pair_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[Row]:
-    """One image's rows of short queries, as `ask_pairs` chooses them."""
-    return [(pair.kind, pair) for pair in ask_pairs(scene, rng, PAIRS_PER_IMAGE, right)]
+def pair_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
+    """One image's rows of short queries, in a second group those with options or rules."""
+    short = ask_pairs(scene, rng, PAIRS_PER_IMAGE, right)
+    long = ask_long_pairs(scene, rng, LONG_PAIRS_PER_IMAGE, right)
+    return [[(pair.kind, pair) for pair in pairs] for pairs in (short, long)]
 
 
 def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
@@ -113,22 +115,26 @@ def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, fl
     Args:
         scene: of the image.
         rng: what decides.
-        right: share of right answers of each family so far; a family is asked the more the lower it is.
+        right: share of right answers of each kind of question so far; a kind is asked the more the lower it is.
     """
     groups: list[list[Row]] = []
     for families, count in PER_IMAGE.items():
         if scene.degraded:
             drawn = [ask_poor(scene, rng) for _ in range(count)] if "poor" in families else []
         else:
-            weights = np.array([LEAST_WEIGHT + 1 - right[family] for family in families])
-            chosen = rng.choice(families, 4 * count, p=weights / weights.sum())
-            drawn = [FAMILIES[family](scene, rng) for family in chosen]
-        asked = [question for question in drawn if question is not None][:count]
-        groups.append([(one.family, ((_laid_out(one, rng), one.answer),)) for one in asked])
+            drawn = [FAMILIES[family](scene, rng) for family in rng.choice(families, 4 * count)]
+        found = list({question.text: question for question in drawn if question is not None}.values())
+        asked = weighted(found, [kind_of(question) for question in found], count, rng, right)
+        groups.append([(kind_of(one), ((_laid_out(one, rng), one.answer),)) for one in asked])
     turns: Turns = tuple((question.text, question.answer) for question in ask(scene, rng, count=TURNS))
     if not turns or rng.random() < CAPTIONED:
         turns = ((CAPTION_REQUEST, caption(scene)),)
     return [*groups, [(None, turns)]]
+
+
+def kind_of(question: Question) -> str:
+    """The question's family and kind."""
+    return f"{question.family} {question.kind}"
 
 
 def _laid_out(question: Question, rng: np.random.Generator) -> str:

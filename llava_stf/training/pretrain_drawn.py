@@ -41,15 +41,17 @@ from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, tr
 from llava_stf.training.drawn_states import DrawnStates
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.pretrain_language import answer_loss, collate
-from llava_stf.training.rows import DTYPE, Rows, embed, last_states, logits_of
+from llava_stf.training.rows import DTYPES, Rows, embed, last_states, logits_of
 from llava_stf.training.scene_words import SceneWords
 from llava_stf.world.dataset import questions_of
 from llava_stf.world.exercises import LETTERED
 from llava_stf.world.families import FAMILIES
+from llava_stf.world.pairs import UNKNOWN
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
 LETTERS = COURSE[:6]  # the lessons that need no scene
+REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
 AVERAGED = 0.005  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
@@ -61,7 +63,8 @@ ALIGN_BATCH = 32
 class Part:
     """What a part's steps are on, in shares; the rest are on questions. `projector` is its share of the learning rate.
 
-    `alignment` steps of the projector alone come before them.
+    `alignment` steps of the projector alone come before them. When all lessons on letters were taken, `REHEARSED` of
+    their steps are left.
     """
 
     letters: float
@@ -73,7 +76,7 @@ class Part:
 
 PARTS = {
     "objects": Part(letters=0.3, pairs=0.7, told=True),
-    "images": Part(letters=0.4, pairs=0.2, alignment=600, projector=0.1),
+    "images": Part(letters=0.4, pairs=0.25, alignment=600, projector=0.1),
     "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
 
@@ -81,25 +84,28 @@ PARTS = {
 class Learner(nn.Module):
     """A LLaVA's projector and language model behind a tower whose states are given."""
 
-    def __init__(self, llava: Any, encoder: Encoder) -> None:
+    def __init__(self, llava: Any, encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
+        self.dtype = dtype  # of the computation; weights are float32
         self.projector = llava.model.multi_modal_projector
         self.language_model, self.lm_head = llava.model.language_model, llava.lm_head
         self.encoder = encoder
         self.layers = len(getattr(llava.config, "fusion_states", ()))  # none in a plain LLaVA
 
     def image_tokens(self, states: Sequence[Tensor]) -> Tensor:
-        """States [B, N, C] of a tower's layers to tokens [B, M, H] in bfloat16."""
-        with torch.autocast("cpu", DTYPE):
-            return self.projector(states[: self.layers] if self.layers else states[0]).to(DTYPE)
+        """States [B, N, C] of a tower's layers to tokens [B, M, H]."""
+        states = [state.to(self.dtype) for state in states]
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
+            return self.projector(states[: self.layers] if self.layers else states[0]).to(self.dtype)
 
     def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image tokens [B, M, H]: the loss of all answers' tokens, and whether each row is answered right, bool."""
         count = len(image)
-        beginning = embed(self.language_model, self.encoder.beginning).expand(count, -1, -1)
+        beginning = embed(self.language_model, self.encoder.beginning, self.dtype).expand(count, -1, -1)
         prefix = torch.cat([beginning, image], dim=1)
-        x = torch.cat([prefix.flatten(0, 1), embed(self.language_model, batch.ids)])
-        rows = Rows(self.language_model.config, count, prefix.shape[1], batch.groups)
+        x = torch.cat([prefix.flatten(0, 1), embed(self.language_model, batch.ids, self.dtype)])
+        kept = torch.cat([torch.ones(count * prefix.shape[1], dtype=torch.bool), batch.ids != self.encoder.pad])
+        rows = Rows(self.language_model.config, count, prefix.shape[1], batch.groups, kept, self.dtype)
         x = last_states(self.language_model, x, rows)
         (learned,) = torch.nonzero(batch.answers != IGNORE_INDEX, as_tuple=True)
         logits = logits_of(self.language_model, self.lm_head, x[count * prefix.shape[1] + learned - 1])
@@ -121,6 +127,7 @@ def pretrain_drawn(
     fades: float = 0.0,
     batch_size: int = 4,
     learning_rate: float = 7e-4,
+    dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -141,6 +148,7 @@ def pretrain_drawn(
         fades: share of the steps over which the learning rate falls to zero at the end, 0 for never.
         batch_size: images a step.
         learning_rate: its highest.
+        dtype: of the computation; weights are float32.
         seed: of images and questions.
         save_steps: steps between two checkpoints.
         stop_after: stop with a checkpoint after so many steps of this call.
@@ -161,7 +169,7 @@ def pretrain_drawn(
         apply_pooling(llava.model, llava.processor, window=window_of_tokens(llava.model.config, vision_tokens))
     assert llava.processor is not None  # a start has one, see `assemble_tiny`
     encoder = Encoder(llava.processor.tokenizer)
-    learner = Learner(llava.model, encoder)
+    learner = Learner(llava.model, encoder, dtype)
     images = DrawnStates(states)
     if checkpoint is None and plan.alignment:
         align(learner, images, steps=plan.alignment, seed=seed)
@@ -169,7 +177,7 @@ def pretrain_drawn(
     groups = parameter_groups(learner, {"projector": plan.projector, "language_model": 1.0}, weight_decay=0.01)
     shares = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    step, right, letters = 0, dict.fromkeys(FAMILIES, 0.3), Progress()
+    step, right, letters = 0, {}, Progress()
     if checkpoint is not None:
         state = read_state(checkpoint)
         learner.load_state_dict(state["model"])
@@ -180,25 +188,27 @@ def pretrain_drawn(
     while step < steps and (stop_after is None or step < first + stop_after):
         rng = np.random.default_rng([seed, step])
         kind = rng.random()
-        if kind < plan.letters:
+        lettered = plan.letters * (REHEARSED if letters.lesson == len(LETTERS) else 1)
+        if kind < lettered:
             loss = _learn_letters(learner, letters, encoder, rng)
         else:
             chosen = rng.choice(len(images), batch_size, p=likely)
             scenes = [images.scenes[index] for index in chosen]
-            if kind < plan.letters + plan.pairs:
-                batch = encoder.batch([[pair_rows(scene, rng, right) for scene in scenes]])
+            if kind < lettered + plan.pairs:
+                rows = [pair_rows(scene, rng, right) for scene in scenes]
             else:
-                batch = encoder.batch(list(zip(*(training_rows(scene, rng, right) for scene in scenes), strict=True)))
+                rows = [training_rows(scene, rng, right) for scene in scenes]
+            batch = encoder.batch(list(zip(*rows, strict=True)))
             if plan.told:
                 words = SceneWords(encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
                 count = OBJECT_TOKENS[2 * step >= steps]
-                image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(DTYPE)
+                image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(dtype)
             else:
                 image = learner.image_tokens(images.states(chosen))
             loss, answers = learner(image, batch)
             for name, answer in zip(batch.kinds, answers.tolist(), strict=True):
                 if name is not None:
-                    before = right.get(name, 0.3)
+                    before = right.get(name, UNKNOWN)
                     right[name] = before + AVERAGED * (answer - before)
         rate = learning_rate * min(1, (step + 1) / WARMUP_STEPS)
         rate *= min(1, (steps - step) / (fades * steps)) if fades else 1
@@ -232,13 +242,14 @@ def _likelihoods(images: DrawnStates) -> np.ndarray:
 
 
 def _learn_letters(learner: Learner, progress: Progress, encoder: Encoder, rng: np.random.Generator) -> Tensor:
-    """The loss of a step of the lessons on letters, in their order; at the end all of them are rehearsed alike."""
-    if progress.lesson == len(LETTERS):
-        drawn = [(LETTERS[int(number)].draw(rng), int(number)) for number in rng.integers(len(LETTERS), size=8)]
-        return answer_loss(learner.language_model, learner.lm_head, collate(drawn, encoder.tokenizer))[0]
+    """The loss of a step of the lessons on letters, in their order; at the end all of them are rehearsed."""
     batch = collate(draw_exercises(LETTERS, progress, int(rng.integers(2**31))), encoder.tokenizer)
-    loss, right = answer_loss(learner.language_model, learner.lm_head, batch)
-    progress.advance(LETTERS[progress.lesson], batch["lessons"].tolist(), right.tolist())
+    loss, right = answer_loss(learner.language_model, learner.lm_head, batch, learner.dtype)
+    lessons, answers = batch["lessons"].tolist(), right.tolist()
+    if progress.lesson < len(LETTERS):
+        progress.advance(LETTERS[progress.lesson], lessons, answers)
+    else:
+        progress.count(lessons, answers)
     return loss
 
 
@@ -298,12 +309,14 @@ def main() -> None:
     parser.add_argument("--fades", type=float, default=0.0, help="share of steps over which the learning rate falls")
     parser.add_argument("--batch-size", type=int, default=4, help="images a step")
     parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the computation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pretrain_drawn(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    pretrain_drawn(**options | {"dtype": DTYPES[options["dtype"]]})
 
 
 if __name__ == "__main__":

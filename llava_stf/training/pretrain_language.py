@@ -2,8 +2,8 @@
 
 It plays the part that Vicuna plays for LLaVA: afterwards the language model answers all families of questions, options
 by letter among them, from what it is told. The lessons of `COURSE` follow each other; each ends when its exercises are
-answered well enough, and is rehearsed in those that follow. It computes in bfloat16 with weights in float32, which
-a CPU with AVX-512 multiplies several times as fast as float32.
+answered well enough, and is rehearsed in those that follow. Weights are float32; what is faster to compute in, bfloat16
+or float32, depends on the CPU.
 
     python -m llava_stf.training.pretrain_language --output runs/language --resume
 """
@@ -32,7 +32,7 @@ from llava_stf.training.assemble_tiny import language_config, train_tokenizer
 from llava_stf.training.course import COURSE, Lesson, Progress, draw_exercises, learning_rate
 from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.optim import parameter_groups
-from llava_stf.training.rows import Rows, embed, last_states, logits_of
+from llava_stf.training.rows import DTYPES, Rows, embed, last_states, logits_of
 from llava_stf.world.dataset import generator, questions_of
 from llava_stf.world.exercises import Exercise, conversation
 from llava_stf.world.families import FAMILIES
@@ -48,6 +48,7 @@ def pretrain_language(
     *,
     course: Sequence[Lesson] = COURSE,
     config: Callable[[PreTrainedTokenizerBase], LlamaConfig] = language_config,
+    dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     save_steps: int = 500,
     stop_after: int | None = None,
@@ -61,6 +62,7 @@ def pretrain_language(
         output: folder of the run.
         course: lessons in their order.
         config: gives the architecture for a tokenizer.
+        dtype: of the computation; weights are float32.
         seed: of weights and exercises.
         save_steps: steps between two checkpoints.
         stop_after: stop with a checkpoint after so many steps of this call.
@@ -93,7 +95,7 @@ def pretrain_language(
         rate = learning_rate(lesson, progress)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, right = train_step(model, optimizer, batch)
+        loss, right = train_step(model, optimizer, batch, dtype)
         if not math.isfinite(loss):
             raise DataError(f"the loss is {loss} at step {progress.step + 1}; {describe_newest(output)}")
         progress.advance(lesson, batch["lessons"].tolist(), right.tolist())
@@ -107,7 +109,9 @@ def pretrain_language(
         save_state(output, progress.step, _state(model, optimizer, progress))
     if progress.lesson < len(course):
         return False
-    logger.info("right on %d scenes never told before: %s", SCENES, told_accuracy(model.eval(), tokenizer, SCENES))
+    logger.info(
+        "right on %d scenes never told before: %s", SCENES, told_accuracy(model.eval(), tokenizer, SCENES, dtype=dtype)
+    )
     save_model(model, tokenizer, output, torch.float32)
     return True
 
@@ -116,8 +120,8 @@ def collate(exercises: Sequence[tuple[Exercise, int]], tokenizer: PreTrainedToke
     """One batch of exercises, each with the number of its lesson.
 
     Returns:
-        `input_ids` [B, L], padded on the right; `answers` [B, L], the number of the answer that a token belongs to,
-        over the whole batch, or -100; `lessons` [answers], int64.
+        `input_ids` and `attention_mask` [B, L], padded on the right; `answers` [B, L], the number of the answer that a
+        token belongs to, over the whole batch, or -100; `lessons` [answers], int64.
     """
     encoded = tokenizer(
         [exercise.text for exercise, _ in exercises], return_offsets_mapping=True, padding=True, padding_side="right"
@@ -131,14 +135,18 @@ def collate(exercises: Sequence[tuple[Exercise, int]], tokenizer: PreTrainedToke
             inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
             answers[row, torch.from_numpy(inside)] = len(lessons)
             lessons.append(lesson)
-    return {"input_ids": ids, "answers": answers, "lessons": torch.tensor(lessons)}
+    mask = torch.tensor(encoded["attention_mask"])
+    return {"input_ids": ids, "attention_mask": mask, "answers": answers, "lessons": torch.tensor(lessons)}
 
 
 def train_step(
-    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    batch: dict[str, Tensor],
+    dtype: torch.dtype = torch.bfloat16,
 ) -> tuple[float, Tensor]:
     """One update; the mean loss of the answers' tokens, and which answers were right before it, bool [answers]."""
-    loss, right = answer_loss(model.model, model.lm_head, batch)
+    loss, right = answer_loss(model.model, model.lm_head, batch, dtype)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,7 +154,9 @@ def train_step(
     return loss.item(), right
 
 
-def answer_loss(model: LlamaModel, head: nn.Linear, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def answer_loss(
+    model: LlamaModel, head: nn.Linear, batch: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor]:
     """Cross entropy over the answers' tokens, and which answers have all of them right, bool [answers].
 
     Answers are one token of twelve, so only their logits are computed. Rows are padded on the right, where a causal
@@ -154,7 +164,9 @@ def answer_loss(model: LlamaModel, head: nn.Linear, batch: dict[str, Tensor]) ->
     """
     count, length = batch["input_ids"].shape
     ids, number = batch["input_ids"].flatten(), batch["answers"].flatten()
-    states = last_states(model, embed(model, ids), Rows(model.config, count, 0, [(1, length)]))
+    kept = batch["attention_mask"].flatten().bool()
+    rows = Rows(model.config, count, 0, [(1, length)], kept, dtype)
+    states = last_states(model, embed(model, ids, dtype), rows)
     (learned,) = torch.nonzero(number != IGNORE_INDEX, as_tuple=True)
     logits, target, number = logits_of(model, head, states[learned - 1]), ids[learned], number[learned]
     wrong = torch.zeros(len(batch["lessons"]), dtype=torch.int64)
@@ -164,7 +176,12 @@ def answer_loss(model: LlamaModel, head: nn.Linear, batch: dict[str, Tensor]) ->
 
 @torch.inference_mode()
 def told_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, scenes: int, *, seed: int = 0
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    scenes: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, float]:
     """Share of right answers per family about the captions of the first scenes of a held-out seed.
 
@@ -179,7 +196,7 @@ def told_accuracy(
             continue
         batch = collate([(conversation(scene, [question]), 0) for question in questions], tokenizer)
         for question, is_right in zip(
-            questions, answer_loss(model.model, model.lm_head, batch)[1].tolist(), strict=True
+            questions, answer_loss(model.model, model.lm_head, batch, dtype)[1].tolist(), strict=True
         ):
             right[question.family] += is_right
             total[question.family] += 1
@@ -194,12 +211,14 @@ def main() -> None:
     """Train the language model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, model and tokenizer")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the computation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--stop-after", type=int, help="stop with a checkpoint after so many steps")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pretrain_language(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    pretrain_language(**options | {"dtype": DTYPES[options["dtype"]]})
 
 
 if __name__ == "__main__":

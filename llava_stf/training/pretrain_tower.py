@@ -23,10 +23,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
-from llava_stf.world.dataset import draw
-from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, patch_labels
+from llava_stf.training.rows import DTYPES
+from llava_stf.world.dataset import draw, generator
+from llava_stf.world.drawing import render
+from llava_stf.world.labels import patch_labels
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, WORDS, with_more_texts
 
 SELECT_LAYER = -2
+CROWDED = 0.7  # of the images; characters take longest to learn
 CLASSES = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,
@@ -35,6 +39,7 @@ CLASSES = {
     "centre": 2,
     "char_left": len(CHARACTERS) + 1,
     "char_right": len(CHARACTERS) + 1,
+    "order": max(map(len, WORDS)) + 1,
 }
 
 
@@ -52,16 +57,23 @@ def tower_config() -> CLIPVisionConfig:
 
 
 class DrawnImages(IterableDataset[dict[str, Tensor]]):
-    """Images `start` to `start + count` of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class."""
+    """The first images of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class.
 
-    def __init__(self, count: int, seed: int, split: str = "train") -> None:
-        self.count, self.seed, self.split = count, seed, split
+    `crowded` is the share of images that have texts on all their free places.
+    """
+
+    def __init__(self, count: int, seed: int, split: str = "train", crowded: float = 0.0) -> None:
+        self.count, self.seed, self.split, self.crowded = count, seed, split, crowded
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for index in range(first, self.count, step):
             scene, pixels = draw(index, seed=self.seed, split=self.split)
+            rng = generator(self.split, self.seed, index, 2)
+            if rng.random() < self.crowded:
+                scene = with_more_texts(scene, rng)
+                pixels = render(scene, rng)
             labels = patch_labels(scene)
             sample = {name: torch.from_numpy(labels[name].reshape(-1)) for name in CLASSES}
             yield sample | {"pixels": torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))}
@@ -85,9 +97,18 @@ class DenseReader(nn.Module):
 
 
 def pretrain_tower(
-    output: Path, *, images: int, batch_size: int = 32, learning_rate: float = 1e-3, seed: int = 0
+    output: Path,
+    *,
+    images: int,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
 ) -> None:
-    """Train a tower on `images` drawn images and save it, `CLIPVisionModel` format, in `output`."""
+    """Train a tower on `images` drawn images and save it, `CLIPVisionModel` format, in `output`.
+
+    It computes in `dtype`, with weights in float32.
+    """
     torch.manual_seed(seed)
     # On a CPU in bfloat16 the fused attention has a backward pass that takes half of the step.
     reader = DenseReader(CLIPVisionModel._from_config(tower_config(), attn_implementation="eager"))
@@ -95,10 +116,12 @@ def pretrain_tower(
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.01)
     steps = images // batch_size
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 30, steps)
-    loader = DataLoader(DrawnImages(images, seed), batch_size=batch_size, num_workers=1, drop_last=True)
+    loader = DataLoader(
+        DrawnImages(images, seed, crowded=CROWDED), batch_size=batch_size, num_workers=1, drop_last=True
+    )
     started = time.monotonic()
     for step, batch in enumerate(loader, 1):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             logits = reader(batch["pixels"])
         losses = [F.cross_entropy(logits[name].float().flatten(0, 1), batch[name].flatten()) for name in CLASSES]
         loss = torch.stack(losses).sum()
@@ -138,8 +161,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the computation")
     parser.add_argument("--seed", type=int, default=0)
-    pretrain_tower(**vars(parser.parse_args()))
+    options = vars(parser.parse_args())
+    pretrain_tower(**options | {"dtype": DTYPES[options["dtype"]]})
 
 
 if __name__ == "__main__":

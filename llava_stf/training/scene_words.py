@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llava_stf.world.labels import patch_labels
 from llava_stf.world.questions import UNANSWERABLE
-from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIZES, Scene, patch_labels
+from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIZES, WORDS, Scene
 
 OBJECT = "shapes"  # the word for any object, so that "How many shapes are there?" finds them
+ORDERS = tuple(f"<0x{number:02X}>" for number in range(1, 1 + max(map(len, WORDS))))  # no text has them
 
 
 class SceneWords:
@@ -27,6 +29,8 @@ class SceneWords:
         self.embedding, self.common = embedding, embedding.mean(0)
         words = (*SHAPES, *COLOURS, *SIZES, *PLACES, OBJECT, "number", "word", UNANSWERABLE)
         self.ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+        for order in ORDERS:
+            self.ids[order] = [tokenizer.convert_tokens_to_ids(order)]
         for character in CHARACTERS:
             self.ids[character] = [tokenizer.convert_tokens_to_ids(character.lower())]
 
@@ -51,8 +55,8 @@ class SceneWords:
     def patches(self, scene: Scene) -> Tensor:
         """One token for each patch, [64, width].
 
-        Shape, colour, size and place of what the patch shows, `OBJECT` at the middle of one, the characters and the
-        kind of a text; the right one of two characters by its embedding rolled by one, which keeps their order.
+        Shape, colour, size and place of what the patch shows, `OBJECT` at the middle of one; the characters of a text,
+        where they stand in it, and its kind. The right one of two characters is its embedding rolled by one.
         """
         labels = {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
         letters = self._table(CHARACTERS)
@@ -64,6 +68,7 @@ class SceneWords:
             "centre": self._table([OBJECT]),
             "char_left": letters,
             "char_right": letters.roll(1, -1),
+            "order": self._table(ORDERS),
         }
         total = self.common + sum(table[labels[name]] for name, table in tables.items())
         if scene.degraded:

@@ -48,11 +48,8 @@ def check_start(config: FinetuneConfig) -> None:
     from llava_stf.loading import read_config
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    if base.model_type in ("video_llava", "video_llava_stf", "vipllava", "vipllava_stf"):
-        raise FusionError(
-            f"Training is for models of one vision tower whose projector takes one state of it, as LLaVA-1.5's does, "
-            f"and a {base.model_type} is none."
-        )
+    if base.model_type in ("video_llava", "video_llava_stf"):
+        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} is none.")
     _check_tokens(config, base)
 
 
@@ -116,19 +113,19 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
 
 
 def computes_in_bfloat16(config: FinetuneConfig) -> bool:
-    """Whether the run computes in bfloat16: as it says, or with `auto` where the device multiplies bfloat16 itself.
+    """Whether the run computes in bfloat16: as it says, or with `auto` where the device is quick at it.
 
-    A CPU that does not, one with AVX2 only for instance, computes it by way of float32 and is many times slower.
+    A CPU that is not, one with AVX2 only for instance, computes it by way of float32 and is many times slower.
     """
     import torch
 
-    from llava_stf.loading.precision import cpu_multiplies
+    from llava_stf.loading.precision import slow_on_cpu
 
     if config.bf16 != "auto":
         return config.bf16
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.accelerator.is_available() or cpu_multiplies(torch.bfloat16)
+    return torch.accelerator.is_available() or not slow_on_cpu(torch.bfloat16)
 
 
 def starts_from_language_model(config: FinetuneConfig) -> bool:

@@ -40,7 +40,8 @@ class FinetuneTrainer(CheckpointTrainer):
     Modifications:
         train: stops with a checkpoint on SIGTERM and SIGINT; a finished run that is resumed takes no step more.
         get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
-        create_optimizer: AdamW over one parameter group per part of the model.
+        create_optimizer: AdamW over one parameter group per part of the model; under DeepSpeed, too, a step without any
+            image leaves the projector as it is.
         training_step: brings the batch to the step's vision tokens, to each of them one after the other where a step
             has several; counts samples and tokens, and remembers losses and sample ids.
         compute_loss: a share of the mean over the step's vision tokens.
@@ -70,6 +71,7 @@ class FinetuneTrainer(CheckpointTrainer):
             prepare_plugin(self.accelerator.state.fsdp_plugin, self.model)
         self.budgets, self.prepared_budget = budgets, prepared_budget
         self.filled = False
+        self._has_images = True  # the optimizer step under way, in any process
         self.step_budget = prepared_budget  # vision tokens per image in the pass under way
         self.terminating = False  # in all processes, from the same step on
         self._step_end = StepEnd()
@@ -117,7 +119,17 @@ class FinetuneTrainer(CheckpointTrainer):
                 weight_decay=self.finetune_config.weight_decay,
             )
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.finetune_config.adam_beta2), fused=True)
+            if self.is_deepspeed_enabled:
+                self.optimizer.register_step_pre_hook(self._leave_unused_projector)
         return self.optimizer
+
+    def _leave_unused_projector(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Take back the gradient of zeros that a step of text alone has under DeepSpeed: momentum would move it."""
+        if not self._has_images:
+            for group in optimizer.param_groups:
+                if group["part"] == "projector":
+                    for parameter in group["params"]:
+                        parameter.grad = None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """See the class: the step's vision tokens, counts and losses."""
@@ -158,14 +170,17 @@ class FinetuneTrainer(CheckpointTrainer):
     def _alike_in_all_processes(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give a batch of text alone an image where another process has one in the same forward pass.
 
-        Every process has to take part when a sharded tower and projector are gathered.
+        Every process has to take part when a sharded tower and projector are gathered. Under DeepSpeed all have one in
+        every pass: what gets no gradient in a pass keeps that of an earlier step there, and counts in its norm.
         """
         if self._filler is None or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return batches
         found = torch.tensor(["pixel_values" in batch for batch in batches], dtype=torch.int64, device=self.args.device)
         anywhere = self.accelerator.reduce(found, reduction="sum").tolist()
+        self._has_images = any(anywhere)
+        always = self.is_deepspeed_enabled
         return [
-            with_filler(batch, self._filler()) if others and "pixel_values" not in batch else batch
+            with_filler(batch, self._filler()) if (others or always) and "pixel_values" not in batch else batch
             for batch, others in zip(batches, anywhere, strict=True)
         ]
 

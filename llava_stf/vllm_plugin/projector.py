@@ -45,6 +45,7 @@ def build_shared_projector(config: FusionConfig) -> LlavaStfProjector | PooledPr
     if isinstance(projector, PooledProjector):
         _share(projector, places=1)
     else:
+        assert isinstance(projector.block_fusion, MultiBlockTokenFusion)  # of every model that the plugin takes
         _share(projector.block_fusion, places=1)
         # STF's hidden units belong to the places of a window, in equal parts; each rank takes its share of every part.
         _share(projector.spatial_fusion, places=spatial_places(config))

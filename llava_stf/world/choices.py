@@ -27,7 +27,7 @@ def ask_science(scene: Scene, rng: np.random.Generator) -> Question | None:
     truth = thing.colour if by_colour else thing.shape
     seen = [other.colour if by_colour else other.shape for other in scene.objects]
     names: tuple[str, ...] = COLOUR_NAMES if by_colour else SHAPES
-    contrast = _distractors(truth, seen, names, 1, rng)[0]
+    contrast = distractors(truth, seen, names, 1, rng)[0]
     asked = thing.shape if by_colour else f"{thing.colour} shape"
     options = tuple(str(option) for option in rng.permutation(pick(rng, PROPERTIES)))
     property_of = dict(zip((truth, contrast), rng.permutation(options).tolist(), strict=True))
@@ -82,7 +82,7 @@ def _choice(scene: Scene, rng: np.random.Generator, family: str) -> Question | N
         assert scene.text is not None
         truth, names = scene.text.string, WORDS
         english, chinese = "What word is written?", "写的是什么词？"
-    options = _distractors(truth, seen, names, 3, rng)
+    options = distractors(truth, seen, names, 3, rng)
     options.insert(int(rng.integers(4)), truth)
     letter = LETTERS[options.index(truth)]
     if family == "choice_cn":
@@ -92,9 +92,7 @@ def _choice(scene: Scene, rng: np.random.Generator, family: str) -> Question | N
     )
 
 
-def _distractors(
-    truth: str, seen: list[str], names: tuple[str, ...], count: int, rng: np.random.Generator
-) -> list[str]:
+def distractors(truth: str, seen: list[str], names: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
     """`count` wrong names in random order, half of the time those of other objects first: presence must not tell."""
     wrong = [str(option) for option in rng.permutation([option for option in names if option != truth])]
     if rng.random() < 0.5:

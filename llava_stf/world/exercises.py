@@ -16,9 +16,11 @@ from llava_stf.models.llava_stf.conversation import END, render_v1
 from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES
 from llava_stf.world.families import ALL, ask, caption
 from llava_stf.world.questions import Question, pick
-from llava_stf.world.scene import COLOURS, SHAPES, Scene, sample_scene
+from llava_stf.world.scene import COLOURS, PLACES, SHAPES, WORDS, Scene, sample_scene
 
-NAMES = (*COLOURS, *SHAPES)
+TRANSLATED = (tuple(COLOURS), SHAPES, PLACES)
+NAMES = (*TRANSLATED, WORDS, tuple("12345"))
+OF_ONE_KIND = 0.8  # of the lists of options, as in the questions
 LETTERED = ("science", "choice", "choice_cn")
 QUESTIONS_PER_LIST = 6
 RULES_PER_CHAT = 4
@@ -75,7 +77,7 @@ def options_last(
     """
     parts: list[tuple[str, bool]] = []
     for _ in range(turns):
-        options = _options(rng)
+        options = _options(rng, TRANSLATED if translated else NAMES)
         number = int(rng.integers(len(options)))
         asked = options[number]
         if translated and rng.random() < 0.5:
@@ -125,8 +127,9 @@ def conversation(scene: Scene, questions: Sequence[Question]) -> Exercise:
     return Exercise.of(parts)
 
 
-def _options(rng: np.random.Generator) -> list[str]:
-    return [str(name) for name in rng.permutation(NAMES)[: int(rng.integers(2, len(LETTERS) + 1))]]
+def _options(rng: np.random.Generator, kinds: Sequence[Sequence[str]] = NAMES) -> list[str]:
+    names = pick(rng, kinds) if rng.random() < OF_ONE_KIND else [name for kind in kinds for name in kind]
+    return [str(name) for name in rng.permutation(names)[: int(rng.integers(2, len(LETTERS) + 1))]]
 
 
 def _listed(options: Sequence[str]) -> str:

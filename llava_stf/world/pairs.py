@@ -5,11 +5,13 @@ From them a language model without pre-training learns to look things up in an i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
+from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES, distractors
 from llava_stf.world.questions import (
     COLOUR_NAMES,
     DIRECTIONS,
@@ -18,8 +20,9 @@ from llava_stf.world.questions import (
     unique_colours,
     unique_shapes,
 )
-from llava_stf.world.scene import PLACES, SHAPES, Scene
+from llava_stf.world.scene import PLACES, SHAPES, WORDS, Scene
 
+T = TypeVar("T")
 LEAST_WEIGHT = 0.1  # of a kind whose answers are all right
 UNKNOWN = 0.3  # share of right answers of a kind that was not asked yet
 
@@ -46,10 +49,27 @@ def ask_pairs(scene: Scene, rng: np.random.Generator, count: int, right: Mapping
         queries = (f"{pick(rng, COLOUR_NAMES)} shape", f"{pick(rng, SHAPES)} colour")
         return [Pair("degraded", query, UNANSWERABLE) for query in queries]
     pairs = [*_attributes(scene), *_absent(scene, rng), *_presence(scene, rng), *_neighbours(scene), *_text(scene)]
-    pairs.append(Pair("count", "shapes", str(len(scene.objects))))
-    weights = np.array([LEAST_WEIGHT + 1 - right.get(pair.kind, UNKNOWN) for pair in pairs])
-    chosen = rng.choice(len(pairs), min(count, len(pairs)), replace=False, p=weights / weights.sum())
-    return [pairs[index] for index in chosen]
+    pairs += _counts(scene, rng)
+    return weighted(pairs, [pair.kind for pair in pairs], count, rng, right)
+
+
+def ask_long_pairs(scene: Scene, rng: np.random.Generator, count: int, right: Mapping[str, float]) -> list[Pair]:
+    """As `ask_pairs`, queries that give options by letter ("star at A left B top: B") or a rule; none if degraded."""
+    if scene.degraded:
+        return []
+    pairs = [*_rules(scene, rng), *_lettered(scene, rng)]
+    return weighted(pairs, [pair.kind for pair in pairs], count, rng, right)
+
+
+def weighted(
+    items: Sequence[T], kinds: Sequence[str], count: int, rng: np.random.Generator, right: Mapping[str, float]
+) -> list[T]:
+    """At most `count` of the items, the likelier the smaller the share of right answers to their kind."""
+    weights = np.array([LEAST_WEIGHT + 1 - right.get(kind, UNKNOWN) for kind in kinds])
+    if not len(weights):
+        return []
+    chosen = rng.choice(len(items), min(count, len(items)), replace=False, p=weights / weights.sum())
+    return [items[index] for index in chosen]
 
 
 def _attributes(scene: Scene) -> list[Pair]:
@@ -99,6 +119,63 @@ def _neighbours(scene: Scene) -> list[Pair]:
             if len(found) == 1:
                 pairs.append(Pair("neighbour", f"{direction} {thing.shape} colour", found[0].colour))
                 pairs.append(Pair("neighbour", f"{direction} {thing.shape} shape", found[0].shape))
+    return pairs
+
+
+def _counts(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """How many objects there are, in all and of each shape and colour; of one of each that may not be there as well."""
+    shapes, colours = [thing.shape for thing in scene.objects], [thing.colour for thing in scene.objects]
+    return [
+        Pair("count", "shapes", str(len(scene.objects))),
+        *(
+            Pair("count of", f"{one} count", str(shapes.count(one)))
+            for one in dict.fromkeys([*shapes, pick(rng, SHAPES)])
+        ),
+        *(
+            Pair("count of", f"{one} count", str(colours.count(one)))
+            for one in dict.fromkeys([*colours, pick(rng, COLOUR_NAMES)])
+        ),
+    ]
+
+
+def _rules(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """What a rule on two colours or shapes says of an object."""
+    asked = [(f"{thing.shape}", thing.colour, COLOUR_NAMES) for thing in unique_shapes(scene)]
+    asked += [(f"{thing.colour} shape", thing.shape, SHAPES) for thing in unique_colours(scene)]
+    pairs = []
+    for query, truth, names in asked:
+        seen = [thing.colour if truth in COLOUR_NAMES else thing.shape for thing in scene.objects]
+        rule = [truth, *distractors(truth, seen, names, 1, rng)]
+        properties = rng.permutation(pick(rng, PROPERTIES)).tolist()
+        said = [f"{name} {value}" for name, value in zip(rule, properties, strict=True)]
+        pairs.append(Pair("rule", f"{', '.join(rng.permutation(said))}, {query}", properties[0]))
+    return pairs
+
+
+def _lettered(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Queries with the letters of their options, in English or Chinese."""
+    asked: list[tuple[str, str, str, list[str], tuple[str, ...]]] = [
+        ("letter of count", "shapes", str(len(scene.objects)), [], tuple("12345"))
+    ]
+    places = [PLACES[thing.place] for thing in scene.objects]
+    shapes, colours = [thing.shape for thing in scene.objects], [thing.colour for thing in scene.objects]
+    for thing in unique_shapes(scene):
+        asked.append(("letter of place", f"{thing.shape} at", PLACES[thing.place], places, PLACES))
+        asked.append(("letter of colour", f"{thing.shape} colour", thing.colour, colours, COLOUR_NAMES))
+    for thing in unique_colours(scene):
+        asked.append(("letter of shape", f"{thing.colour} shape", thing.shape, shapes, SHAPES))
+    for thing in scene.objects:
+        asked.append(("letter of shape", f"{PLACES[thing.place]} shape", thing.shape, shapes, SHAPES))
+    if scene.text is not None and not scene.text.is_number:
+        asked.append(("letter of word", "word", scene.text.string, [], WORDS))
+    pairs = []
+    for kind, query, truth, seen, names in asked:
+        options = rng.permutation([truth, *distractors(truth, seen, names, 3, rng)]).tolist()
+        letter = LETTERS[options.index(truth)]
+        if rng.random() < 0.5:
+            options = [CHINESE.get(option, option) for option in options]
+        listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, options, strict=True))
+        pairs.append(Pair(kind, f"{query} {listed}", letter))
     return pairs
 
 

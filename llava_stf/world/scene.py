@@ -4,14 +4,15 @@ A scene has one to four shapes on a 3x3 raster of places, sometimes a word or a 
 degraded (blurred, dark or noisy) so that nothing in it can be read.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llava_stf.errors import DataError
 from llava_stf.world.glyphs import layout
 
-SIDE = 112  # px
+SIDE = 112  # px, of an image that is one tile of the bundled tower
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
     "red": (222, 32, 36),
@@ -101,6 +102,13 @@ class Scene:
     text: Label | None
     background: Colour
     degradation: str | None
+    side: int = SIDE  # px
+    more_texts: tuple[Label, ...] = ()  # nothing is asked about them; a tower learns characters from them
+
+    @property
+    def texts(self) -> tuple[Label, ...]:
+        """All that is written."""
+        return self.more_texts if self.text is None else (self.text, *self.more_texts)
 
     @property
     def degraded(self) -> bool:
@@ -108,12 +116,16 @@ class Scene:
         return self.degradation is not None
 
 
-def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
+def sample_scene(rng: np.random.Generator, *, max_objects: int = 4, side: int = SIDE) -> Scene:
     """Draw a scene with 1 to `max_objects` shapes.
 
+    In an image of more than SIDE px a side, shapes and letters are as large as in one of SIDE, and lie farther apart.
+
     Raises:
-        DataError: `max_objects` is not 1 to MOST_OBJECTS.
+        DataError: `max_objects` is not 1 to MOST_OBJECTS, or `side` is less than SIDE.
     """
+    if side < SIDE:
+        raise DataError(f"Expected images of at least {SIDE} px a side, found {side}.")
     if not 1 <= max_objects <= MOST_OBJECTS:
         raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))
@@ -121,23 +133,23 @@ def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
     same_shape = (
         SHAPES[rng.integers(6)] if rng.random() < 0.2 else None
     )  # otherwise counts of one shape are rarely over 1
-    things = [_sample_thing(rng, int(place), same_shape) for place in places[:count]]
+    things = [_sample_thing(rng, int(place), same_shape, side) for place in places[:count]]
     kind = rng.random()
     text = None
     if kind < WORD_SHARE:
-        text = _sample_label(rng, WORDS[rng.integers(len(WORDS))], int(places[count]), things)
+        text = _sample_label(rng, WORDS[rng.integers(len(WORDS))], int(places[count]), things, side)
     elif kind < WORD_SHARE + NUMBER_SHARE:
         digits = int(rng.integers(1, 4))
         number = int(rng.integers(10 ** (digits - 1), 10**digits))
-        text = _sample_label(rng, str(number), int(places[count]), things)
+        text = _sample_label(rng, str(number), int(places[count]), things, side)
     base = rng.integers(24, 76) if rng.random() < 0.5 else rng.integers(178, 236)
     red, green, blue = (int(channel) for channel in base + rng.integers(-18, 19, size=3))
     degradation = DEGRADATIONS[rng.integers(3)] if rng.random() < DEGRADED_SHARE else None
     things.sort(key=lambda thing: thing.place)
-    return Scene(tuple(things), text, (red, green, blue), degradation)
+    return Scene(tuple(things), text, (red, green, blue), degradation, side)
 
 
-def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) -> Thing:
+def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None, side: int) -> Thing:
     if rng.random() < POPULAR_SHARE:
         colour, shape = POPULAR[rng.integers(6)]
     else:
@@ -146,29 +158,49 @@ def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) 
         shape = same_shape
     size = "small" if rng.random() < 0.5 else "large"
     smallest, largest = SIZES[size]
-    side = int(rng.integers(smallest, largest + 1))
-    x, y = _corner(rng, place, side, side)
+    extent = int(rng.integers(smallest, largest + 1))
+    x, y = _corner(rng, place, extent, extent, side)
     red, green, blue = (
         int(min(255, max(0, channel + jitter)))
         for channel, jitter in zip(
             COLOURS[colour], rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, size=3), strict=True
         )
     )
-    return Thing(shape, colour, size, place, (x, y, x + side, y + side), (red, green, blue))
+    return Thing(shape, colour, size, place, (x, y, x + extent, y + extent), (red, green, blue))
 
 
-def _corner(rng: np.random.Generator, place: int, width: int, height: int) -> tuple[int, int]:
-    """Top left corner of a box somewhere in its place, at most 6 px off the middle and always inside the image."""
-    corner = []
+def _corner(rng: np.random.Generator, place: int, width: int, height: int, side: int) -> tuple[int, int]:
+    """Top left corner of a box somewhere in its place and always inside the image.
+
+    It is at most 6 px off the middle in an image of SIDE px, and farther where places are larger.
+    """
+    corner, most = [], 6 + (side - SIDE) // 3
     for index, extent in ((place % 3, width), (place // 3, height)):
-        slack = max(1, min(6, (SIDE // 3 - extent) // 2))
-        middle = (2 * index + 1) * SIDE // 6
+        slack = max(1, min(most, (side // 3 - extent) // 2))
+        middle = (2 * index + 1) * side // 6
         start = middle - extent // 2 + int(rng.integers(-slack, slack + 1))
-        corner.append(min(SIDE - extent, max(0, start)))
+        corner.append(min(side - extent, max(0, start)))
     return corner[0], corner[1]
 
 
-def _sample_label(rng: np.random.Generator, string: str, place: int, things: list[Thing]) -> Label | None:
+def with_more_texts(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with a word, a number or random characters on every place that is free and has room."""
+    taken: list[Thing | Label] = [*scene.objects, *scene.texts]
+    more: list[Label] = []
+    for place in sorted({*range(9)} - {part.place for part in taken}):
+        kind, length = rng.random(), int(rng.integers(1, 4))
+        characters = CHARACTERS[-10:] if kind < 0.5 else CHARACTERS
+        string = "".join(characters[index] for index in rng.integers(len(characters), size=length)).lower()
+        if kind > 0.75:
+            string = WORDS[rng.integers(len(WORDS))]
+        label = _sample_label(rng, string, place, [*taken, *more], scene.side)
+        more += [label] if label is not None else []
+    return replace(scene, more_texts=tuple(more))
+
+
+def _sample_label(
+    rng: np.random.Generator, string: str, place: int, things: Sequence[Thing | Label], side: int
+) -> Label | None:
     """The text on its place, in a font that fits; None where a neighbour leaves no room in eight tries."""
     drawn = string.upper()
     for _ in range(8):
@@ -177,7 +209,7 @@ def _sample_label(rng: np.random.Generator, string: str, place: int, things: lis
             size -= 1
         boxes = layout(drawn, size)
         width, height = boxes[-1][2], max(box[3] for box in boxes)
-        x, y = _corner(rng, place, width, height)
+        x, y = _corner(rng, place, width, height, side)
         box = (x, y, x + width, y + height)
         if not any(_overlap(box, thing.box) for thing in things):
             moved = tuple((x + left, y + top, x + right, y + bottom) for left, top, right, bottom in boxes)
@@ -187,51 +219,3 @@ def _sample_label(rng: np.random.Generator, string: str, place: int, things: lis
 
 def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
-    """Dense targets per patch, each int64 [grid, grid]; "degraded" is a scalar 0 or 1.
-
-    "shape" (0 none, 1..6), "colour" (0..8), "size" (0 none, 1 small, 2 large): of the object whose box covers most of
-    the patch, if that is at least a fifth of it. "place" (0 none, 1..9): of that object, or else of the text that has a
-    character in the patch. "centre" (0 or 1): whether the middle of an object lies in the patch. "char_left",
-    "char_right" (0 none, 1..36 as in CHARACTERS): the character with most of its box in that half of the patch, if at
-    least 0.3 of the box is there. All maps are 0 where the image is degraded, since nothing can be read in it.
-    """
-    names = ("shape", "colour", "size", "place", "centre", "char_left", "char_right")
-    labels = {name: np.zeros((grid, grid), dtype=np.int64) for name in names}
-    labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
-    if scene.degraded:
-        return labels
-    colours, sizes = tuple(COLOURS), tuple(SIZES)
-    best = np.full((grid, grid), 0.2 * (SIDE / grid) ** 2)
-    for thing in scene.objects:
-        area = _covered(thing.box, grid, grid)
-        wins = area >= best
-        best[wins] = area[wins]
-        labels["shape"][wins] = SHAPES.index(thing.shape) + 1
-        labels["colour"][wins] = colours.index(thing.colour) + 1
-        labels["size"][wins] = sizes.index(thing.size) + 1
-        labels["place"][wins] = thing.place + 1
-        x0, y0, x1, y1 = thing.box
-        labels["centre"][(y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // (2 * SIDE)] = 1
-    if scene.text is not None:
-        characters = np.zeros((grid, 2 * grid), dtype=np.int64)
-        most = np.zeros((grid, 2 * grid))
-        for character, box in zip(scene.text.string.upper(), scene.text.character_boxes, strict=True):
-            share = _covered(box, grid, 2 * grid) / ((box[2] - box[0]) * (box[3] - box[1]))
-            wins = (share >= 0.3) & (share > most)
-            most[wins] = share[wins]
-            characters[wins] = CHARACTERS.index(character) + 1
-        labels["char_left"], labels["char_right"] = characters[:, 0::2].copy(), characters[:, 1::2].copy()
-        written = (labels["char_left"] > 0) | (labels["char_right"] > 0)
-        labels["place"][written & (labels["place"] == 0)] = scene.text.place + 1
-    return labels
-
-
-def _covered(box: Box, rows: int, columns: int) -> np.ndarray:
-    """Px of the box inside each cell of a raster over the image: float64 [rows, columns]."""
-    x, y = np.arange(columns) * (SIDE / columns), np.arange(rows) * (SIDE / rows)
-    across = np.clip(np.minimum(box[2], x + SIDE / columns) - np.maximum(box[0], x), 0, None)
-    down = np.clip(np.minimum(box[3], y + SIDE / rows) - np.maximum(box[1], y), 0, None)
-    return np.outer(down, across)

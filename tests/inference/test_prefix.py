@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from llava_stf import apply_stf, load_model
 from llava_stf.inference import LlavaStf, user_turn
-from llava_stf.inference.prefix import PrefixCache, Prompt, places_of, shared
+from llava_stf.inference.prefix import Prefix, PrefixCache, Prompt, places_of, shared
 from llava_stf.inference.reading import Reading, reuses
 from llava_stf.loading.testing import tiny_llava_next, write_tiny_llava
 from llava_stf.reduction import apply_reduction
@@ -248,6 +248,31 @@ def test_a_window_that_slides_over_a_prompt_starts_over() -> None:
         text.sliding_window = window
         found.append(reuses(llava))
     assert found == [True, True, False]
+
+
+def test_the_prefix_that_shares_most_is_found_among_many() -> None:
+    rng = random.Random(0)
+
+    def prompt() -> tuple[np.ndarray, list[tuple[object, int, int]]]:
+        ids = [rng.choice((1, 2)) for _ in range(rng.randint(6, 12))]
+        if rng.random() < 0.7:
+            first = rng.randint(0, 2)
+            ids[first : first + 2] = [9, 9]
+            return np.asarray(ids), [((rng.choice((b"one", b"two")), 2), first, first + 2)]
+        return np.asarray(ids), []
+
+    known = PrefixCache(10**6)
+    for _ in range(300):
+        ids, places = prompt()
+        asked = ids[:-1], places
+        most = max((shared((kept.ids, kept.images), asked) for kept in known._kept), default=0)
+        found, length = known.find(ids, places)
+        assert length == most
+        assert found is None if not most else shared((found.ids, found.images), asked) == most
+        known.put(Prefix(ids, places, [(torch.zeros(1, len(ids), 1),) * 2]))
+        assert known.nbytes == sum(kept.nbytes for kept in known._kept)
+        begins = [(kept.ids, kept.images) for kept in known._kept]
+        assert all(shared(one, other) < len(one[0]) for one, other in itertools.permutations(begins, 2))
 
 
 def test_shared_tokens_cut_no_image(llava: LlavaStf, images: list[Image.Image]) -> None:

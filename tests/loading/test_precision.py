@@ -1,4 +1,6 @@
-"""The precision that a CPU computes in: that of the files where it has instructions for it, or float32."""
+"""The precision that a CPU computes in: that of the files where it is quick at it, or float32."""
+
+import time
 
 import pytest
 import torch
@@ -8,7 +10,17 @@ from llava_stf.conversion.sources import detect_format
 from llava_stf.loading import precision
 from llava_stf.loading.testing import write_tiny_llava
 
-SLOW, FAST = {"avx2": True}, {"avx2": True, "avx512_bf16": True, "avx512_fp16": True}
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """Makes the CPU one whose products of 16 bits take so many times as long as those of float32."""
+
+    def be(times):
+        monkeypatch.setattr(precision, "seconds_of_product", lambda dtype: 1.0 if dtype == torch.float32 else times)
+        precision.slow_on_cpu.cache_clear()
+
+    yield be
+    precision.slow_on_cpu.cache_clear()
 
 
 @pytest.fixture(scope="module", params=["bfloat16", "float16"])
@@ -21,9 +33,9 @@ def half_folder(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("asked", [None, "auto"])
-def test_a_cpu_without_the_instructions_computes_in_float32(half_folder, asked, monkeypatch, caplog):
+def test_a_cpu_that_is_slow_at_16_bits_computes_in_float32(half_folder, asked, cpu, caplog):
     folder, dtype = half_folder
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: SLOW)
+    cpu(1.8)
     with caplog.at_level("INFO", "llava_stf"):
         llava = load_model(folder, device="cpu", dtype=asked)
     assert {parameter.dtype for parameter in llava.model.parameters()} == {torch.float32}
@@ -32,28 +44,29 @@ def test_a_cpu_without_the_instructions_computes_in_float32(half_folder, asked, 
     assert all(torch.equal(weight, stored[name].float()) for name, weight in llava.model.state_dict().items())
 
 
-@pytest.mark.parametrize("capabilities", [SLOW, FAST])
+@pytest.mark.parametrize("times", [0.5, 5.0])
 @pytest.mark.parametrize("asked", ["stored", "bfloat16", torch.float16])
-def test_what_is_asked_for_is_taken(half_folder, asked, capabilities, monkeypatch, caplog):
+def test_what_is_asked_for_is_taken(half_folder, asked, times, cpu, caplog):
     folder, dtype = half_folder
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu(times)
     with caplog.at_level("INFO", "llava_stf.loading"):
         found = load_model(folder, device="cpu", dtype=asked).model.dtype
     expected = dtype if asked == "stored" else getattr(torch, str(asked).removeprefix("torch."))
     assert (found, caplog.text) == (expected, "")
 
 
-def test_a_cpu_with_the_instructions_computes_as_stored(half_folder, monkeypatch, caplog):
+@pytest.mark.parametrize("times", [0.25, 1.1])
+def test_a_cpu_that_is_about_as_quick_computes_as_stored(half_folder, times, cpu, caplog):
     folder, dtype = half_folder
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: FAST)
+    cpu(times)
     with caplog.at_level("INFO", "llava_stf.loading"):
         assert load_model(folder, device="cpu").model.dtype == dtype
     assert not caplog.records
 
 
-def test_without_room_for_float32_the_precision_stays_and_a_sentence_says_why(half_folder, monkeypatch, caplog):
+def test_without_room_for_float32_the_precision_stays_and_a_sentence_says_why(half_folder, cpu, monkeypatch, caplog):
     folder, dtype = half_folder
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: SLOW)
+    cpu(1.8)
     monkeypatch.setattr(precision, "available_memory", lambda: 2**10)
     assert load_model(folder, device="cpu").model.dtype == dtype
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -72,3 +85,20 @@ def test_a_checkpoint_that_does_not_say_its_precision_has_that_of_its_weights(ha
 def test_the_memory_that_is_free_is_a_part_of_the_machines():
     free = precision.available_memory()
     assert free is None or 0 < free < 2**50
+
+
+def test_one_product_is_timed_and_float32_is_never_slow():
+    assert 0 < precision.seconds_of_product(torch.bfloat16) < 60
+    assert not precision.slow_on_cpu(torch.float32)
+
+
+def test_what_other_programs_take_of_the_cpu_is_not_counted(monkeypatch):
+    linear, threads = torch.nn.functional.linear, torch.get_num_threads()
+
+    def interrupted(hidden, weight):
+        time.sleep(0.2)
+        return linear(hidden, weight)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", interrupted)
+    assert precision.seconds_of_product(torch.float32) < 0.2
+    assert torch.get_num_threads() == threads

@@ -71,28 +71,26 @@ def wait_for(condition: Callable[[], bool]) -> None:
 class GatedLlava(LlavaStf):
     """A model whose every step waits for a gate, and which never ends an answer on its own."""
 
-    def __init__(self, folder: str) -> None:
-        super().__init__(*load_model(folder, dtype="float32"))
+    def __init__(self, folder: str, **options: object) -> None:
+        super().__init__(*load_model(folder, dtype="float32", **options))
         self.gate = threading.Event()
         self.gate.set()
         self.fails = False
         self.closes_at: int | None = None  # step at which it closes the gate itself
-        self.steps: list[int] = []  # rows at each step
+        self.steps: list[int] = []  # rows at each step, the one that reads prompts included
+        self.model.lm_head.register_forward_hook(self._step)
 
-    def generate(self, inputs, *, max_new_tokens=128, stopping_criteria=(), **options):
-        def step(ids: torch.Tensor, scores: object, **_: object) -> torch.Tensor:
-            self.steps.append(len(ids))
-            if len(self.steps) == self.closes_at:
-                self.gate.clear()
-            self.gate.wait(DEADLINE)
-            if self.fails:
-                raise RuntimeError("out of everything")
-            return torch.zeros(len(ids), dtype=torch.bool)
+    def _step(self, module: torch.nn.Module, inputs: tuple[torch.Tensor], logits: torch.Tensor) -> None:
+        self.steps.append(len(logits))
+        if len(self.steps) == self.closes_at:
+            self.gate.clear()
+        self.gate.wait(DEADLINE)
+        if self.fails:
+            raise RuntimeError("out of everything")
 
+    def generate(self, inputs, *, max_new_tokens=128, **options):
         options |= {"min_new_tokens": max_new_tokens}
-        return super().generate(
-            inputs, max_new_tokens=max_new_tokens, stopping_criteria=[*stopping_criteria, step], **options
-        )
+        return super().generate(inputs, max_new_tokens=max_new_tokens, **options)
 
 
 @pytest.fixture(scope="session")

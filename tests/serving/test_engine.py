@@ -15,6 +15,8 @@ from llava_stf.errors import PromptError
 from llava_stf.inference import LlavaStf, user_turn
 from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.loading.testing_videos import tiny_llava_onevision, tiny_video_llava
+from llava_stf.reduction import apply_reduction
+from llava_stf.reduction.fastv import FastV
 from llava_stf.serving.app import create_app
 from llava_stf.serving.engine import Engine, GenerationRequest
 from llava_stf.serving.errors import ModelFailureError
@@ -25,9 +27,19 @@ from .conftest import GatedLlava, Server, serving, turn, wait_for
 CHAT = "/v1/chat/completions"
 
 
-@pytest.fixture(scope="module")
-def gated_llava(stf_folder: str) -> GatedLlava:
-    return GatedLlava(stf_folder)
+@pytest.fixture(scope="module", params=["continuous", "static"])
+def gated_llava(request: pytest.FixtureRequest, stf_folder: str, plain_folder: str) -> GatedLlava:
+    if request.param == "continuous":
+        return GatedLlava(stf_folder)
+    llava = GatedLlava(plain_folder, vision_tokens="all")
+    apply_reduction(llava.model, llava.processor, FastV(full_layers=1), vision_tokens=4)
+    return llava
+
+
+@pytest.fixture
+def joins(gated_llava: GatedLlava) -> bool:
+    """Whether rows join a running batch of the model."""
+    return gated_llava.reuses()
 
 
 @pytest.fixture
@@ -82,7 +94,7 @@ def test_what_waits_is_answered_together_and_more_is_refused(gated: Server, gate
     assert gated.metric("llava_stf_queue_depth") == 0
 
 
-def test_rows_of_a_batch_have_their_own_ends(gated: Server, gated_llava: GatedLlava) -> None:
+def test_rows_of_a_batch_have_their_own_ends(gated: Server, gated_llava: GatedLlava, joins: bool) -> None:
     gated_llava.gate.clear()
     with ThreadPoolExecutor(4) as clients:
         first = clients.submit(gated.chat, messages=[turn("One?")], max_tokens=1)
@@ -96,10 +108,13 @@ def test_rows_of_a_batch_have_their_own_ends(gated: Server, gated_llava: GatedLl
     assert all(reply["choices"][0]["finish_reason"] == "length" for reply in replies)
     texts = [reply["choices"][0]["message"]["content"] for reply in replies]
     assert texts[1].startswith(texts[2].strip())
-    wait_for(lambda: gated_llava.steps == [1] + [3] * 5)  # the batch ends with its longest row
+    # A static batch ends with its longest row.
+    wait_for(lambda: gated_llava.steps == ([1, 3, 3, 2, 1, 1] if joins else [1, 3, 3, 3, 3, 3]))
 
 
-def test_different_sampling_is_not_mixed(gated: Server, gated_llava: GatedLlava) -> None:
+def test_different_sampling_is_mixed_where_each_row_draws_for_itself(
+    gated: Server, gated_llava: GatedLlava, joins: bool
+) -> None:
     gated_llava.gate.clear()
     with ThreadPoolExecutor(4) as clients:
         first = clients.submit(gated.chat, messages=[turn("One?")], max_tokens=1)
@@ -109,7 +124,7 @@ def test_different_sampling_is_not_mixed(gated: Server, gated_llava: GatedLlava)
         wait_for(lambda: gated.metric("llava_stf_queue_depth") == 3)
         gated_llava.gate.set()
         assert all(each.result().status_code == 200 for each in (first, *rows))
-    wait_for(lambda: gated_llava.steps == [1, 1, 1, 1])
+    wait_for(lambda: gated_llava.steps == ([1, 3] if joins else [1, 1, 1, 1]))
 
 
 @pytest.mark.parametrize("stream", [False, True])

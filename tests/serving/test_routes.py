@@ -262,7 +262,7 @@ def test_edited_histories_of_many_clients_are_answered_as_alone_within_the_memor
 ) -> None:
     llava = load_model(stf_folder, device="cpu")
     app = create_app(llava, ServeOptions(max_batch=4, max_cache_bytes=600_000))
-    prefixes = app.state.engine._runner._prefixes
+    prefixes = app.state.engine._batch._prefixes
     with serving(app) as server, ThreadPoolExecutor(6) as pool:
 
         def converse(client: int) -> list[tuple[list[object], str]]:

@@ -25,6 +25,7 @@ from llava_stf.errors import FusionError, LlavaStfError, MissingDependencyError
 from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision
 from llava_stf.serving import vllm as vllm_module
+from llava_stf.serving.listening import bind
 from llava_stf.serving.vllm import advice_for, vllm_command
 
 from .conftest import DEADLINE, QUESTION, turn, wait_for
@@ -94,6 +95,38 @@ def test_it_answers_and_ends_when_the_running_answer_is_done(
     assert "POST /v1/chat/completions" in command.log
     for hidden in ("4711", "base64", "sesame", "Traceback"):
         assert hidden not in command.log
+
+
+def test_two_servers_share_a_port_and_one_goes_on_without_the_other(
+    start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ["serve", "--port", str(port), "--share-port", "--max-images"]
+    logs = [tmp_path / "one", tmp_path / "two"]
+    processes = [start([*options, str(number)], output=log) for number, log in enumerate(logs)]
+    try:
+        commands = [Command(*each) for each in zip(processes, logs, strict=True)]
+
+        def ask() -> str:
+            body = {"messages": [turn("Hello?", b"no image")]}
+            with httpx.Client(base_url=commands[0].http.base_url, timeout=DEADLINE) as client:
+                return client.post("/v1/chat/completions", json=body).json()["error"]["message"]
+
+        one, two = "may hold 0 images", "Image 0 of the request"  # what each of them says
+        heard = [ask() for _ in range(40)]
+        assert all(one in said or two in said for said in heard)
+        assert any(one in said for said in heard)
+        assert any(two in said for said in heard)
+        with pytest.raises(LlavaStfError, match="with --share-port"):
+            bind("127.0.0.1", port)
+        commands[0].signal(signal.SIGTERM)
+        assert commands[0].wait() == 128 + signal.SIGTERM
+        assert all(two in ask() for _ in range(5))
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def memory_of(process: BaseProcess, field: str) -> float:
@@ -196,8 +229,11 @@ def test_a_taken_port_and_an_unreadable_model_are_said_before_anything_is_loaded
         (["--max-image-megapixels", "500"], "max-image-megapixels"),
         (["--max-image-megabytes", "100"], "beyond --max-body-megabytes"),
         (["--compare-model", "tiny-full"], "add --ui"),
+        (["--share-port", "--port", "0"], "--share-port needs a --port"),
+        (["--engine", "vllm", "--share-port"], "nothing for --share-port"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--engine", "vllm", "--ui"], "nothing for --ui"),
+        (["--engine", "vllm", "--dtype", "stored"], "nothing for --dtype stored"),
         (["--", "--enforce-eager"], "'--enforce-eager' is for vLLM"),
     ],
 )

@@ -51,6 +51,17 @@ COMMON = {
 }
 
 
+def test_a_step_of_text_alone_leaves_the_projector_as_in_one_process(run, begin, tmp_path, same_run):
+    one = run("one", per_device_batch_size=2, max_steps=6)
+    two = begin("two", per_device_batch_size=1, max_steps=6, save_steps=3, save_total_limit=2)
+    assert two.wait(600) == [0, 0], two.log()
+    same_run(tmp_path / "two", one)
+    shutil.copytree(tmp_path / "two" / "checkpoint-3", tmp_path / "on" / "checkpoint-3")
+    on = begin("on", "--resume", per_device_batch_size=1, max_steps=6)
+    assert on.wait(600) == [0, 0], on.log()
+    same_run(tmp_path / "on", one)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_end_where_one_does(run, begin, tmp_path, same_run, stage):
     one = run("one", max_steps=4, **STAGES[stage])

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from llava_stf import load_model
 from llava_stf.errors import LlavaStfError
+from llava_stf.loading import precision
 from llava_stf.training import start
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import finetune
@@ -79,26 +80,20 @@ def test_a_package_that_an_option_needs(llava_base, data_folder, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("bf16", "instructions", "expected"),
-    [
-        ("auto", {"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
-        ("auto", {"avx2": True, "avx512_bf16": True}, True),
-        ("auto", {"neon": True, "bf16": True}, True),
-        (True, {"avx2": True}, True),
-        (False, {"avx512_bf16": True}, False),
-    ],
+    ("bf16", "slow", "expected"),
+    [("auto", True, False), ("auto", False, True), (True, True, True), (False, False, False)],
 )
-def test_a_cpu_computes_in_bfloat16_where_it_multiplies_it_or_is_told_to(monkeypatch, bf16, instructions, expected):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+def test_a_cpu_computes_in_bfloat16_where_it_is_quick_at_it_or_is_told_to(monkeypatch, bf16, slow, expected):
+    monkeypatch.setattr(precision, "slow_on_cpu", lambda dtype: slow)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     config = from_values({"base": "b", "data": "d", "output": "o", "bf16": bf16})
     assert start.computes_in_bfloat16(config) is expected
 
 
-@pytest.mark.parametrize("instructions", [{}, {"avx512_bf16": True}])
-def test_float32_in_place_of_bfloat16_is_said_once(run, monkeypatch, caplog, instructions):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+@pytest.mark.parametrize("slow", [True, False])
+def test_float32_in_place_of_bfloat16_is_said_once(run, monkeypatch, caplog, slow):
+    monkeypatch.setattr(precision, "slow_on_cpu", lambda dtype: slow)
     with caplog.at_level("INFO", "llava_stf"):
         run(bf16="auto", max_steps=1)
-    assert caplog.text.count("computing in float32") == (not instructions)
+    assert caplog.text.count("computing in float32") == slow

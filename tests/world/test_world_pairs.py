@@ -1,18 +1,25 @@
 """Short queries about scenes: true answers, balanced by what is known."""
 
+import re
+
 import numpy as np
 
 from llava_stf.world import COLOURS, PLACES, SHAPES, draw
-from llava_stf.world.pairs import ask_pairs
+from llava_stf.world.choices import CHINESE
+from llava_stf.world.pairs import ask_long_pairs, ask_pairs
 from llava_stf.world.questions import UNANSWERABLE
 
 SCENES = [draw(index, seed=5)[0] for index in range(80)]
 
 
+def things_of(scene):
+    return [(thing.shape, thing.colour, PLACES[thing.place]) for thing in scene.objects]
+
+
 def test_answers_follow_from_the_scene():
     for scene in SCENES:
         for pair in ask_pairs(scene, np.random.default_rng(0), 99, {}):
-            things = {(thing.shape, thing.colour, PLACES[thing.place]) for thing in scene.objects}
+            things = things_of(scene)
             if scene.degraded or pair.kind.endswith(" not there"):
                 assert pair.answer == UNANSWERABLE
                 continue
@@ -26,8 +33,30 @@ def test_answers_follow_from_the_scene():
                 assert pair.answer == scene.text.string
             elif pair.kind == "count":
                 assert pair.answer == str(len(scene.objects))
+            elif pair.kind == "count of":
+                assert pair.answer == str(sum(asked in thing for thing in things_of(scene)))
             elif pair.kind == "neighbour":
                 assert pair.answer in {thing[("shape", "colour").index(wanted)] for thing in things}
+
+
+def test_letters_and_rules_lead_to_what_short_queries_answer():
+    seen = set()
+    for index, scene in enumerate(SCENES):
+        short = {pair.query: pair.answer for pair in ask_pairs(scene, np.random.default_rng(0), 99, {})}
+        for pair in ask_long_pairs(scene, np.random.default_rng(index), 99, {}):
+            seen.add(pair.kind)
+            if pair.kind == "rule":
+                first, second, asked = pair.query.split(", ")
+                says = dict(rule.split() for rule in (first, second))
+                truth = short[asked if asked.endswith(" shape") else f"{asked} colour"]
+                assert pair.answer == says[truth]
+                continue
+            query, *options = re.split(r" [ABCD] ", pair.query)
+            truth = short[query]
+            option = options["ABCD".index(pair.answer)]
+            assert option in (truth, CHINESE.get(truth))
+            assert len(set(options)) == 4
+    assert seen == {"rule", *(f"letter of {what}" for what in ("count", "place", "colour", "shape", "word"))}
 
 
 def test_what_is_known_is_asked_less():

@@ -3,8 +3,9 @@
     python -m llava_stf_eval.measurement.export_speed --shape 1b --output docs/speed/export-cpu.json
     python -m llava_stf_eval.measurement.export_speed --layers 4 --blocks 4    # a part of it
 
-Every row is a process of its own, so that its memory is its own; they answer in turns, on one core each, and what is
-counted are the seconds that the process computes, which another program on the machine does not add to.
+Every row is a process of its own, so that its memory is its own. They follow each other, round after round, each on one
+core and after one answer that is not counted. What is counted are the seconds that the process computes, which another
+program on the machine does not add to.
 """
 
 from __future__ import annotations
@@ -96,15 +97,14 @@ def answer(model: Any, tokens: int, new_tokens: int) -> tuple[float, float]:
 
 
 def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, folder: Path) -> None:
-    """Answers in a process of its own whenever it is told to, and sends seconds and bytes."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    """Answers twice; sends the seconds of the second time, and bytes that are resident and those of no file."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     model = load(options, by, tokens, folder)
-    wire.send(None)
-    while wire.recv():
-        times = answer(model, tokens, options.new_tokens)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        wire.send((*times, next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))))
+    answer(model, tokens, 2)
+    times = answer(model, tokens, options.new_tokens)
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    wire.send((*times, *(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "RssAnon"))))
 
 
 def main() -> None:
@@ -114,36 +114,33 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
     parser.add_argument("--blocks", type=int, help="of the tower; default: all of the shape")
     parser.add_argument("--new-tokens", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted")
+    parser.add_argument("--rounds", type=int, default=3, help="of all rows")
+    parser.add_argument("--exports", type=Path, help="a folder that keeps them for another run of the same shape")
     parser.add_argument("--output", type=Path, default=Path("runs/export-cpu.json"))
     options = parser.parse_args()
     context = multiprocessing.get_context("fork")
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        maker = context.Process(target=export, args=(options, folder))
-        maker.start()
-        maker.join()
-        wires = {}
-        for by, tokens in ROWS:
-            here, there = context.Pipe()
-            context.Process(target=worker, args=(there, options, by, tokens, folder), daemon=True).start()
-            there.close()
-            here.recv()
-            wires[by, tokens] = here
+        folder = options.exports or Path(name)
+        if not any(folder.glob("*")):
+            maker = context.Process(target=export, args=(options, folder))
+            maker.start()
+            maker.join()
         found: dict[Any, list[Any]] = {row: [] for row in ROWS}
-        for number in range(options.rounds + 1):
-            for row, wire in wires.items():
-                wire.send(True)
-                times = wire.recv()
-                print(number, *row, *times, flush=True)
-                if number:
-                    found[row].append(times)
+        for number in range(options.rounds):
+            for row in ROWS:
+                here, there = context.Pipe()
+                process = context.Process(target=worker, args=(there, options, *row, folder))
+                process.start()
+                there.close()
+                found[row].append(here.recv())
+                process.join()
+                print(number, *row, *found[row][-1], flush=True)
     rows = []
     for (by, tokens), runs in found.items():
-        first, further, memory = (statistics.median(column) for column in zip(*runs, strict=True))
-        medians = {"first_token": first, "further_token": further, "resident_bytes": memory}
+        names = ("first_token", "further_token", "resident_bytes", "anonymous_bytes")
+        medians = {name: statistics.median(column) for name, column in zip(names, zip(*runs, strict=True), strict=True)}
         rows.append({"run_by": by, "vision_tokens": tokens, **medians})
-    plan = {name: str(value) for name, value in vars(options).items() if name != "output"}
+    plan = {name: str(value) for name, value in vars(options).items() if name not in ("exports", "output")}
     write_json(options.output, {"machine": describe_machine(torch.device("cpu")), "plan": plan, "rows": rows})
 
 

@@ -1,23 +1,25 @@
-"""Peak memory, CPU time and the share of communication in it, of training in one and in two processes on CPUs.
+"""Samples a second, CPU time, the share of communication in it, and memory of training in one process and in two.
 
     python -m llava_stf_eval.measurement.sharding [FOLDER]      in a checkout; default: runs/sharding
 
 It prints the table of docs/training.md.
 
 A random LLaVA of 20 million weights, stage instruct in float32, 2 samples of about 230 tokens a step, one torch thread
-a process. CPU time counts on a machine with other work, too, and leaves out what processes wait for each other. The
-share of communication is what both take more than two that train apart, each on its half. Memory is the largest that a
-process has in its steps, resident or swapped, less what it has after its imports; a whole model is read before.
+a process, on CPUs. CPU time counts on a machine with other work, too, and leaves out what processes wait for each
+other; samples a second by it are those of the slower process where no other work runs and nothing is waited for. The
+share of communication is what both take more than two that train apart, each on its half. Memory is the
+largest that a process has in its steps, resident or swapped, less what it has after its imports; a whole model is read
+before.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import os
 import runpy
 import statistics
-import sys
 import threading
 import time
 from itertools import pairwise
@@ -70,12 +72,12 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}
         main = runpy.run_path(str(SHARD_ON_CPUS))["main"]
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)  # what is freed goes back at once
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
     sizes: list[int] = []
     log, imported = FinetuneTrainer.log, size()
 
     def told(self: FinetuneTrainer, *values: Any) -> None:
-        times.append(time.process_time())
+        times.append((time.process_time(), time.perf_counter()))
         if len(times) == 2:
             threading.Thread(target=watch, args=(sizes, times), daemon=True).start()
         log(self, *values)
@@ -104,15 +106,18 @@ def size() -> int:
     return sum(int(lines[name].split()[0]) for name in ("VmRSS", "VmSwap"))
 
 
-def watch(sizes: list[int], times: list[float]) -> None:
+def watch(sizes: list[int], times: list[tuple[float, float]]) -> None:
     """Note the size of this process until the last step is done."""
     while len(times) < STEPS:
         sizes.append(size())
         time.sleep(0.01)
 
 
-def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, float]:
-    """CPU seconds of a step, of all processes (median, without the first two), and peak GiB of a process."""
+def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[list[float], float, float]:
+    """CPU seconds of a step in each process, seconds of the slowest by the clock, and peak GiB of a process.
+
+    Times are the median of the steps without the first two.
+    """
     children = []
     for rank in range(processes):
         children.append(os.fork())
@@ -128,8 +133,11 @@ def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, 
         os.waitpid(child, 0)
     told = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
     assert all(figures["code"] == 0 for figures in told)
-    steps = [statistics.median(b - a for a, b in pairwise(figures["times"][:STEPS][1:])) for figures in told]
-    return sum(steps), max(figures["peak"] for figures in told)
+    cpu, wall = (
+        [statistics.median(b[clock] - a[clock] for a, b in pairwise(figures["times"][1:STEPS])) for figures in told]
+        for clock in (0, 1)
+    )
+    return cpu, max(wall), max(figures["peak"] for figures in told)
 
 
 def report(folder: Path) -> None:
@@ -138,13 +146,20 @@ def report(folder: Path) -> None:
     if not (folder / "data.json").exists():
         write_inputs(folder)
     found = {name: measure(folder, name.replace(", ", "-").replace(" ", "-"), *run) for name, run in RUNS.items()}
-    print("| | CPU seconds a step, of all processes | of these communication | peak memory of a process |")
-    print("| --- | ---: | ---: | ---: |")
-    apart = found["two, apart"][0]
-    for name, (seconds, peak) in found.items():
-        talking = f"{1 - apart / seconds:.0%}" if name in ("two, DDP", "two, FSDP2") else ""
-        print(f"| {name} | {seconds:.2f} | {talking} | {peak:.2f} GiB |")
+    print("| | samples a second | by CPU time | CPU seconds a step, all processes | of these communication | memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    apart = sum(found["two, apart"][0])
+    for name, (cpu, wall, peak) in found.items():
+        talking = f"{1 - apart / sum(cpu):.0%}" if name in ("two, DDP", "two, FSDP2") else ""
+        print(f"| {name} | {2 / wall:.2f} | {2 / max(cpu):.2f} | {sum(cpu):.2f} | {talking} | {peak:.2f} GiB |")
+
+
+def main() -> None:
+    """Measure into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/sharding"))
+    report(parser.parse_args().folder)
 
 
 if __name__ == "__main__":
-    report(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/sharding"))
+    main()

@@ -28,11 +28,13 @@ class Target:
         url: its address, without a path.
         model: the name that it knows its model by.
         is_vllm: whether it is vLLM, which then is told not to end an answer early.
+        process: its process, 0 where it was not started here.
     """
 
     url: str
     model: str
     is_vllm: bool = False
+    process: int = 0
 
     def body(self, question: Question, new_tokens: int) -> dict[str, Any]:
         """What is sent for a question, decoded greedily."""
@@ -57,13 +59,19 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def drive(target: Target, questions: Sequence[Question], load: Load, *, new_tokens: int, seed: int) -> list[Outcome]:
-    """Sends all questions under a load and waits for the answers; outcomes in the order of the questions."""
-    return asyncio.run(_drive(target, questions, load, new_tokens, seed))
+def drive(
+    target: Target, questions: Sequence[Question], load: Load, *, new_tokens: int | Sequence[int], seed: int
+) -> list[Outcome]:
+    """Sends all questions under a load and waits for the answers; outcomes in the order of the questions.
+
+    `new_tokens` are those of every answer, or of each.
+    """
+    each = [new_tokens] * len(questions) if isinstance(new_tokens, int) else new_tokens
+    return asyncio.run(_drive(target, questions, load, each, seed))
 
 
 async def _drive(
-    target: Target, questions: Sequence[Question], load: Load, new_tokens: int, seed: int
+    target: Target, questions: Sequence[Question], load: Load, new_tokens: Sequence[int], seed: int
 ) -> list[Outcome]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
@@ -73,12 +81,12 @@ async def _drive(
         places = asyncio.Semaphore(load.clients or len(questions))
         times = [0.0] * len(questions) if load.rate is None else arrivals(len(questions), load.rate, seed)
 
-        async def ask(question: Question, at: float) -> Outcome:
+        async def ask(question: Question, at: float, length: int) -> Outcome:
             await asyncio.sleep(begin + at - time.perf_counter())
             async with places:
-                return await _ask(client, target.body(question, new_tokens), begin)
+                return await _ask(client, target.body(question, length), begin)
 
-        return await asyncio.gather(*(ask(*pair) for pair in zip(questions, times, strict=True)))
+        return await asyncio.gather(*(ask(*each) for each in zip(questions, times, new_tokens, strict=True)))
 
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], begin: float) -> Outcome:

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import httpx
@@ -29,7 +30,13 @@ _COMMAND = [sys.executable, "-c", "import sys; from llava_stf.cli import main; s
 
 @contextmanager
 def serving(
-    engine: Engine, model: Served, *, kv_blocks: int | None, arguments: Sequence[str], log: Path
+    engine: Engine,
+    model: Served,
+    *,
+    kv_blocks: int | None = None,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    log: Path,
 ) -> Iterator[Target]:
     """Starts a server, waits until it is ready, and ends it behind the `with` block.
 
@@ -38,6 +45,7 @@ def serving(
         model: what is served.
         kv_blocks: blocks of vLLM's KV cache, in place of as many as fit.
         arguments: further ones of its command.
+        environment: of its process, beside that of this one.
         log: file for what it prints.
 
     Raises:
@@ -46,11 +54,13 @@ def serving(
     port = _free_port()
     command = _command(engine, model, port, kv_blocks) + list(arguments)
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env={**os.environ, **environment}
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         _wait(process, url, log)
-        yield Target(url, model.name, is_vllm=engine == "vllm")
+        yield Target(url, model.name, is_vllm=engine == "vllm", process=process.pid)
     finally:
         _stop(process)
 

@@ -91,12 +91,22 @@ def arrivals(count: int, rate: float, seed: int) -> list[float]:
     return [0.0, *ends[:-1].tolist()]
 
 
+def lengths(count: int, shortest: int, longest: int, seed: int) -> list[int]:
+    """Tokens of `count` answers, each length from `shortest` to `longest` as likely as the others."""
+    return np.random.default_rng(seed).integers(shortest, longest + 1, count).tolist()
+
+
+def image_url(image: Image.Image) -> str:
+    """An image as a data URL of a PNG."""
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    return _data_url(file.getvalue(), "image/png")
+
+
 def _drawn(index: int, seed: int) -> Question:
     scene, pixels = draw(index, seed=seed, split="held_out")
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
     asked = questions_of(scene, index, seed=seed, split="held_out", count=1)
-    return Question(asked[0].text if asked else ABOUT_AN_IMAGE, _data_url(file.getvalue(), "image/png"))
+    return Question(asked[0].text if asked else ABOUT_AN_IMAGE, image_url(Image.fromarray(pixels)))
 
 
 def _data_url(data: bytes, kind: str) -> str:
