@@ -7,7 +7,7 @@ SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-distributed test-deepspeed test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
+.PHONY: demo test test-distributed test-deepspeed test-cluster test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -20,6 +20,16 @@ test: $(VENV)/.installed-dev
 # Training in several processes that share out the weights, over gloo on CPUs.
 test-distributed: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m distributed tests/training
+
+# Offline batches on a Ray cluster of two machines that are on this one, and in an object store of moto, which is in an
+# environment of its own.
+test-cluster: $(VENV)/.installed-dev .venv-moto/.installed
+	PATH=$(CURDIR)/.venv-moto/bin:$$PATH $(BIN)/python -m pytest -m cluster tests/batch
+
+.venv-moto/.installed:
+	$(PYTHON) -m venv .venv-moto
+	.venv-moto/bin/python -m pip install --disable-pip-version-check "moto[server]==5.2.5"
+	touch $@
 
 # The same by DeepSpeed, in an environment of its own. It builds for some minutes once, with g++.
 test-deepspeed: .venv-deepspeed/.installed

@@ -25,6 +25,9 @@ from llava_stf.errors import LlavaStfError, MissingDependencyError, one_line
 
 _DEATHS = 5  # over one shard, or while one worker starts: then it is no accident
 _CONNECT_SECONDS = 10
+_START_SECONDS = 60  # until it is said that no worker has started
+
+logger = logging.getLogger(__name__)
 
 
 class RayWorkers:
@@ -138,6 +141,10 @@ def _fill(begin: Callable[[], Any], count: int, waiting: deque[int]) -> Iterator
             while idle and waiting:
                 place, shard = idle.pop(), waiting.popleft()
                 calls[workers[place].fill.remote(shard)] = place, shard
+            if not idle and all(shard is None for _, shard in calls.values()):
+                ready, _ = ray.wait(list(calls), num_returns=1, timeout=_START_SECONDS)
+                if not ready:
+                    logger.warning("No worker is there yet: they load the model, or wait for room on the cluster.")
             (call,), _ = ray.wait(list(calls), num_returns=1)
             place, done = calls.pop(call)
             try:
@@ -157,7 +164,9 @@ def _fill(begin: Callable[[], Any], count: int, waiting: deque[int]) -> Iterator
             if reason:
                 raise LlavaStfError(reason)
             idle.append(place)
-            if is_filled and done is not None:
+            if done is None:
+                del deaths["A worker", place]
+            elif is_filled:
                 yield done
     finally:
         for worker in workers:

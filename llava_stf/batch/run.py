@@ -79,7 +79,7 @@ def run_batch(
     open_output(output, job.manifest(rows))
     shards = Shards(output, len(rows), job.shard_size)
     distribute = distribute or _here(rows)
-    rows_now, started = 0, time.perf_counter()
+    rows_now, done, started = 0, len(rows), time.perf_counter()
     if shards.open():
         shards.sum_up({"complete": False, "rows": len(rows)})
     while waiting := shards.wait_for_open():
@@ -91,6 +91,8 @@ def run_batch(
             done += len(shards.span(shard))
             if progress is not None:
                 progress(done, len(rows))
+    if progress is not None and done < len(rows):  # who filled the last ones could not say so, or was another run
+        progress(len(rows), len(rows))
     seconds = time.perf_counter() - started
     errors = shards.check()
     shards.sum_up({"complete": True, "rows": len(rows), "errors": errors})

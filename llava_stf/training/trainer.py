@@ -124,7 +124,7 @@ class FinetuneTrainer(CheckpointTrainer):
         return self.optimizer
 
     def _leave_unused_projector(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Take back the gradient of zeros that DeepSpeed gives to what no gradient reached: momentum would move it."""
+        """Take back the gradient of zeros that a step of text alone has under DeepSpeed: momentum would move it."""
         if not self._has_images:
             for group in optimizer.param_groups:
                 if group["part"] == "projector":
@@ -170,15 +170,17 @@ class FinetuneTrainer(CheckpointTrainer):
     def _alike_in_all_processes(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Give a batch of text alone an image where another process has one in the same forward pass.
 
-        Every process has to take part when a sharded tower and projector are gathered.
+        Every process has to take part when a sharded tower and projector are gathered. Under DeepSpeed all have one in
+        every pass: what gets no gradient in a pass keeps that of an earlier step there, and counts in its norm.
         """
         if self._filler is None or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return batches
         found = torch.tensor(["pixel_values" in batch for batch in batches], dtype=torch.int64, device=self.args.device)
         anywhere = self.accelerator.reduce(found, reduction="sum").tolist()
         self._has_images = any(anywhere)
+        always = self.is_deepspeed_enabled
         return [
-            with_filler(batch, self._filler()) if others and "pixel_values" not in batch else batch
+            with_filler(batch, self._filler()) if (others or always) and "pixel_values" not in batch else batch
             for batch, others in zip(batches, anywhere, strict=True)
         ]
 

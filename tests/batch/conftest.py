@@ -46,16 +46,20 @@ def results(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in sorted(output.glob("part-*")) for line in path.read_text().splitlines()]
 
 
+def who_has_a_shard(output: Path) -> list[int]:
+    """The other processes that have a shard, by the kernel's list of locks."""
+    places = {str(path.stat().st_ino) for path in output.glob(".part-*") if path.exists()}
+    locks = [lock.split() for lock in Path("/proc/locks").read_text().splitlines()]
+    owners = [int(lock[4]) for lock in locks if lock[1] == "FLOCK" and lock[5].split(":")[-1] in places]
+    return [owner for owner in owners if owner != os.getpid()]
+
+
 def kill_who_has_a_shard(output: Path, least: int, seconds: float = 600) -> int:
-    """Kills the process that has the next shard once `least` are there, by the kernel's list of locks; its id."""
+    """Kills the process that has the next shard once `least` are there; its id."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if len(list(output.glob("part-*"))) >= least:
-            places = {str(path.stat().st_ino) for path in output.glob(".part-*") if path.exists()}
-            for lock in Path("/proc/locks").read_text().splitlines():
-                fields = lock.split()
-                if fields[1] == "FLOCK" and fields[5].split(":")[-1] in places and int(fields[4]) != os.getpid():
-                    os.kill(int(fields[4]), signal.SIGKILL)
-                    return int(fields[4])
+        if len(list(output.glob("part-*"))) >= least and (owners := who_has_a_shard(output)):
+            os.kill(owners[0], signal.SIGKILL)
+            return owners[0]
         time.sleep(0.0005)
     raise AssertionError(f"nobody took a shard of {output} in {seconds} seconds")

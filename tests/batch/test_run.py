@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from llava_stf.batch.job import BatchJob
-from llava_stf.batch.run import run_batch
+from llava_stf.batch.run import Worker, run_batch
 from llava_stf.errors import DataError, LlavaStfError, ModelNotFoundError
 from llava_stf.inference import LlavaStf
 from llava_stf.loading import load_model
@@ -129,6 +129,18 @@ def test_runs_side_by_side_share_the_rows_and_take_over_from_one_that_dies(job: 
     assert [summary.rows for summary in summaries] == [24, 24]
     assert sum(summary.rows_now for summary in summaries) == 24 - before
     assert files(shared.output) == files(job.output)
+
+
+def test_progress_ends_with_all_rows_whoever_filled_them(job: BatchJob, tmp_path: Path) -> None:
+    def fill_and_die(job: BatchJob, shards: Sequence[int]) -> Iterator[int]:
+        assert all(map(Worker(job).fill, shards))
+        return iter(())
+
+    told: list[tuple[int, int]] = []
+    run_batch(
+        replace(job, output=tmp_path / "out"), distribute=fill_and_die, progress=lambda *count: told.append(count)
+    )
+    assert told == [(0, 24), (24, 24)]
 
 
 def test_another_command_is_refused_and_a_faster_one_goes_on(job: BatchJob, tmp_path: Path) -> None:

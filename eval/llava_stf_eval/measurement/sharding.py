@@ -6,7 +6,8 @@ It prints the table of docs/training.md.
 
 A random LLaVA of 20 million weights, stage instruct in float32, 2 samples of about 230 tokens a step, one torch thread
 a process, on CPUs. CPU time counts on a machine with other work, too, and leaves out what processes wait for each
-other. The share of communication is what both take more than two that train apart, each on its half. Memory is the
+other; samples a second by it are those of the slower process where no other work runs and nothing is waited for. The
+share of communication is what both take more than two that train apart, each on its half. Memory is the
 largest that a process has in its steps, resident or swapped, less what it has after its imports; a whole model is read
 before.
 """
@@ -112,8 +113,8 @@ def watch(sizes: list[int], times: list[tuple[float, float]]) -> None:
         time.sleep(0.01)
 
 
-def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, float, float]:
-    """CPU seconds of a step, of all processes, and seconds of the slowest; peak GiB of a process.
+def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[list[float], float, float]:
+    """CPU seconds of a step in each process, seconds of the slowest by the clock, and peak GiB of a process.
 
     Times are the median of the steps without the first two.
     """
@@ -136,7 +137,7 @@ def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[float, 
         [statistics.median(b[clock] - a[clock] for a, b in pairwise(figures["times"][1:STEPS])) for figures in told]
         for clock in (0, 1)
     )
-    return sum(cpu), max(wall), max(figures["peak"] for figures in told)
+    return cpu, max(wall), max(figures["peak"] for figures in told)
 
 
 def report(folder: Path) -> None:
@@ -145,12 +146,12 @@ def report(folder: Path) -> None:
     if not (folder / "data.json").exists():
         write_inputs(folder)
     found = {name: measure(folder, name.replace(", ", "-").replace(" ", "-"), *run) for name, run in RUNS.items()}
-    print("| | samples a second | CPU seconds a step, all processes | of these communication | memory of a process |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    apart = found["two, apart"][0]
+    print("| | samples a second | by CPU time | CPU seconds a step, all processes | of these communication | memory |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    apart = sum(found["two, apart"][0])
     for name, (cpu, wall, peak) in found.items():
-        talking = f"{1 - apart / cpu:.0%}" if name in ("two, DDP", "two, FSDP2") else ""
-        print(f"| {name} | {2 / wall:.2f} | {cpu:.2f} | {talking} | {peak:.2f} GiB |")
+        talking = f"{1 - apart / sum(cpu):.0%}" if name in ("two, DDP", "two, FSDP2") else ""
+        print(f"| {name} | {2 / wall:.2f} | {2 / max(cpu):.2f} | {sum(cpu):.2f} | {talking} | {peak:.2f} GiB |")
 
 
 def main() -> None:
