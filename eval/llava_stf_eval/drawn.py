@@ -14,12 +14,13 @@ import json
 import statistics
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.world import BENCHMARKS, Question, draw, is_right, questions_of
+from llava_stf.world import ALL, BENCHMARKS, SIDE, Question, draw, is_right, questions_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +35,8 @@ TIMED_IMAGES = 5
 class Result:
     """One model on the drawn images: shares of right answers, tokens per image, seconds to the first token.
 
-    `vision_tokens` are kept of an image, `mean_tokens` is the mean over the LLM's layers.
+    `vision_tokens` are kept of an image, of all its tiles together where it is cut; `mean_tokens` is the mean over the
+    LLM's layers.
     """
 
     model: str
@@ -48,26 +50,41 @@ class Result:
     first_token_seconds: float
 
 
-def held_out(images: int, seed: int) -> list[tuple[Image, Question]]:
-    """Every question about the first images of a held-out seed, with its image."""
+def held_out(
+    images: int, seed: int, *, side: int = SIDE, families: Sequence[str] = ALL
+) -> list[tuple[Image, Question]]:
+    """The questions of these families about the first images of a held-out seed, one of each, with their images.
+
+    `side` is that of the images, in pixels.
+    """
     from PIL import Image
 
     pairs = []
     for index in range(images):
-        scene, pixels = draw(index, seed=seed, split="held_out")
+        scene, pixels = draw(index, seed=seed, split="held_out", side=side)
         image = Image.fromarray(pixels)
-        pairs += [(image, question) for question in questions_of(scene, index, seed=seed, split="held_out")]
+        asked = questions_of(scene, index, seed=seed, split="held_out", families=families, count=len(families))
+        pairs += [(image, question) for question in asked]
     return pairs
 
 
-def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_size: int = 64) -> Result:
-    """Ask the model everything about the first `images` of a held-out seed; `name` goes into the result."""
+def evaluate(
+    name: str,
+    llava: LlavaStf,
+    *,
+    images: int,
+    seed: int = 0,
+    side: int = SIDE,
+    families: Sequence[str] = ALL,
+    batch_size: int = 64,
+) -> Result:
+    """Ask the model everything about the first `images` of a held-out seed, see `held_out`; `name` is the result's."""
     from rich.console import Console
     from rich.progress import track
 
     from llava_stf.inference import measure_first_token
 
-    pairs = held_out(images, seed)
+    pairs = held_out(images, seed, side=side, families=families)
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter(question.family for _, question in pairs)
     starts = range(0, len(pairs), batch_size)
@@ -81,7 +98,7 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
         for answer, (_, question) in zip(answers, batch, strict=True):
             right[question.family] += is_right(answer, question.answer)
     times = [measure_first_token(llava, image, question.text) for image, question in pairs[:TIMED_IMAGES]]
-    kept, mean = _budget(llava)
+    kept, mean = _budget(llava, side)
     return Result(
         model=name,
         images=images,
@@ -95,22 +112,28 @@ def evaluate(name: str, llava: LlavaStf, *, images: int, seed: int = 0, batch_si
     )
 
 
-def _budget(llava: LlavaStf) -> tuple[int, float]:
-    """Tokens kept of an image, and their mean over the LLM's layers."""
+def _budget(llava: LlavaStf, side: int) -> tuple[int, float]:
+    """Tokens kept of an image of so many pixels a side, and their mean over the LLM's layers."""
+    from llava_stf.models.fusion.tiles import has_tiles
+
     reduction = getattr(getattr(llava.model, "model", None), "reduction", None)  # an export has no modules
     if reduction is None:
-        return llava.vision_tokens, llava.vision_tokens
+        assert llava.processor is not None  # it was asked with one
+        tiled = has_tiles(llava.processor.image_processor)
+        count = llava.processor.num_image_tokens([(side, side)])[0] if tiled else llava.vision_tokens
+        return count, count
     return reduction.vision_tokens, reduction.mean_tokens(llava.model.config.text_config.num_hidden_layers)
 
 
 def print_table(results: list[Result]) -> None:
-    """One row per family, one column per model."""
+    """One row per family that was asked, one column per model."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table("family", "mirrors", *(result.model for result in results))
-    for family, benchmark in BENCHMARKS.items():
-        table.add_row(family, benchmark, *(f"{100 * result.families.get(family, 0):.1f}" for result in results))
+    for family in results[0].families:
+        shares = (f"{100 * result.families[family]:.1f}" for result in results)
+        table.add_row(family, BENCHMARKS[family], *shares)
     table.add_row("all", "", *(f"{100 * result.accuracy:.1f}" for result in results), end_section=True)
     table.add_row("vision tokens kept", "", *(str(result.vision_tokens) for result in results))
     table.add_row("mean over LLM layers", "", *(f"{result.mean_tokens:.4g}" for result in results))
@@ -139,6 +162,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; as in the files by default")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
+    parser.add_argument("--side", type=int, default=SIDE, help="of the images, in pixels")
+    parser.add_argument("--family", action="append", default=[], choices=ALL, help="ask these alone; repeatable")
     parser.add_argument("--output", type=Path, help="also write the results to this JSON file")
     options = parser.parse_args()
     if not options.full and not options.model and not options.method:
@@ -152,7 +177,8 @@ def main() -> None:
         ((name, load_model(name, **given)) for name in options.model),
         ((method.method or "", method.load()) for method in methods),
     )
-    results = [evaluate(name, llava, images=options.images, seed=options.seed) for name, llava in loaded]
+    shown = {"images": options.images, "seed": options.seed, "side": options.side, "families": options.family or ALL}
+    results = [evaluate(name, llava, **shown) for name, llava in loaded]
     print_table(results)
     if options.output:
         options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")

@@ -29,7 +29,7 @@ from llava_stf.models.fusion.budget import (
 )
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.fusion.tiles import cells_of, has_tiles, number_of_tiles, sizes_in_prompt, takes_videos
-from llava_stf.models.vision.layers import state_index
+from llava_stf.models.vision.layers import selected_layers, state_index
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.models.vision.towers import one_block, special_tokens_of
 
@@ -171,8 +171,10 @@ def frame_projector_flops(config: LlavaConfig, vision_tokens: VisionTokens = Non
 def _projected(config: LlavaConfig, windows: int, window: int) -> int:
     """So many windows of that side through the projector."""
     width, llm, patches = config.vision_config.hidden_size, config.text_config.hidden_size, windows * window**2
+    layers = config.fusion_states if isinstance(config, FusionConfig) else selected_layers(config)
+    joined = width * (1 if isinstance(layers, int) else len(layers))
     if not isinstance(config, FusionConfig) or config.fusion == "pool":
-        return 2 * patches * (width * llm + llm**2)
+        return 2 * patches * (joined * llm + llm**2)
     if config.fusion == "tokenpacker":
         return _tokenpacker_flops(config, patches, windows)
     if config.fusion == "mqt":
@@ -180,7 +182,9 @@ def _projected(config: LlavaConfig, windows: int, window: int) -> int:
     block, spatial = config.fusion_block_hidden_size, config.fusion_hidden_size
     assert block is not None  # a config fills in its widths
     assert spatial is not None
-    fuse_blocks = 2 * patches * block * (len(config.fusion_states) * width + width)
+    fuse_blocks = 2 * patches * block * (joined + width)
+    if hasattr(config, "projector_layernorm_eps"):  # a ViP-LLaVA, which has a norm in MBTF's place
+        fuse_blocks, width = 0, joined
     own = config.fusion_weight_window
     assert own is not None
     inputs = own**2 * width

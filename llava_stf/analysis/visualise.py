@@ -13,7 +13,7 @@ from llava_stf.errors import FusionError
 from llava_stf.images import ImageSource, load_image
 from llava_stf.inference import LlavaStf
 from llava_stf.models.fusion.budget import patch_grid
-from llava_stf.models.fusion.projector import LlavaStfProjector
+from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion
 from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.models.fusion.weights import plain_weight
 from llava_stf.models.llava_stf.modeling_llava_stf import LlavaStfForConditionalGeneration
@@ -122,9 +122,10 @@ def block_contributions(model: LlavaStfForConditionalGeneration, pixel_values: T
         FusionError: the model has no MBTF.
     """
     projector = model.model.multi_modal_projector
-    if not isinstance(projector, LlavaStfProjector):
-        raise FusionError("Expected a LLaVA-STF: only its projector joins several blocks of the vision tower.")
-    first, second = projector.block_fusion.linear_1, projector.block_fusion.linear_2
+    block = projector.block_fusion if isinstance(projector, LlavaStfProjector) else None
+    if not isinstance(block, MultiBlockTokenFusion):
+        raise FusionError("Expected a model with MBTF: only its projector joins several blocks of the vision tower.")
+    first, second = block.linear_1, block.linear_2
     states = select_patch_states(
         model.model.vision_tower, pixel_values.to(model.device, model.dtype), model.config.fusion_states
     )

@@ -115,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not given or given == ["--debug"]:
             error.show()
             return 2
-        return _report(error, f"{error.format_message().rstrip('.')}; see llava-stf --help.", debug, code=2)
+        context = getattr(error, "ctx", None)
+        command = "llava-stf" if context is None else context.command_path
+        return _report(error, f"{error.format_message().rstrip('.')}; see {command} --help.", debug, code=2)
     except Exception as error:  # noqa: BLE001 - the last stop: one line for the user, all of it with --debug
         hint = f"internal error: {type(error).__name__}: {error} (llava-stf --debug shows where)"
         return _report(error, hint, debug, code=1)

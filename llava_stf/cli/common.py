@@ -72,7 +72,8 @@ Quantization = Annotated[
     Literal["8bit", "4bit"] | None, typer.Option(help="Quantize the language model with bitsandbytes.")
 ]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; default: the loader's.")
+    Literal["auto", "stored", "float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision; default: 'stored', that of the files, but float32 on a CPU that is slower at it."),
 ]
 Device = Annotated[str | None, typer.Option(help="For instance 'cpu' or 'cuda:1'; default: a GPU if there is one.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the model; the first answers wait for that.")]

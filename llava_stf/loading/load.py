@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import LlavaForConditionalGeneration, VipLlavaConfig
+from transformers import LlavaForConditionalGeneration
 
 from llava_stf.errors import FusionError, KernelError, ModelNotFoundError
 from llava_stf.export.load import load_export
@@ -23,7 +23,7 @@ from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.settings import settle_generation
 from llava_stf.models.llava_stf.vocabulary import remember_tokenizer
-from llava_stf.reduction.apply import apply_pooling, apply_stf
+from llava_stf.reduction.apply import apply_stf
 
 
 def load_model(
@@ -110,10 +110,7 @@ def load_model(
             lora, quantization=quantization, device=device, dtype=dtype, attn_implementation=attn_implementation
         )
     if window is not None:
-        if isinstance(config, VipLlavaConfig) and init == "pool":  # which is pooled alone
-            apply_pooling(model, processor, window=window, kernels=kernels)
-        else:
-            apply_stf(model, processor, window=window, init=init, kernels=kernels)
+        apply_stf(model, processor, window=window, init=init, kernels=kernels)
     elif isinstance(config, FusionConfig):
         model.config.use_window(config.fusion_window)
         use_kernels(model.model.multi_modal_projector, kernels)

@@ -84,7 +84,7 @@ MISTRAL_TEMPLATE = (
 def tiny_llava_next(
     *, llm: str = "mistral", depth: int = 8, width: int = 32, seed: int = 0, **fields: Any
 ) -> tuple[Any, Any]:
-    """A random plain LLaVA-NeXT with a tower of width 16 and an LLM, and its processor.
+    """A random plain LLaVA-NeXT with a tower of width 16, and its processor.
 
     Args:
         llm: `"mistral"`, `"llama"`, `"qwen2"`, or another model type of LLaMA's build.

@@ -63,7 +63,8 @@ def farthest_first(distance: Tensor, nearest: Tensor, count: int) -> Tensor:
 class DivPrune(TrainingFreeMethod):
     """Chooses among the tokens as the LLM would get them: after the projector.
 
-    In a float32 model the choice is that of the authors' code.
+    In a float32 model the choice is that of the authors' code. In a LLaVA-NeXT it is made, as there, among all tokens
+    of an image at once, when tiles are joined, padding cropped and newlines added; of T tokens M / N of T are left.
 
     Attributes:
         dtype: of the cosines in a model of 16 bits. `"float32"` (ours) is the exact choice and keeps as many tokens as
@@ -73,6 +74,8 @@ class DivPrune(TrainingFreeMethod):
 
     dtype: Literal["float32", "model"] = "float32"
 
+    tiles = "joined"  # tables on LLaVA-1.6
+
     name = "divprune"
     title = "DivPrune"
     reference = "Alvar et al., arXiv 2503.02175"
@@ -81,7 +84,11 @@ class DivPrune(TrainingFreeMethod):
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
         """Projects all patches and keeps the most diverse: [B, M, H]."""
         tokens = model.multi_modal_projector(model.patch_states(pixel_values))
-        return gather_tokens(tokens, most_diverse(tokens, model.reduction.vision_tokens, self.dtype))
+        return self.choose_joined(tokens, model.reduction.vision_tokens)
+
+    def choose_joined(self, tokens: Tensor, count: int) -> Tensor:
+        """The most diverse `count` tokens of [B, T, H]."""
+        return gather_tokens(tokens, most_diverse(tokens, count, self.dtype))
 
     @torch.no_grad()
     def kept(self, model: LlavaForConditionalGeneration, pixel_values: Tensor) -> Tensor:

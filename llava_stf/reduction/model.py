@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -32,10 +32,11 @@ class TrainingFreeMethod(Method):
     """A method without weights: it takes a plain LLaVA as it is, at any budget.
 
     Attributes:
-        tiles: whether it is published for the tiles of a LLaVA-NeXT, each on its own.
+        tiles: how it is published for a LLaVA-NeXT: for `"each"` of the tiles on its own; for their tokens `"joined"`,
+            of which its `choose_joined(tokens, count)` leaves a share; or `None`, not at all.
     """
 
-    tiles: ClassVar[bool] = False
+    tiles: ClassVar[Literal["each", "joined"] | None] = None
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
         """Check that images are single squares and hidden states those of a LLaVA-1.5.
@@ -65,16 +66,29 @@ class TrainingFreeMethod(Method):
         family_of(model)
         config = model.config
         reduction = Reduction(self, patch_grid(config) ** 2, vision_tokens, seed)
-        tiled, config_class = has_tiles(config), ReducedLlavaNextConfig if has_tiles(config) else ReducedLlavaConfig
+        common: dict[str, Any] = {
+            "tower_layers": [config.vision_feature_layer],
+            "reduction": reduction,
+            "hooks": self.hooks,
+        }
+        tokens = reduction.prompt_tokens
+        if has_tiles(config):
+            joined = self.tiles == "joined"
+            return Change(
+                model_class=ReducedLlavaNextForConditionalGeneration,
+                inner_class=ReducedLlavaNextModel,
+                config=derive_config(config, ReducedLlavaNextConfig, prompt_tokens=tokens, joined=joined),
+                processor_class=ReducedLlavaNextProcessor,
+                processor_fields={"image_tokens": tokens, "joined": joined},
+                **common,
+            )
         return Change(
-            model_class=ReducedLlavaNextForConditionalGeneration if tiled else ReducedLlavaForConditionalGeneration,
-            inner_class=ReducedLlavaNextModel if tiled else self.model_class(),
-            config=derive_config(config, config_class, prompt_tokens=reduction.prompt_tokens),
-            tower_layers=[config.vision_feature_layer],
-            processor_class=ReducedLlavaNextProcessor if tiled else ReducedProcessor,
-            processor_fields={"image_tokens": reduction.prompt_tokens},
-            reduction=reduction,
-            hooks=self.hooks,
+            model_class=ReducedLlavaForConditionalGeneration,
+            inner_class=self.model_class(),
+            config=derive_config(config, ReducedLlavaConfig, prompt_tokens=tokens),
+            processor_class=ReducedProcessor,
+            processor_fields={"image_tokens": tokens},
+            **common,
         )
 
     def model_class(self) -> type[ReducedLlavaModel]:

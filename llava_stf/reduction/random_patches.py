@@ -30,7 +30,7 @@ def random_patches(pixel_values: Tensor, patches: int, count: int, seed: int) ->
 class RandomPatches(TrainingFreeMethod):
     """Keeps patches at random, before the projector, so that it works on the chosen alone."""
 
-    tiles = True  # the baseline of whatever is
+    tiles = "each"  # the baseline of VisionZip
 
     name = "random"
     title = "random patches"

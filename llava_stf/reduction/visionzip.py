@@ -79,7 +79,7 @@ class VisionZip(ClassTokenMethod):
     targets: Literal["stride", "spread"] = "stride"
     order: Literal["authors", "raster"] = "authors"
 
-    tiles = True  # tables on LLaVA-NeXT
+    tiles = "each"  # tables on LLaVA-NeXT; so the authors answer at JIA-Lab-research/VisionZip#17
 
     name = "visionzip"
     title = "VisionZip"

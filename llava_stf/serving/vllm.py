@@ -59,6 +59,8 @@ def vllm_command(model: str, given: Mapping[str, Any], more: Sequence[str] = ())
     for name, (option, advice) in _UNKNOWN.items():
         if name in given:
             raise LlavaStfError(f"--engine vllm has nothing for {option}: {advice}.")
+    if given.get("dtype") == "stored":
+        raise LlavaStfError("--engine vllm has nothing for --dtype stored: name the precision of the files.")
     folder = _folder(model)
     config = read_config(folder)
     check_served(config, _ranks(more))

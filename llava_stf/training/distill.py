@@ -37,7 +37,7 @@ class Teacher:
 
     Args:
         student: the LLaVA-STF. LoRA adapters in its LLM are switched off by whoever calls.
-        projector: the plain LLaVA's, on the student's first fusion layer.
+        projector: the plain LLaVA's, on the student's first fusion layer, or a ViP-LLaVA's, on all of them joined.
     """
 
     def __init__(self, student: LlavaStfForConditionalGeneration, projector: nn.Module) -> None:
@@ -54,8 +54,10 @@ class Teacher:
         embeddings = inner.get_input_embeddings()(batch["input_ids"])
         tokens = None
         if "pixel_values" in batch:
-            states = select_patch_states(inner.vision_tower, batch["pixel_values"], model.config.fusion_states[:1])
-            tokens = self.projector.to(states[0].device)(states[0])
+            layers = model.config.fusion_states
+            layers = layers if hasattr(self.projector, "projector_layernorm") else layers[:1]
+            states = torch.cat(select_patch_states(inner.vision_tower, batch["pixel_values"], layers), dim=-1)
+            tokens = self.projector.to(states.device)(states)
             places = batch["input_ids"] == model.config.image_token_id
             images = torch.cat(inner.images_of(tokens, self.sizes_of(batch)))
             embeddings = place_tokens(embeddings, images.to(embeddings.dtype), places)

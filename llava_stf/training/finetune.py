@@ -69,10 +69,7 @@ def finetune(config: FinetuneConfig) -> None:
     arguments = training_arguments(config)
     check_processes(arguments)
     if config.bf16 == "auto" and not arguments.bf16:
-        logger.info(
-            "computing in float32: bfloat16 is slower on this %s, which multiplies it in software",
-            arguments.device.type.upper(),
-        )
+        logger.info("computing in float32: bfloat16 is slower on this %s", arguments.device.type.upper())
     images = image_folder(config.data, config.images)
     rows: Any = open_stream(config.data, seed=config.seed) if config.streaming else open_records(config.data)
     with whole_weights():

@@ -5,6 +5,7 @@ PEFT keeps both in one file: the adapters, and the projector as a module to save
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,11 @@ def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> Pe
         target_modules=rf".*\.language_model\..*\b({'|'.join(sorted(linear))})",
         modules_to_save=[PROJECTOR],
     )
-    adapted = get_peft_model(model, lora)
+    adapted: Any = get_peft_model(model, lora)
     path = Path(config.base).expanduser()
     adapted.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.exists() else config.base
+    # Checkpoints, too, are written without embeddings, for which PEFT would look the base up on the hub.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
@@ -66,7 +69,7 @@ def save_adapter(model: PeftModel, folder: Path, dtype: torch.dtype, state_dict:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     state = None if state_dict is None else {name: value.to(dtype) for name, value in state_dict.items()}
-    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    model.save_pretrained(str(folder), state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, with its blanks not filled in
     save_model_config(model, folder)
 

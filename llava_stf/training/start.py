@@ -48,11 +48,8 @@ def check_start(config: FinetuneConfig) -> None:
     from llava_stf.loading import read_config
 
     base = read_config(config.base, vision_tower=config.vision_tower)
-    if base.model_type in ("video_llava", "video_llava_stf", "vipllava", "vipllava_stf"):
-        raise FusionError(
-            f"Training is for models of one vision tower whose projector takes one state of it, as LLaVA-1.5's does, "
-            f"and a {base.model_type} is none."
-        )
+    if base.model_type in ("video_llava", "video_llava_stf"):
+        raise FusionError(f"Training is for models of one vision tower, and a {base.model_type} is none.")
     _check_tokens(config, base)
 
 

@@ -31,8 +31,8 @@ class FusedInfo(BaseLlavaProcessingInfo):
         return self.ctx.get_hf_config()
 
     def get_hf_processor(self, **kwargs: object) -> Any:
-        """That of the family, whatever the options."""
-        return self.ctx.get_hf_processor(family_of_config(self.get_hf_config()).processor)
+        """That of the family, whatever the options; it prepares images with Pillow, as this package does everywhere."""
+        return self.ctx.get_hf_processor(family_of_config(self.get_hf_config()).processor, backend="pil")
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Images, and videos where the family takes them, any number."""

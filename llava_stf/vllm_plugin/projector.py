@@ -21,7 +21,7 @@ from llava_stf.models.fusion.build import build_projector
 from llava_stf.models.fusion.config import FusionConfig, refuse_resampler
 from llava_stf.models.fusion.pooling import PooledProjector
 from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
-from llava_stf.vllm_plugin.served import check_ranks, spatial_places
+from llava_stf.vllm_plugin.served import check_ranks, projector_units, spatial_places
 
 
 class _SummedLinear(nn.Linear):
@@ -38,13 +38,14 @@ def build_shared_projector(config: FusionConfig) -> LlavaStfProjector | PooledPr
         FusionError: the hidden units cannot be spread evenly, or the projector is that of another paper.
     """
     refuse_resampler(config, "The plugin for vLLM")
-    check_ranks(config, get_tensor_model_parallel_world_size())
+    check_ranks(projector_units(config), get_tensor_model_parallel_world_size())
     with torch.device("meta"):
         projector = build_projector(config)
     assert isinstance(projector, PooledProjector | LlavaStfProjector)
     if isinstance(projector, PooledProjector):
         _share(projector, places=1)
     else:
+        assert isinstance(projector.block_fusion, MultiBlockTokenFusion)  # of every model that the plugin takes
         _share(projector.block_fusion, places=1)
         # STF's hidden units belong to the places of a window, in equal parts; each rank takes its share of every part.
         _share(projector.spatial_fusion, places=spatial_places(config))

@@ -53,4 +53,6 @@ class LlavaStfRenderer(HfRenderer):
     def _processor(self) -> Any:
         """That of the model, with the tokenizer that several threads may use."""
         kind = family_of_config(self.model_config.hf_config).processor
-        return cached_processor_from_config(self.model_config, processor_cls=kind, tokenizer=self.get_tokenizer())
+        return cached_processor_from_config(
+            self.model_config, processor_cls=kind, tokenizer=self.get_tokenizer(), backend="pil"
+        )

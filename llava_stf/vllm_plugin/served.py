@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llava_stf.errors import FusionError
@@ -37,31 +38,46 @@ def check_served(config: Any, ranks: int = 1) -> None:
             f"vLLM serves LLaVA-STF with the vision towers {' and '.join(TOWERS)}, found "
             f"{config.vision_config.model_type}; serve this model on transformers: llava-stf serve."
         )
-    check_ranks(config, ranks)
+    check_ranks({**language_units(config, ranks), **projector_units(config)}, ranks)
 
 
-def check_ranks(config: Any, ranks: int) -> None:
-    """Check that the language model and the projector can be spread evenly.
+def check_ranks(units: Mapping[str, int], ranks: int) -> None:
+    """Check that so many of each, by what they are, can be spread evenly.
 
     Raises:
         FusionError: they cannot.
     """
-    text = config.text_config
-    shared = {"attention heads": text.num_attention_heads, "hidden units of the language model": text.intermediate_size}
-    pairs = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    if pairs > ranks:  # fewer are on several ranks each
-        shared["key-value heads"] = pairs
-    if getattr(config, "fusion", None) == "stf":
-        shared["hidden units of MBTF"] = config.fusion_block_hidden_size
-        places = spatial_places(config)
-        shared[f"hidden units of STF in each of {places} places"] = config.fusion_hidden_size // places
-    elif isinstance(config, FusionConfig):
-        shared["hidden units of the projector"] = text.hidden_size
-    for what, number in shared.items():
+    for what, number in units.items():
         if number % ranks:
             raise FusionError(
                 f"The {number} {what} cannot be spread over {ranks} ranks; take another tensor_parallel_size."
             )
+
+
+def language_units(config: Any, ranks: int) -> dict[str, int]:
+    """What of the language model is spread over ranks; a key-value head may be on several."""
+    text = config.text_config
+    pairs = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return {
+        "attention heads": text.num_attention_heads,
+        "key-value heads": ranks if ranks % pairs == 0 else pairs,
+        "hidden units of the language model": text.intermediate_size,
+    }
+
+
+def projector_units(config: Any) -> dict[str, int]:
+    """What of the projector is spread over ranks; nothing of a plain one, which is vLLM's own."""
+    if not isinstance(config, FusionConfig):
+        return {}
+    if config.fusion != "stf":
+        return {"hidden units of the projector": config.text_config.hidden_size}
+    assert config.fusion_block_hidden_size is not None  # a config fills in what is not given
+    assert config.fusion_hidden_size is not None
+    places = spatial_places(config)
+    return {
+        "hidden units of MBTF": config.fusion_block_hidden_size,
+        f"hidden units of STF in each of {places} places": config.fusion_hidden_size // places,
+    }
 
 
 def spatial_places(config: FusionConfig) -> int:

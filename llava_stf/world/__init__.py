@@ -1,6 +1,7 @@
 """Synthetic data: drawn scenes with exact ground truth, questions in eight families, data sets in LLaVA's format.
 
-Images are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 grid. Needs only numpy and Pillow.
+Images are 112x112 px RGB, so that a tower with patches of 14 px sees an 8x8 grid, or larger where that is asked for.
+Needs only numpy and Pillow.
 """
 
 from llava_stf.world.dataset import corpus, draw, generator, prior_accuracy, questions_of, write_dataset

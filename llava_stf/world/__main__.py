@@ -11,6 +11,7 @@ from rich.table import Table
 from llava_stf.errors import LlavaStfError
 from llava_stf.world.dataset import write_dataset
 from llava_stf.world.families import ALL, BENCHMARKS
+from llava_stf.world.scene import SIDE
 
 
 def main(
@@ -22,13 +23,14 @@ def main(
     describe: Annotated[bool, typer.Option("--describe", help="End conversations with the caption.")] = False,
     family: Annotated[list[str], typer.Option(help="Ask this family only (may be repeated).")] = list(ALL),  # noqa: B006
     max_objects: Annotated[int, typer.Option(help="At most this many shapes in an image.")] = 4,
+    side: Annotated[int, typer.Option(help="Side of an image in pixels; shapes and letters stay as large.")] = SIDE,
     questions_per_image: Annotated[int, typer.Option(help="At most this many questions an image.")] = 8,
     workers: Annotated[int, typer.Option(help="Processes that draw.")] = 1,
 ) -> None:
     """Draw images with questions in eight families, as LLaVA-format JSON and PNG files."""
     try:
         priors = write_dataset(
-            out, count, seed, families=family, captions=captions, describe=describe, max_objects=max_objects,
+            out, count, seed, families=family, captions=captions, describe=describe, max_objects=max_objects, side=side,
             questions_per_image=questions_per_image, split="held_out" if held_out else "train", workers=workers,
             progress=True,
         )  # fmt: skip

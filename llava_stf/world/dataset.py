@@ -20,7 +20,7 @@ from llava_stf.errors import DataError
 from llava_stf.world.drawing import render
 from llava_stf.world.families import ALL, FAMILIES, ask, caption
 from llava_stf.world.questions import Question
-from llava_stf.world.scene import MOST_OBJECTS, Scene, sample_scene
+from llava_stf.world.scene import MOST_OBJECTS, SIDE, Scene, sample_scene
 
 SPLITS = {"train": 0, "held_out": 1}
 IMAGES_PER_FOLDER = 1000
@@ -40,10 +40,12 @@ def generator(split: str, seed: int, index: int, part: int) -> np.random.Generat
     return np.random.default_rng([SPLITS[split], seed, index, part])
 
 
-def draw(index: int, *, seed: int = 0, split: str = "train", max_objects: int = 4) -> tuple[Scene, np.ndarray]:
-    """One image: its scene and its pixels, uint8 RGB [112, 112, 3]."""
+def draw(
+    index: int, *, seed: int = 0, split: str = "train", max_objects: int = 4, side: int = SIDE
+) -> tuple[Scene, np.ndarray]:
+    """One image: its scene and its pixels, uint8 RGB [side, side, 3]; see `sample_scene`."""
     rng = generator(split, seed, index, 0)
-    scene = sample_scene(rng, max_objects=max_objects)
+    scene = sample_scene(rng, max_objects=max_objects, side=side)
     return scene, render(scene, rng)
 
 
@@ -73,6 +75,7 @@ def write_dataset(
     captions: bool = False,
     describe: bool = False,
     max_objects: int = 4,
+    side: int = SIDE,
     questions_per_image: int = 8,
     split: str = "train",
     workers: int = 1,
@@ -85,7 +88,7 @@ def write_dataset(
     Returns per family the accuracy of always giving its most frequent answer.
 
     Raises:
-        DataError: an unknown family or split, or counts that make no image.
+        DataError: an unknown family or split, counts that make no image, or a `side` below SIDE.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
@@ -98,7 +101,7 @@ def write_dataset(
         (out / _path(index)).parent.mkdir(parents=True, exist_ok=True)
     job = partial(
         _write_image, out=out, seed=seed, split=split, families=tuple(families), max_objects=max_objects,
-        count=questions_per_image,
+        side=side, count=questions_per_image,
     )  # fmt: skip
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         rows = pool.map(job, range(count), chunksize=64) if pool is not None else map(job, range(count))
@@ -130,9 +133,9 @@ def _path(index: int) -> str:
 
 
 def _write_image(
-    index: int, *, out: Path, seed: int, split: str, families: Sequence[str], max_objects: int, count: int
+    index: int, *, out: Path, seed: int, split: str, families: Sequence[str], max_objects: int, side: int, count: int
 ) -> tuple[list[Question], str]:
-    scene, pixels = draw(index, seed=seed, split=split, max_objects=max_objects)
+    scene, pixels = draw(index, seed=seed, split=split, max_objects=max_objects, side=side)
     Image.fromarray(pixels).save(out / _path(index), compress_level=1)
     return questions_of(scene, index, seed=seed, split=split, families=families, count=count), caption(scene)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, Box, Scene
+from llava_stf.world.scene import CHARACTERS, COLOURS, SHAPES, SIZES, Box, Scene
 
 
 def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
@@ -20,10 +20,10 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     labels["degraded"] = np.array(int(scene.degraded), dtype=np.int64)
     if scene.degraded:
         return labels
-    colours, sizes = tuple(COLOURS), tuple(SIZES)
-    best = np.full((grid, grid), 0.2 * (SIDE / grid) ** 2)
+    colours, sizes, side = tuple(COLOURS), tuple(SIZES), scene.side
+    best = np.full((grid, grid), 0.2 * (side / grid) ** 2)
     for thing in scene.objects:
-        area = _covered(thing.box, grid, grid)
+        area = _covered(thing.box, grid, grid, side)
         wins = area >= best
         best[wins] = area[wins]
         labels["shape"][wins] = SHAPES.index(thing.shape) + 1
@@ -31,11 +31,11 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
         labels["size"][wins] = sizes.index(thing.size) + 1
         labels["place"][wins] = thing.place + 1
         x0, y0, x1, y1 = thing.box
-        labels["centre"][(y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // (2 * SIDE)] = 1
+        labels["centre"][(y0 + y1) * grid // (2 * side), (x0 + x1) * grid // (2 * side)] = 1
     for text in scene.texts:
         boxes = zip(text.string.upper(), text.character_boxes, strict=True)
         for number, (character, (x0, y0, x1, y1)) in reversed(list(enumerate(boxes, 1))):
-            row, half = (y0 + y1) * grid // (2 * SIDE), (x0 + x1) * grid // SIDE
+            row, half = (y0 + y1) * grid // (2 * side), (x0 + x1) * grid // side
             at = row, half // 2
             labels["char_right" if half % 2 else "char_left"][at] = CHARACTERS.index(character) + 1
             labels["order"][at] = number
@@ -44,9 +44,9 @@ def patch_labels(scene: Scene, grid: int = 8) -> dict[str, np.ndarray]:
     return labels
 
 
-def _covered(box: Box, rows: int, columns: int) -> np.ndarray:
-    """Px of the box inside each cell of a raster over the image: float64 [rows, columns]."""
-    x, y = np.arange(columns) * (SIDE / columns), np.arange(rows) * (SIDE / rows)
-    across = np.clip(np.minimum(box[2], x + SIDE / columns) - np.maximum(box[0], x), 0, None)
-    down = np.clip(np.minimum(box[3], y + SIDE / rows) - np.maximum(box[1], y), 0, None)
+def _covered(box: Box, rows: int, columns: int, side: int) -> np.ndarray:
+    """Px of the box inside each cell of a raster over an image of `side` px: float64 [rows, columns]."""
+    x, y = np.arange(columns) * (side / columns), np.arange(rows) * (side / rows)
+    across = np.clip(np.minimum(box[2], x + side / columns) - np.maximum(box[0], x), 0, None)
+    down = np.clip(np.minimum(box[3], y + side / rows) - np.maximum(box[1], y), 0, None)
     return np.outer(down, across)

@@ -12,7 +12,7 @@ import numpy as np
 from llava_stf.errors import DataError
 from llava_stf.world.glyphs import layout
 
-SIDE = 112  # px
+SIDE = 112  # px, of an image that is one tile of the bundled tower
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
     "red": (222, 32, 36),
@@ -102,6 +102,7 @@ class Scene:
     text: Label | None
     background: Colour
     degradation: str | None
+    side: int = SIDE  # px
     more_texts: tuple[Label, ...] = ()  # nothing is asked about them; a tower learns characters from them
 
     @property
@@ -115,12 +116,16 @@ class Scene:
         return self.degradation is not None
 
 
-def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
+def sample_scene(rng: np.random.Generator, *, max_objects: int = 4, side: int = SIDE) -> Scene:
     """Draw a scene with 1 to `max_objects` shapes.
 
+    In an image of more than SIDE px a side, shapes and letters are as large as in one of SIDE, and lie farther apart.
+
     Raises:
-        DataError: `max_objects` is not 1 to MOST_OBJECTS.
+        DataError: `max_objects` is not 1 to MOST_OBJECTS, or `side` is less than SIDE.
     """
+    if side < SIDE:
+        raise DataError(f"Expected images of at least {SIDE} px a side, found {side}.")
     if not 1 <= max_objects <= MOST_OBJECTS:
         raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))
@@ -128,23 +133,23 @@ def sample_scene(rng: np.random.Generator, *, max_objects: int = 4) -> Scene:
     same_shape = (
         SHAPES[rng.integers(6)] if rng.random() < 0.2 else None
     )  # otherwise counts of one shape are rarely over 1
-    things = [_sample_thing(rng, int(place), same_shape) for place in places[:count]]
+    things = [_sample_thing(rng, int(place), same_shape, side) for place in places[:count]]
     kind = rng.random()
     text = None
     if kind < WORD_SHARE:
-        text = _sample_label(rng, WORDS[rng.integers(len(WORDS))], int(places[count]), things)
+        text = _sample_label(rng, WORDS[rng.integers(len(WORDS))], int(places[count]), things, side)
     elif kind < WORD_SHARE + NUMBER_SHARE:
         digits = int(rng.integers(1, 4))
         number = int(rng.integers(10 ** (digits - 1), 10**digits))
-        text = _sample_label(rng, str(number), int(places[count]), things)
+        text = _sample_label(rng, str(number), int(places[count]), things, side)
     base = rng.integers(24, 76) if rng.random() < 0.5 else rng.integers(178, 236)
     red, green, blue = (int(channel) for channel in base + rng.integers(-18, 19, size=3))
     degradation = DEGRADATIONS[rng.integers(3)] if rng.random() < DEGRADED_SHARE else None
     things.sort(key=lambda thing: thing.place)
-    return Scene(tuple(things), text, (red, green, blue), degradation)
+    return Scene(tuple(things), text, (red, green, blue), degradation, side)
 
 
-def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) -> Thing:
+def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None, side: int) -> Thing:
     if rng.random() < POPULAR_SHARE:
         colour, shape = POPULAR[rng.integers(6)]
     else:
@@ -153,25 +158,28 @@ def _sample_thing(rng: np.random.Generator, place: int, same_shape: str | None) 
         shape = same_shape
     size = "small" if rng.random() < 0.5 else "large"
     smallest, largest = SIZES[size]
-    side = int(rng.integers(smallest, largest + 1))
-    x, y = _corner(rng, place, side, side)
+    extent = int(rng.integers(smallest, largest + 1))
+    x, y = _corner(rng, place, extent, extent, side)
     red, green, blue = (
         int(min(255, max(0, channel + jitter)))
         for channel, jitter in zip(
             COLOURS[colour], rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, size=3), strict=True
         )
     )
-    return Thing(shape, colour, size, place, (x, y, x + side, y + side), (red, green, blue))
+    return Thing(shape, colour, size, place, (x, y, x + extent, y + extent), (red, green, blue))
 
 
-def _corner(rng: np.random.Generator, place: int, width: int, height: int) -> tuple[int, int]:
-    """Top left corner of a box somewhere in its place, at most 6 px off the middle and always inside the image."""
-    corner = []
+def _corner(rng: np.random.Generator, place: int, width: int, height: int, side: int) -> tuple[int, int]:
+    """Top left corner of a box somewhere in its place and always inside the image.
+
+    It is at most 6 px off the middle in an image of SIDE px, and farther where places are larger.
+    """
+    corner, most = [], 6 + (side - SIDE) // 3
     for index, extent in ((place % 3, width), (place // 3, height)):
-        slack = max(1, min(6, (SIDE // 3 - extent) // 2))
-        middle = (2 * index + 1) * SIDE // 6
+        slack = max(1, min(most, (side // 3 - extent) // 2))
+        middle = (2 * index + 1) * side // 6
         start = middle - extent // 2 + int(rng.integers(-slack, slack + 1))
-        corner.append(min(SIDE - extent, max(0, start)))
+        corner.append(min(side - extent, max(0, start)))
     return corner[0], corner[1]
 
 
@@ -185,12 +193,14 @@ def with_more_texts(scene: Scene, rng: np.random.Generator) -> Scene:
         string = "".join(characters[index] for index in rng.integers(len(characters), size=length)).lower()
         if kind > 0.75:
             string = WORDS[rng.integers(len(WORDS))]
-        label = _sample_label(rng, string, place, [*taken, *more])
+        label = _sample_label(rng, string, place, [*taken, *more], scene.side)
         more += [label] if label is not None else []
     return replace(scene, more_texts=tuple(more))
 
 
-def _sample_label(rng: np.random.Generator, string: str, place: int, things: Sequence[Thing | Label]) -> Label | None:
+def _sample_label(
+    rng: np.random.Generator, string: str, place: int, things: Sequence[Thing | Label], side: int
+) -> Label | None:
     """The text on its place, in a font that fits; None where a neighbour leaves no room in eight tries."""
     drawn = string.upper()
     for _ in range(8):
@@ -199,7 +209,7 @@ def _sample_label(rng: np.random.Generator, string: str, place: int, things: Seq
             size -= 1
         boxes = layout(drawn, size)
         width, height = boxes[-1][2], max(box[3] for box in boxes)
-        x, y = _corner(rng, place, width, height)
+        x, y = _corner(rng, place, width, height, side)
         box = (x, y, x + width, y + height)
         if not any(_overlap(box, thing.box) for thing in things):
             moved = tuple((x + left, y + top, x + right, y + bottom) for left, top, right, bottom in boxes)

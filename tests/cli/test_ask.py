@@ -39,6 +39,13 @@ def test_the_options_reach_the_model(
     assert json.loads(result.out)["vision_tokens_per_image"] == tokens
 
 
+@pytest.mark.parametrize("dtype", ["auto", "stored"])
+def test_the_precisions_of_the_loader_may_be_asked_for(
+    run: Callable[..., Any], stf_folder: Path, images: list[Path], dtype: str
+) -> None:
+    assert run("ask", images[0], "What?", "--model", stf_folder, "--dtype", dtype, "--max-new-tokens", 1).code == 0
+
+
 @pytest.mark.parametrize("model", ["tiny", "tiny-full"])
 def test_a_bundled_model_says_what_it_cannot_do(run: Callable[..., Any], images: list[Path], model: str) -> None:
     result = run("ask", images[0], "How many shapes are there?", "--model", model, "--max-new-tokens", 4)

@@ -53,8 +53,8 @@ def test_starting_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ask"], "Missing argument"),
-        (["nonsense"], "No such command 'nonsense'"),
+        (["ask"], "Missing argument 'image'; see llava-stf ask --help."),
+        (["nonsense"], "No such command 'nonsense'; see llava-stf --help."),
         (["ask", "missing.png", "What?"], "No image file at missing.png"),
         (["chat", "missing.png"], "No image file at missing.png"),
         (["ask", "ftp://host/a.png", "What?"], "only http and https"),

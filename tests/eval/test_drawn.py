@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from llava_stf import LlavaStf, load_model
+from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.world import is_right
 from llava_stf_eval import drawn
 
@@ -35,6 +36,23 @@ def test_held_out_repeats_itself_and_depends_on_the_seed():
     assert [question for _, question in one] == [question for _, question in again]
     assert [question for _, question in one] != [question for _, question in other]
     assert all(image.tobytes() == same.tobytes() for (image, _), (same, _) in zip(one, again, strict=True))
+
+
+def test_held_out_of_some_families_on_larger_images():
+    pairs = drawn.held_out(5, 0, side=224, families=("text", "presence"))
+    assert {image.size for image, _ in pairs} == {(224, 224)}
+    assert {question.family for _, question in pairs} == {"text", "presence"}
+
+
+def test_tokens_are_those_of_all_tiles(tmp_path):
+    model, processor = tiny_llava_next()
+    for part in (model, processor):
+        part.save_pretrained(tmp_path)
+    asked = {"images": 2, "side": 120, "families": ("text", "presence")}
+    plain = drawn.evaluate("all", load_model(tmp_path, vision_tokens="all"), **asked)
+    fused = drawn.evaluate("stf", load_model(tmp_path), **asked)
+    assert (plain.vision_tokens, fused.vision_tokens) == (16 + 8 * 9, 4 + 4 * 5)
+    assert set(plain.families) <= {"text", "presence"}
 
 
 def test_shares_are_per_family(stf_folder):

@@ -1,5 +1,6 @@
 """A conversation with an export goes on where it was, and answers as the model in PyTorch that reads all anew."""
 
+import asyncio
 import copy
 
 import pytest
@@ -10,6 +11,8 @@ from llava_stf.export.model import EngineCache
 from llava_stf.inference import user_turn
 from llava_stf.inference.prefix import PrefixCache
 from llava_stf.inference.reading import Heard, Reading
+from llava_stf.serving.engine import Engine, GenerationRequest
+from llava_stf.serving.options import ServeOptions
 
 IMAGES = [Image.radial_gradient("L").convert("RGB"), Image.linear_gradient("L").convert("RGB").resize((80, 50))]
 
@@ -75,6 +78,26 @@ def test_rows_of_a_batch_that_know_differently_much(llava, exported, steps):
         turns[0] += [{"role": "assistant", "content": [{"type": "text", "text": answers[0]}]}, user_turn("Then?", 0)]
     assert all(reading.cached)
     assert max(steps) < max(len(exported.compose(*each).ids) for each in zip(turns, images, strict=True))
+
+
+def test_requests_of_a_server_are_answered_in_batches_that_begin_together(llava, exported):
+    engine = Engine(exported, ServeOptions(max_new_tokens=5))
+    questions = ("What is it?", "Why?", "And that, what is it now?")
+
+    async def answer(question):
+        request = GenerationRequest([user_turn(question, 1)], [IMAGES[0]])
+        return "".join([piece.text async for piece in engine.stream(request)])
+
+    async def scene():
+        waiting = [asyncio.create_task(answer(question)) for question in questions]
+        while engine.metrics.registry.get_sample_value("llava_stf_queue_depth") < len(questions):
+            await asyncio.sleep(0.01)
+        engine.start()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(scene()) == [llava.ask(IMAGES[0], question, max_new_tokens=5) for question in questions]
+    engine.close()
+    assert engine.metrics.registry.get_sample_value("llava_stf_batch_size_count") == 1
 
 
 def test_a_cache_in_eight_bits_is_read_anew(llava, tmp_path, steps):

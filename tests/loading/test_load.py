@@ -21,6 +21,7 @@ from llava_stf.errors import (
     ModelNotFoundError,
 )
 from llava_stf.loading import load_processor
+from llava_stf.loading.testing import tiny_llava_next
 
 IMAGE = Image.radial_gradient("L").convert("RGB")
 PROMPT = "USER: <image>\nWhat is it? ASSISTANT:"
@@ -124,7 +125,7 @@ def test_options_without_meaning(option, message, stf_folder):
 
 @pytest.fixture(scope="module")
 def wide_folders(plain_folder, tmp_path_factory):
-    """A plain LLaVA and a LLaVA-STF whose layers are as wide as bitsandbytes' 4-bit blocks."""
+    """Models whose layers are as wide as bitsandbytes' 4-bit blocks: a plain LLaVA, a LLaVA-STF, and in tiles."""
     folders = tmp_path_factory.mktemp("wide")
     plain = shutil.copytree(plain_folder, folders / "plain")
     config = LlavaConfig.from_pretrained(plain)
@@ -134,11 +135,13 @@ def wide_folders(plain_folder, tmp_path_factory):
     model, processor = load_model(plain, init="random")
     model.save_pretrained(folders / "stf")
     processor.save_pretrained(folders / "stf")
+    for part in tiny_llava_next(width=64):
+        part.save_pretrained(folders / "tiles")
     return folders
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-@pytest.mark.parametrize("kind", ["stf", "plain"])
+@pytest.mark.parametrize("kind", ["stf", "plain", "tiles"])
 def test_quantization_is_of_the_language_model_alone(bits, kind, wide_folders, inputs):
     folder = wide_folders / kind
     exact, processor = load_model(folder)

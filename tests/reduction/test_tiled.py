@@ -1,5 +1,6 @@
 """Methods that are published for tiles, on the tiles of a LLaVA-NeXT: each as it would be alone, and counted alike."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +15,8 @@ from llava_stf.models.fusion.budget import budget_per_image
 from llava_stf.reduction import METHODS, apply_reduction
 from llava_stf.reduction.model import TrainingFreeMethod
 
-TILED = ["visionzip", "random"]
+EACH = ["visionzip", "random"]
+TILED = [*EACH, "divprune"]
 
 
 def images():
@@ -39,7 +41,7 @@ def square(model):
     return plain
 
 
-@pytest.mark.parametrize("method", TILED)
+@pytest.mark.parametrize("method", EACH)
 def test_each_tile_has_the_tokens_that_it_has_as_an_image(method):
     model, processor = tiny_llava_next()
     plain = apply_reduction(square(model), None, method, vision_tokens=6)
@@ -54,6 +56,39 @@ def test_each_tile_has_the_tokens_that_it_has_as_an_image(method):
     places = int((inputs["input_ids"] == model.config.image_token_id).sum())
     sizes = [(image.height, image.width) for image in images()]
     assert places == sum(map(len, found)) == sum(model.config.num_image_tokens(sizes))
+
+
+@torch.inference_mode()
+def test_divprune_chooses_among_the_joined_tiles_and_their_newlines():
+    model, processor = tiny_llava_next()
+    whole = processor(images=images(), text="<image>a<image>b<image>", return_tensors="pt")
+    plain = model.get_image_features(whole["pixel_values"], whole["image_sizes"], return_dict=True).pooler_output
+    apply_reduction(model, processor, "divprune", vision_tokens=6)
+    inputs = processor(images=images(), text="<image>a<image>b<image>", return_tensors="pt")
+    found = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], return_dict=True).pooler_output
+    for tokens, before in zip(found, plain, strict=True):
+        unit = torch.nn.functional.normalize(before, dim=-1)
+        distance = 1 - unit @ unit.T
+        chosen = [int(distance.fill_diagonal_(9.0).amin(0).argmax())]
+        while len(chosen) < round(6 / 16 * len(before)):
+            gap = distance[chosen].amin(0)
+            gap[chosen] = -1
+            chosen.append(int(gap.argmax()))
+        torch.testing.assert_close(tokens, before[sorted(chosen)], rtol=0, atol=0)
+    sizes = [(image.height, image.width) for image in images()]
+    places = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    assert places == sum(map(len, found)) == sum(model.config.num_image_tokens(sizes))
+
+
+def test_processor_and_config_count_alike_for_any_size():
+    rng = np.random.default_rng(0)
+    sizes = [(int(height), int(width)) for height, width in rng.integers(1, 900, (500, 2))]
+    for count in (1, 5, 16):
+        model, processor = tiny_llava_next()
+        plain = processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens
+        apply_reduction(model, processor, "divprune", vision_tokens=count)
+        expected = [max(1, round(count * tokens / 16)) for tokens in plain]
+        assert model.config.num_image_tokens(sizes) == processor.num_image_tokens(sizes) == expected
 
 
 @pytest.mark.parametrize("method", TILED)

@@ -233,6 +233,7 @@ def test_a_taken_port_and_an_unreadable_model_are_said_before_anything_is_loaded
         (["--engine", "vllm", "--share-port"], "nothing for --share-port"),
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--engine", "vllm", "--ui"], "nothing for --ui"),
+        (["--engine", "vllm", "--dtype", "stored"], "nothing for --dtype stored"),
         (["--", "--enforce-eager"], "'--enforce-eager' is for vLLM"),
     ],
 )

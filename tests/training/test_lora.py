@@ -69,6 +69,14 @@ def edit(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def test_no_checkpoint_looks_its_base_up_on_the_hub(data_folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *names: asked.append(names))
+    train("tiny-full", data_folder, tmp_path / "out", max_steps=1, vision_tokens=16)
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+    assert not asked
+
+
 def test_adapters_are_on_every_linear_layer_of_the_llm_and_the_projector_is_saved_whole(adapter, llava_base):
     start = load_model(llava_base, dtype="float32").model
     saved = load_file(adapter / "adapter_model.safetensors")

@@ -22,6 +22,7 @@ from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.loading.testing_videos import tiny_llava_next_video, tiny_llava_onevision, tiny_video_llava
 from llava_stf.training.data import collate
 from llava_stf.training.optim import part_of
+from llava_stf_eval.measurement.make_tiled import make_tiled
 
 SIZES = {"wide": (150, 40), "high": (20, 190), "square": (56, 56), "large": (180, 170), "thin": (400, 6)}
 MAKE = {"next": tiny_llava_next, "onevision": tiny_llava_onevision}
@@ -150,6 +151,29 @@ def test_adapters_load_and_merge_to_the_same_model(train, tmp_path, sized_images
         with torch.inference_mode():
             answers.append(llava.model(**inputs).logits)
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_on_4_bit_weights_load_and_merge_to_the_same_model(run, tmp_path, sized_images):
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.nn import Linear4bit
+
+    def logits(folder, **options):
+        llava = load_model(folder, dtype="float32", **options)
+        llava.model.get_input_embeddings().weight.requires_grad_(True)  # see test_lora.py
+        with Image.open(sized_images / "wide.png") as image:
+            inputs = llava.processor(images=image, text="<image>What?", return_tensors="pt")
+        return llava, llava.model(**inputs).logits.detach()
+
+    make_tiled(tmp_path / "base")
+    options = {"base": str(tmp_path / "base"), "data": sized_images / "data.json", "max_length": 1024}
+    output = run(quantization="4bit", lora_rank=2, max_steps=2, **options)
+    trained, expected = logits(output)
+    assert sum(isinstance(module, Linear4bit) for module in trained.model.model.language_model.modules()) == 4 * 7
+    assert isinstance(trained.ask(sized_images / "high.png", "What?", max_new_tokens=2), str)
+    merged, found = logits(merge_lora(output, tmp_path / "merged", dtype="float32"))
+    assert not any(isinstance(module, Linear4bit) for module in merged.model.modules())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)  # in logits of about 10
+    assert (logits(tmp_path / "base", quantization="4bit")[1] - expected).abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -45,6 +45,25 @@ def test_the_same_image_is_drawn_again_and_another_seed_or_split_gives_another()
         assert not np.array_equal(draw(index, seed=seed, split=split)[1], pixels)
 
 
+def test_larger_images_show_things_as_large_and_farther_apart() -> None:
+    far = False
+    for scene, pixels in (draw(index, seed=11, side=224) for index in range(100)):
+        assert pixels.shape == (224, 224, 3)
+        for thing in scene.objects:
+            x0, y0, x1, y1 = thing.box
+            smallest, largest = SIZES[thing.size]
+            assert smallest <= x1 - x0 == y1 - y0 <= largest
+            assert (3 * (x0 + x1) // 448, 3 * (y0 + y1) // 448) == (thing.place % 3, thing.place // 3)
+            far |= abs((x0 + x1) / 2 - (2 * thing.column + 1) * 224 / 6) > 10
+            if not scene.degraded:
+                patch = patch_labels(scene, 16)["shape"][(y0 + y1) // 28, (x0 + x1) // 28]
+                assert patch in (0, SHAPES.index(thing.shape) + 1)
+        if scene.text is not None:
+            assert all(0 <= x0 < x1 <= 224 and 0 <= y0 < y1 <= 224 for x0, y0, x1, y1 in scene.text.character_boxes)
+            assert scene.text.font_size <= 17
+    assert far
+
+
 def test_the_two_splits_share_no_image() -> None:
     train = {draw(index, seed=seed)[1].tobytes() for seed in (0, 1) for index in range(100)}
     held_out = {draw(index, seed=seed, split="held_out")[1].tobytes() for seed in (0, 1) for index in range(100)}
@@ -59,6 +78,8 @@ def test_unknown_splits_negative_seeds_and_too_many_objects_are_refused() -> Non
         draw(0, seed=-1)
     with pytest.raises(DataError, match="1 to 5"):
         sample_scene(np.random.default_rng(0), max_objects=6)
+    with pytest.raises(DataError, match="112 px a side, found 56"):
+        draw(0, side=56)
 
 
 def test_pixels_are_uint8_and_shapes_have_their_colour() -> None:

@@ -192,7 +192,7 @@ def _compare(said: str, case: Case) -> str | None:
 
 async def soak(target: Target, cases: Sequence[Case], count: int, rng: random.Random) -> bool:
     """Asks so many times; whether all is well."""
-    kept: list[float] = []
+    held: dict[int, float] = {}
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=target.url, timeout=None, limits=limits, trust_env=False) as client:
         clients, number = Clients(client, cases, rng), 0
@@ -202,14 +202,13 @@ async def soak(target: Target, cases: Sequence[Case], count: int, rng: random.Ra
             while number < count:
                 number += 1
                 if number % LOOKS == 0:
-                    kept.append(memory(target.process))
-                    print(f"{number:,} requests, {kept[-1]:,.0f} MiB, {len(clients.faults)} faults", flush=True)
+                    held[number] = memory(target.process)
+                    print(f"{number:,} requests, {held[number]:,.0f} MiB, {len(clients.faults)} faults", flush=True)
                 await clients.ask()
 
         await asyncio.gather(*(ask_on() for _ in range(CLIENTS)))
         left = await clients.left()
-    settled, later = kept[SETTLED // LOOKS - 1], kept[SETTLED // LOOKS :]
-    growth = max(later, default=settled) / settled
+    growth = max((held[at] / held[SETTLED] for at in held if at > SETTLED), default=1.0)
     print(f"{count:,} requests: {dict(clients.counts)}; memory {100 * (growth - 1):+.1f} % after {SETTLED:,}")
     print(f"faults: {clients.faults[:20] or 'none'}; left in the server: {left or 'nothing'}", flush=True)
     return not clients.faults and left is None and growth <= GROWTH

@@ -1,9 +1,10 @@
 """Trained resamplers beside one another: what `scripts/measure_resamplers.sh` measured, as a table.
 
-    python -m llava_stf_eval.tables.resamplers FOLDER
+    python -m llava_stf_eval.tables.resamplers FOLDER --speed docs/speed/methods-cpu.json
 
-Accuracy is that of `llava_stf_eval.tables.training`. Parameters and FLOPs are those of the projector, counted at the
-width of LLaVA-1.5-7B, 144 of 576 tokens.
+Accuracy is that of `llava_stf_eval.tables.training`, mean and standard deviation over the seeds. Parameters and FLOPs
+are those of the projector, counted at the width of LLaVA-1.5-7B, 144 of 576 tokens. First tokens are those that
+`llava_stf_eval.measurement.methods` measured.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ TITLES = {
     "stf-nested": ("STF at 16, 4 and 1, starts as pooling", "stf"),
     "mqt-nested": ("MQT at 16, 4 and 1, random start", "mqt"),
 }
+# What each kind is called in measurements of speed, where a method has the budget that is asked for alone.
+METHODS = {kind: kind.partition("-")[0] for kind in TITLES}
 
 
 def costs(fusion: Any) -> tuple[int, int]:
@@ -42,23 +45,29 @@ def costs(fusion: Any) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in projector.parameters()), projector_flops(config)
 
 
-def table(folder: Path) -> str:
-    """Markdown, one row for each kind of run that the folder holds."""
+def table(folder: Path, speed: Path) -> str:
+    """Markdown, one row for each kind of run that the folder holds.
+
+    Args:
+        folder: of runs.
+        speed: the file of `llava_stf_eval.measurement.methods`.
+    """
+    seconds = {row["method"]: row["first token"] for row in json.loads(speed.read_text())["rows"]}
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*/accuracy.json")):
         kind = path.parent.name.rpartition("-")[0]
         for row in json.loads(path.read_text()):
             found[kind][row["vision_tokens"]].append(100 * row["accuracy"])
     lines = [
-        "| | right answers, % at 16 | at 4 | at 1 | parameters, 7B | FLOPs an image, 7B |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| | right answers, % at 16 | at 4 | at 1 | seeds | parameters, 7B | FLOPs an image, 7B | first token, s |",
+        "| --- |" + " ---: |" * 7,
     ]
     for kind, (title, fusion) in TITLES.items():
         if kind in found:
             parameters, flops = costs(fusion)
             cells = [_accuracy(found[kind][count]) for count in (16, 4, 1)]
-            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G"
-            lines.append(f"| {title} | {' | '.join(cells)} | {counted} |")
+            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[METHODS[kind]]:.2f}"
+            lines.append(f"| {title} | {' | '.join(cells)} | {len(found[kind][16])} | {counted} |")
     return "\n".join(lines)
 
 
@@ -73,7 +82,9 @@ def main() -> None:
     """Print the table of the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    print(table(parser.parse_args().folder))
+    parser.add_argument("--speed", type=Path, required=True)
+    options = parser.parse_args()
+    print(table(options.folder, options.speed))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,22 @@ class MultiBlockTokenFusion(TwoLayerMlp):
         return self.linear_2(fuse_blocks(states, self.linear_1.weight, self.linear_1.bias, backend=self.kernels))
 
 
+class NormedStates(nn.Module):
+    """ViP-LLaVA's norm of K joined hidden states, each [B, N, C], in MBTF's place: [B, N, K*C].
+
+    MBTF would have to pass K*C normed channels through a state of C, so that no start could equal the mean of the base
+    projector's outputs. STF reads them as they are.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.projector_layernorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """States joined and normed."""
+        return self.projector_layernorm(torch.cat(list(states), dim=-1))
+
+
 class SpatialTokenFusion(TwoLayerMlp):
     """Fuse each k x k window of patches into one LLM token: [B, N, C] -> [B, N / k**2, H].
 
@@ -50,11 +66,15 @@ class SpatialTokenFusion(TwoLayerMlp):
     start it is the mean of the base projector's outputs in every window.
 
     The first layer's weight is read in the checkpoint's channel-major order, and the patches are regrouped to it.
+
+    Args:
+        config: for windows and widths.
+        width: C, the channels of a patch.
     """
 
-    def __init__(self, config: FusionConfig) -> None:
+    def __init__(self, config: FusionConfig, width: int) -> None:
         assert config.fusion_weight_window is not None  # a config fills it in
-        joined = config.vision_config.hidden_size * config.fusion_weight_window**2
+        joined = width * config.fusion_weight_window**2
         super().__init__(joined, config.fusion_hidden_size, config.text_config.hidden_size, config)
         self.window = config.fusion_weight_window
 
@@ -121,15 +141,22 @@ class SpatialTokenFusion(TwoLayerMlp):
 class LlavaStfProjector(nn.Module):
     """The projector of LLaVA-STF: MBTF, then STF. K hidden states [B, N, C] -> [B, N / k**2, H].
 
-    `window` is k, by default the one that the weights are laid out for.
+    `window` is k, by default the one that the weights are laid out for. Where the config names the epsilon of
+    ViP-LLaVA's norm, that norm stands in MBTF's place.
     """
 
     kernels = "auto"
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
-        self.block_fusion = MultiBlockTokenFusion(config)
-        self.spatial_fusion = SpatialTokenFusion(config)
+        width, eps = config.vision_config.hidden_size, getattr(config, "projector_layernorm_eps", None)
+        self.block_fusion: MultiBlockTokenFusion | NormedStates
+        if eps is None:
+            self.block_fusion = MultiBlockTokenFusion(config)
+        else:
+            width *= len(config.fusion_states)
+            self.block_fusion = NormedStates(width, eps)
+        self.spatial_fusion = SpatialTokenFusion(config, width)
 
     def forward(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
         """States, each [B, N, C], to tokens [B, M, H]."""

@@ -7,7 +7,12 @@ from torch import Tensor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from llava_stf.errors import FusionError
-from llava_stf.models.fusion.projector import LlavaStfProjector, MultiBlockTokenFusion, SpatialTokenFusion
+from llava_stf.models.fusion.projector import (
+    LlavaStfProjector,
+    MultiBlockTokenFusion,
+    NormedStates,
+    SpatialTokenFusion,
+)
 from llava_stf.models.fusion.weights import plain_weight
 
 
@@ -23,7 +28,8 @@ def init_from_pooling(projector: LlavaStfProjector, base: LlavaMultiModalProject
 
     Args:
         projector: with random weights.
-        base: LLaVA-1.5's projector (`linear_1`, GELU, `linear_2`) on the first fusion layer.
+        base: LLaVA-1.5's projector (`linear_1`, GELU, `linear_2`) on the first fusion layer; or ViP-LLaVA's, whose norm
+            is taken over as it is.
 
     Raises:
         FusionError: the widths do not allow it, or the base's weights are not whole.
@@ -32,22 +38,25 @@ def init_from_pooling(projector: LlavaStfProjector, base: LlavaMultiModalProject
     _check_widths(block, spatial, base)
     first = plain_weight(base.linear_1, "the base projector's linear_1").float()
     second = plain_weight(base.linear_2, "the base projector's linear_2").float()
-    _pass_through(block)
+    if isinstance(block, NormedStates):
+        block.projector_layernorm.load_state_dict(base.projector_layernorm.state_dict())
+    else:
+        _pass_through(block)
     _average(spatial, first, second)
-    if block.linear_1.bias is not None:
-        units = slice(0, 2 * block.linear_2.out_features)
-        block.linear_1.bias[units].zero_()
-        block.linear_2.bias.zero_()
+    if spatial.linear_1.bias is not None:
         for copy in _copies(spatial, base.linear_1.out_features):
             spatial.linear_1.bias[copy] = base.linear_1.bias.to(spatial.linear_1.bias)
         spatial.linear_2.bias.copy_(base.linear_2.bias)
 
 
-def _check_widths(block: MultiBlockTokenFusion, spatial: SpatialTokenFusion, base: LlavaMultiModalProjector) -> None:
-    width, places, hidden = block.linear_2.out_features, spatial.window**2, base.linear_1.out_features
+def _check_widths(
+    block: MultiBlockTokenFusion | NormedStates, spatial: SpatialTokenFusion, base: LlavaMultiModalProjector
+) -> None:
+    places, hidden = spatial.window**2, base.linear_1.out_features
+    width = spatial.linear_1.in_features // places
     if base.linear_1.in_features != width:
         raise FusionError(f"Warm start needs a base projector on {width} channels, found {base.linear_1.in_features}.")
-    if block.linear_1.out_features < 2 * width:
+    if isinstance(block, MultiBlockTokenFusion) and block.linear_1.out_features < 2 * width:
         raise FusionError(
             f"Warm start needs fusion_block_hidden_size of at least {2 * width} (twice the tower width), "
             f"found {block.linear_1.out_features}; use init='random' or widen it."
@@ -69,6 +78,9 @@ def _pass_through(block: MultiBlockTokenFusion) -> None:
     block.linear_2.weight.zero_()
     block.linear_2.weight[:, :width] = identity
     block.linear_2.weight[:, width : 2 * width] = -identity
+    if block.linear_1.bias is not None:
+        block.linear_1.bias[: 2 * width].zero_()
+        block.linear_2.bias.zero_()
 
 
 def _average(spatial: SpatialTokenFusion, first: Tensor, second: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""ViP-LLaVA on pooled tokens, as a model of transformers: configuration, modeling, processing."""
+"""ViP-LLaVA on fused tokens, as a model of transformers: configuration, modeling, processing."""

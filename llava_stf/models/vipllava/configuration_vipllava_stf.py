@@ -1,4 +1,4 @@
-"""Configuration of ViP-LLaVA on pooled tokens: ViP-LLaVA's, with the windows."""
+"""Configuration of ViP-LLaVA on fused tokens: ViP-LLaVA's, with the windows."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from llava_stf.models.fusion.config import FusionConfig
 
 
 class VipLlavaStfConfig(FusionConfig, VipLlavaConfig):
-    """A `VipLlavaConfig` whose projected patches are averaged over windows; the fields are those of `FusionConfig`.
+    """A `VipLlavaConfig` whose windows of patches are fused; the fields are those of `FusionConfig`.
 
-    Its projector normalises the channels of five joined states together. MBTF would have to pass all of them on for an
-    exact start and is a fifth as wide, so that pooling alone is offered.
+    Its projector normalises the channels of five joined states together. STF reads these normed channels directly, and
+    there is no MBTF; `fusion_block_hidden_size` has no effect.
 
     Raises:
-        FusionError: `fusion` is not `"pool"`.
+        FusionError: `fusion` is neither `"stf"` nor `"pool"`.
     """
 
     model_type = "vipllava_stf"
 
-    fusion: Literal["stf", "pool", "tokenpacker", "mqt"] = "pool"
+    fusion: Literal["stf", "pool", "tokenpacker", "mqt"] = "stf"
     vision_feature_layer: int | list[int] | tuple[int, ...] = (-2, -5, -8, -11, 6)
     vision_feature_select_strategy: str = "default"
     multimodal_projector_bias: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.fusion != "pool":
+        if self.fusion not in ("stf", "pool"):
             raise FusionError(
-                f"A ViP-LLaVA normalises five joined states before its projector and is pooled alone, found fusion "
-                f"'{self.fusion}': take apply_pooling."
+                f"A ViP-LLaVA normalises five joined states before its projector, which takes fusion 'stf' or 'pool', "
+                f"found '{self.fusion}'."
             )
         self.vision_feature_layer = _as_list(self.vision_feature_layer)
         super().__post_init__(**kwargs)

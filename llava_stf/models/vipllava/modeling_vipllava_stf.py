@@ -1,4 +1,4 @@
-"""ViP-LLaVA on pooled tokens: five states of the tower are joined, normalised and projected, then averaged."""
+"""ViP-LLaVA on fused tokens: five states of the tower are joined and normalised, then windows of them are fused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llava_stf.models.vision.states import skip_unused_blocks
 
 
 class VipLlavaStfModel(FusedImages, VipLlavaModel):
-    """`VipLlavaModel` whose projected patches are averaged over windows."""
+    """`VipLlavaModel` whose projector fuses tokens, or averages its own over windows."""
 
     config_class = VipLlavaStfConfig
     config: VipLlavaStfConfig
@@ -38,7 +38,7 @@ class VipLlavaStfModel(FusedImages, VipLlavaModel):
         vision_tokens: VisionTokens = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """Pooled image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
+        """Fused image tokens for the LLM, in `pooler_output`: one [M, H] tensor per image.
 
         Args:
             pixel_values: [images, 3, height, width].

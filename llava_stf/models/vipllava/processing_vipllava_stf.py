@@ -1,4 +1,4 @@
-"""The processor of ViP-LLaVA on pooled tokens, which is LLaVA-STF's: square images of one size."""
+"""The processor of ViP-LLaVA on fused tokens, which is LLaVA-STF's: square images of one size."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from llava_stf_eval.serving.client import Target, drive
 from llava_stf_eval.serving.outcomes import summarise
-from llava_stf_eval.serving.workload import Load, Question, arrivals, questions
+from llava_stf_eval.serving.workload import Load, Question, arrivals, lengths, questions
 
 NEW = 5
 
@@ -39,6 +39,14 @@ def test_times_of_a_request_add_up(fixed) -> None:
         assert 0 < outcome.first_token <= outcome.latency
         assert outcome.first_token + sum(outcome.gaps) == pytest.approx(outcome.latency)
         assert 0 < len(outcome.gaps) < NEW
+
+
+def test_answers_may_be_of_a_length_each(target, asked) -> None:
+    drawn = lengths(len(asked), 2, 9, seed=3)
+    outcomes = drive(target, asked, Load(clients=3), new_tokens=drawn, seed=0)
+    assert [outcome.output_tokens for outcome in outcomes] == drawn
+    assert len(set(drawn)) > 1
+    assert set(lengths(200, 2, 5, seed=0)) == {2, 3, 4, 5}
 
 
 def test_a_client_asks_again_when_it_is_answered_and_not_before(fixed) -> None:

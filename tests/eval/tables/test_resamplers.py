@@ -12,9 +12,12 @@ def test_a_row_for_each_kind_with_the_mean_of_its_seeds(tmp_path):
         (tmp_path / f"mqt-nested-{seed}" / "accuracy.json").write_text(json.dumps(rows))
     (tmp_path / "pool-0").mkdir()
     (tmp_path / "pool-0" / "accuracy.json").write_text(json.dumps([{"vision_tokens": 16, "accuracy": 0.4}]))
-    *_, pool, nested = table(tmp_path).splitlines()
-    assert pool == "| mean pooling | 40.0 |  |  | 21 M | 24 G |"
-    assert nested.startswith("| MQT at 16, 4 and 1, random start | 52.0 ± 2.8 | 42.0 ± 2.8 |  |")
+    seconds = {"rows": [{"method": "pool", "first token": 3.2}, {"method": "mqt", "first token": 3}]}
+    (tmp_path / "speed.json").write_text(json.dumps(seconds))
+    *_, pool, nested = table(tmp_path, tmp_path / "speed.json").splitlines()
+    assert pool == "| mean pooling | 40.0 |  |  | 1 | 21 M | 24 G | 3.20 |"
+    assert nested.startswith("| MQT at 16, 4 and 1, random start | 52.0 ± 2.8 | 42.0 ± 2.8 |  | 2 |")
+    assert nested.endswith("| 3.00 |")
 
 
 def test_parameters_at_seven_billion():

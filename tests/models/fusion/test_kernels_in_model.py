@@ -106,13 +106,14 @@ def test_a_weight_that_changed_between_two_calls_is_seen(stf_folder, device, cha
             layer.weight = nn.Parameter(layer.weight * -2)
         else:
             peft = pytest.importorskip("peft", reason="needs the extra 'train'")
+            torch.manual_seed(0)
             config = peft.LoraConfig(r=2, target_modules=r".*spatial_fusion\.linear_1", init_lora_weights=False)
             model = peft.get_peft_model(model, config).merge_and_unload(safe_merge=change == "merged in a copy")
         changed = model(**inputs).logits
         use_kernels(projector, "torch")
         expected = model(**inputs).logits
-    torch.testing.assert_close(changed, expected)
-    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(changed, expected, rtol=1e-4, atol=1e-4)  # float32 sums in another order
+    assert not torch.allclose(before, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_a_sharded_projector_sees_every_step(device, tmp_path):

@@ -1,0 +1,56 @@
+"""What tiles are worth, and what fewer tokens keep of it: the answers that `scripts/measure_tiles.sh` got, as a table.
+
+    python -m llava_stf_eval.tables.tiles FOLDER
+
+Accuracy is that of `llava_stf_eval.drawn`, mean and standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+TITLES = {
+    "one-tile": "the image as one tile",
+    "all": "all tokens of its tiles",
+    "stf": "**STF and MBTF, a quarter**",
+    "pool": "mean pooling, a quarter",
+    "pool-untrained": "mean pooling of the model for all tokens, not trained further",
+}
+FAMILIES = {"text": "reading", "open": "open", "presence": "presence"}
+
+
+def table(folder: Path) -> str:
+    """Markdown, one row for each kind of model that the folder holds answers of."""
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for kind in TITLES:
+        for path in sorted(folder.glob(f"{kind}-[0-9]*.json")):
+            found[kind] += json.loads(path.read_text())
+    names = " | ".join(FAMILIES.values())
+    lines = [f"| | tokens | all questions, % | {names} |", "| --- |" + " ---: |" * (2 + len(FAMILIES))]
+    for kind, results in found.items():
+        shares = [[result["accuracy"] for result in results]]
+        shares += [[result["families"][family] for result in results] for family in FAMILIES]
+        cells = " | ".join(map(_accuracy, shares))
+        lines.append(f"| {TITLES[kind]} | {results[0]['vision_tokens']} | {cells} |")
+    return "\n".join(lines)
+
+
+def _accuracy(shares: list[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.mean(shares):.1f}{spread}"
+
+
+def main() -> None:
+    """Print the table of the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    print(table(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()
