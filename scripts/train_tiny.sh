@@ -9,11 +9,12 @@
 # language model that looks things up, knows option letters and has learned to see all 64 tokens (Vicuna's part and
 # more). From that common start, scripts/tiny_start, three models are trained under one budget, the tower frozen: all 64
 # tokens, 16 by mean pooling, 16 by MBTF and STF. The models in the wheel are of the recipe before this one.
-# One core: the tower 30 minutes, objects 10, images 40, each of the three 15.
+# One core: the tower 30 minutes, objects 10, images 40, each of the three 15. DTYPE=float32 computes in float32, which
+# some CPUs multiply faster than bfloat16.
 set -euo pipefail
 out=${1:-runs/tiny}
 python=${PYTHON:-.venv/bin/python}
-dtype=${DTYPE:-bfloat16} # of the computation; float32 where the CPU multiplies it faster
+dtype=${DTYPE:-bfloat16}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 drawn() { # NAME START PART STEPS OPTIONS

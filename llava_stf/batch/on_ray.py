@@ -57,7 +57,10 @@ class RayWorkers:
             try:
                 ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise LlavaStfError(f"The Ray cluster {address or ''} cannot be reached: {one_line(error)}") from error
+                hint = " (if one is there, it may ask for a token: RAY_AUTH_MODE)" if isinstance(error, OSError) else ""
+                raise LlavaStfError(
+                    f"The Ray cluster {address or ''} cannot be reached{hint}: {one_line(error)}"
+                ) from error
         self._nodes = working_nodes()
         self._gpus = sum(node.gpus for node in self._nodes)
         self._workers = workers or self._gpus or len(self._nodes)

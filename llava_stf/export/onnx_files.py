@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -42,6 +43,9 @@ def cache_names(layers: int) -> tuple[list[str], list[str]]:
 
 def _write(program: ExportedProgram, path: Path, inputs: list[str], outputs: list[str], weights: str) -> None:
     exact = path if weights == "fp32" else path.with_name(f"exact_{path.name}")
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of operators of a torchvision that is not needed
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its own deprecations
@@ -51,6 +55,8 @@ def _write(program: ExportedProgram, path: Path, inputs: list[str], outputs: lis
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(f"ONNX has no form for this model: {reason}") from error
+    finally:
+        logger.setLevel(level)
     if weights == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -74,13 +74,21 @@ class Reading:
         llava: a pipeline that `reuses`.
         prompts: of the batch.
         known: where prefixes are looked for and kept; `None` has none.
+        to_finish: whether `finish` reads the prompts, all of each in one pass, and not `generate`.
 
     Attributes:
         inputs: for `LlavaStf.generate`: ids and mask [B, P + N], and the cache, which holds all up to the last image.
         cached: tokens of each prompt that were known.
     """
 
-    def __init__(self, llava: Pipeline, prompts: Sequence[Prompt], known: PrefixCache | None = None) -> None:
+    def __init__(
+        self,
+        llava: Pipeline,
+        prompts: Sequence[Prompt],
+        known: PrefixCache | None = None,
+        *,
+        to_finish: bool = False,
+    ) -> None:
         self._llava = llava
         self._image_id = llava.model.config.image_token_id
         self._prompts = prompts
@@ -98,18 +106,16 @@ class Reading:
             found = self._find(known)
         self.cached = [length for _, length in found]
         self._cache: Any = None
-        self.inputs = self._read(found, keeps=known is not None)
+        self._tokens: Tensor | None = None  # of images that no pass has read yet
+        self.inputs = self._read(found, keeps=known is not None, to_finish=to_finish)
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """Reads what `inputs` leave to `generate`: logits [B, V] behind each prompt, float32."""
+        """Reads what is new of every prompt: logits [B, V] behind it, float32."""
         ids, mask = self.inputs["input_ids"], self.inputs["attention_mask"]
-        if self._cache is None:
-            self._cache = _new_cache(self._llava.model, [])
         start = self._cache.get_seq_length()
-        embeddings = self.inputs.get("inputs_embeds")
         logits = self._llava.model(
-            inputs_embeds=self._embed(ids[:, start:], None) if embeddings is None else embeddings,
+            inputs_embeds=self._embed(ids[:, start:], self._tokens),
             attention_mask=mask,
             position_ids=_positions(mask)[:, start:],
             use_cache=True,
@@ -170,12 +176,14 @@ class Reading:
         known.put(Prefix(self._ids[row][:length], places, _rows_of(_layers_of(cache), 0, columns)))
 
     @torch.no_grad()
-    def _read(self, found: list[tuple[Prefix | None, int]], *, keeps: bool) -> BatchFeature:
-        """The batch, read up to its last image."""
+    def _read(self, found: list[tuple[Prefix | None, int]], *, keeps: bool, to_finish: bool) -> BatchFeature:
+        """The batch, read up to its last image unless that is left to `finish`."""
         ids, mask = self._lay_out(self._ids, self.cached)
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         tokens = self._new_tokens(range(len(self._ids)), self.cached)
-        if self._at_end:
+        if to_finish:
+            self._cache, self._tokens = self._cache_of(found), tokens
+        elif self._at_end:
             inputs["inputs_embeds"] = self._embed(ids, tokens)
         elif tokens is not None or keeps:
             self._cache = inputs[CACHE] = self._cache_of(found)

@@ -136,7 +136,7 @@ class ContinuousBatch:
 
     def _read(self, rows: Sequence[Row]) -> list[tuple[_Running, Prefix]]:
         """Reads prompts, and chooses the first token of each answer; what was read beside it."""
-        reading = Reading(self._llava, [row.prompt for row in rows], self._prefixes)
+        reading = Reading(self._llava, [row.prompt for row in rows], self._prefixes, to_finish=True)
         for row, cached in zip(rows, reading.cached, strict=True):
             row.begin(cached, self._metrics)
         logits = reading.finish()
@@ -196,7 +196,9 @@ class ContinuousBatch:
         chosen = torch.empty(len(running), 1, dtype=torch.int64, device=logits.device)
         for rows in kinds.values():
             first = running[rows[0]]
-            scores = first.scores(first.ids, logits[rows])
+            scores = logits[rows]
+            for make in first.scores:
+                scores = make(first.ids, scores)
             if first.row.request.samples:
                 generators = [running[index].generator for index in rows]
                 drawn = [

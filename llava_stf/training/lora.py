@@ -48,7 +48,7 @@ def add_lora(model: LlavaForConditionalGeneration, config: FinetuneConfig) -> Pe
         target_modules=rf".*\.language_model\..*\b({'|'.join(sorted(linear))})",
         modules_to_save=[PROJECTOR],
     )
-    adapted = get_peft_model(model, lora)
+    adapted: Any = get_peft_model(model, lora)
     path = Path(config.base).expanduser()
     adapted.peft_config["default"].base_model_name_or_path = str(path.resolve()) if path.exists() else config.base
     # Checkpoints, too, are written without embeddings, for which PEFT would look the base up on the hub.

@@ -50,10 +50,11 @@ from llava_stf.world.pairs import UNKNOWN
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
+LOGGED = 12  # kinds of questions
 LETTERS = COURSE[:6]  # the lessons that need no scene
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
-AVERAGED = 0.005  # weight of one answer in the running share of right ones
+AVERAGED = 0.03  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
 ALIGN_RATE = 3e-3
 ALIGN_BATCH = 32
@@ -223,8 +224,9 @@ def pretrain_drawn(
             raise DataError(f"the loss is {loss.item()} at step {step}; {describe_newest(output)}")
         if step % LOGGING_STEPS == 0:
             speed = (step - first) / (time.monotonic() - since)
-            known = " ".join(f"{name} {share:.2f}" for name, share in right.items())
-            logger.info("step %d  loss %.3f  %s  %.2f steps/s", step, loss.item(), known, speed)
+            least = sorted((share, name) for name, share in right.items())[:LOGGED]
+            known = ", ".join(f"{name} {share:.2f}" for share, name in least)
+            logger.info("step %d  loss %.3f  least right: %s  %.2f steps/s", step, loss.item(), known, speed)
         if step % save_steps == 0 or step == steps or (stop_after is not None and step == first + stop_after):
             state = {"model": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
             save_state(output, step, {**state, "right": right, "letters": letters.state()})

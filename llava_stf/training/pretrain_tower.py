@@ -1,8 +1,8 @@
 """Train the bundled model's vision tower on drawn images, with a dense target for every patch.
 
 It plays the part that CLIP's pre-training plays for LLaVA: afterwards the tower's states say, linearly and patch by
-patch, what is there. The targets are shape, colour, size and the characters in the left and right half of a patch
-(`world.patch_labels`), read by one linear layer from the state that the projector selects.
+patch, what is there. The targets are those of `world.patch_labels`, read by one linear layer from the state that the
+projector selects. Most images have texts on all their free places, since characters take longest to learn.
 
     python -m llava_stf.training.pretrain_tower --output runs/tower --images 100000
 """
@@ -30,7 +30,7 @@ from llava_stf.world.labels import patch_labels
 from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIDE, SIZES, WORDS, with_more_texts
 
 SELECT_LAYER = -2
-CROWDED = 0.7  # of the images; characters take longest to learn
+CROWDED = 0.7  # of the images
 CLASSES = {
     "shape": len(SHAPES) + 1,
     "colour": len(COLOURS) + 1,

@@ -1,6 +1,7 @@
 """An export answers as the model in PyTorch does: logits, ids, texts, streams and conversations."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from llava_stf import load_model
 from llava_stf.cli import main
 from llava_stf.export.model import ExportedLlava
+from llava_stf.export.onnx_files import _write
 from llava_stf.inference import user_turn
 from llava_stf.models.fusion.modeling import CACHE
 from llava_stf.reduction import apply_reduction
@@ -138,3 +140,14 @@ def test_stock_openvino_genai_answers_by_the_folder(llava, openvino_folder):
     inputs = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], "pixel_values": pixels}
     new = llava.model.generate(**inputs, do_sample=False, max_new_tokens=8)[0, ids["input_ids"].shape[1] :]
     assert answer.texts[0] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_export_to_onnx_warns_of_nothing(tmp_path, caplog):
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    logger = logging.getLogger("torch.onnx")
+    logger.addHandler(caplog.handler)  # torch lets nothing through to the root
+    try:
+        _write(program, tmp_path / "linear.onnx", ["x"], ["y"], "fp32")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.name.startswith("torch.onnx")]

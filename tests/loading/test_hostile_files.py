@@ -214,6 +214,8 @@ def old_tokenizer(files):
 
 
 def tokens_in_the_map_alone(files):
+    if "added_tokens_decoder" in files[TOKENIZER]:  # no version wrote both, and none reads the map then
+        raise KeyError("added_tokens_decoder")
     special = {"unk_token": "<unk>", "bos_token": token("<s>"), "eos_token": "</s>", "pad_token": "<pad>"}
     files[TOKENIZER] = {name: value for name, value in files[TOKENIZER].items() if name not in special}
     files["special_tokens_map.json"] = special

@@ -111,6 +111,17 @@ def test_a_lesson_is_rehearsed_as_far_as_it_was_answered_wrong(alone, least, mos
     assert draw_exercises(course, progress, seed=0) == draw_exercises(course, progress, seed=0)
 
 
+def test_when_the_course_is_over_all_lessons_are_rehearsed():
+    course = [Lesson(name, letter_pairs, 9, batch_size=400) for name in "ab"]
+    progress = Progress(lesson=2, recent=[[True] * 10, [False] * 10, []])
+    numbers = [number for _, number in draw_exercises(course, progress, seed=0)]
+    assert set(numbers) == {0, 1}
+    assert numbers.count(0) < 0.2 * numbers.count(1)
+    progress.count([0, 1], [False, True])
+    assert (progress.lesson, progress.step) == (2, 1)
+    assert [share[-1] for share in progress.recent[:2]] == [False, True]
+
+
 def test_first_heads_look_back(tokenizer):
     """Head h of the first layer reads the token h + 1 before, whatever the tokens are: its state is that token's."""
     torch.manual_seed(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llava_stf.errors import DataError
-from llava_stf.world import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, WORDS, draw, patch_labels, sample_scene
-from llava_stf.world.scene import POPULAR
+from llava_stf.world import CHARACTERS, COLOURS, SHAPES, SIDE, SIZES, WORDS, draw, patch_labels, render, sample_scene
+from llava_stf.world.scene import POPULAR, with_more_texts
 
 SCENES = [draw(index, seed=11) for index in range(300)]
 READABLE = [(scene, pixels) for scene, pixels in SCENES if not scene.degraded]
@@ -190,6 +190,25 @@ def test_character_labels_spell_the_text_from_left_to_right() -> None:
         assert orders == sorted(set(orders))
         assert ((labels["order"] > 0) == (halves.reshape(8, 8, 2) > 0).any(axis=2)).all()
     assert spelled > 0.9 * sum(scene.text is not None for scene, _ in READABLE)  # two narrow ones may share a half
+
+
+def test_more_texts_stand_on_free_places_and_are_labelled() -> None:
+    written = 0
+    for index, (scene, _) in enumerate(READABLE[:40]):
+        crowded = with_more_texts(scene, np.random.default_rng(index))
+        assert crowded.objects == scene.objects
+        assert crowded.text == scene.text
+        parts = [*crowded.objects, *crowded.texts]
+        assert len({part.place for part in parts}) == len(parts)
+        assert not any(shared(text.box, part.box) for text in crowded.more_texts for part in parts if part is not text)
+        labels = patch_labels(crowded)
+        said = np.sort(np.concatenate([labels[side][labels[side] > 0] for side in ("char_left", "char_right")]))
+        asked = sorted(CHARACTERS.index(letter) + 1 for text in crowded.texts for letter in text.string.upper())
+        written += said.tolist() == asked
+        pixels, bare = (render(one, np.random.default_rng(0)).astype(int) for one in (crowded, scene))
+        for x0, y0, x1, y1 in (text.box for text in crowded.more_texts):
+            assert np.abs(pixels - bare)[y0:y1, x0:x1].max() > 60
+    assert written > 0.8 * 40  # two narrow characters may share a half
 
 
 def test_degraded_images_have_empty_labels() -> None:

@@ -73,7 +73,7 @@ def _measure(targets: dict[str, Target], options: argparse.Namespace) -> None:
             before = computed(target.process)
             outcomes = drive(target, batch, load, new_tokens=of_answers, seed=number)
             found[name].append((outcomes, (computed(target.process) - before) / len(outcomes)))
-            print(f"{name}, round {number}: {summarise(outcomes)['requests_per_second']:.2f} requests/s", flush=True)
+            print(f"{name}, round {number}: {summarise(outcomes)['requests_per_second']:.3g} requests/s", flush=True)
     for name, rounds in found.items():
         print(name, _line(rounds), flush=True)
 
@@ -85,7 +85,7 @@ def _line(rounds: list[tuple[list[Outcome], float]]) -> str:
     spent = statistics.median(seconds for _, seconds in rounds)
     first, between = whole["first_token_ms"], whole["inter_token_ms"]
     return (
-        f"{rate:.2f} requests/s, {spent:.3f} CPU s a request, first token {first['p50']:,.0f} / {first['p99']:,.0f} "
+        f"{rate:.3g} requests/s, {spent:.3f} CPU s a request, first token {first['p50']:,.0f} / {first['p99']:,.0f} "
         f"ms, between tokens {between['p50']:.0f} / {between['p99']:.0f} ms, {whole['failed']} failed"
     )
 

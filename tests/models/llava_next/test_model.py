@@ -265,7 +265,7 @@ def test_wrong_number_of_placeholders_is_refused(llava):
         llava.model.generate(**{**inputs, "input_ids": inputs.input_ids[:, :-12], "attention_mask": None})
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"stf", "pool", "visionzip", "random"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"stf", "pool", "visionzip", "random", "divprune"}))
 def test_other_reductions_are_refused(method):
     model, processor = tiny_llava_next()
     with pytest.raises(FusionError, match="cuts images into tiles"):
