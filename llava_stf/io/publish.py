@@ -47,6 +47,7 @@ def publish(dst: Path) -> Iterator[Path]:
     try:
         dst.parent.mkdir(parents=True, exist_ok=True)
         lock = dst.parent / f".{dst.name}.lock"
+        lock.touch()  # whose error says what is wrong, where a lock that cannot be made looks as if it were taken
         with FileLock(lock, timeout=0):
             try:
                 yield from _write_folder(dst)

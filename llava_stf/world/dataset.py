@@ -24,6 +24,7 @@ from llava_stf.world.scene import MOST_OBJECTS, SIDE, Scene, sample_scene
 
 SPLITS = {"train": 0, "held_out": 1}
 IMAGES_PER_FOLDER = 1000
+INSTRUCT = "instruct.json"
 CAPTION_REQUEST = "Describe the picture."
 
 
@@ -88,7 +89,8 @@ def write_dataset(
     Returns per family the accuracy of always giving its most frequent answer.
 
     Raises:
-        DataError: an unknown family or split, counts that make no image, or a `side` below SIDE.
+        DataError: an unknown family or split, counts that make no image, a `side` below SIDE, or an `out` that holds a
+            data set already or cannot be written.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
@@ -97,8 +99,13 @@ def write_dataset(
         found = f"{count} images, {questions_per_image} questions, {max_objects} objects"
         raise DataError(f"Expected at least one image and question and 1 to {MOST_OBJECTS} objects, found {found}.")
     generator(split, seed, count - 1, 0)
-    for index in range(0, count, IMAGES_PER_FOLDER):
-        (out / _path(index)).parent.mkdir(parents=True, exist_ok=True)
+    if (out / INSTRUCT).exists():
+        raise DataError(f"{out} holds a data set already, which is not overwritten; remove it or name another folder.")
+    try:
+        for index in range(0, count, IMAGES_PER_FOLDER):
+            (out / _path(index)).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}; name another folder.") from error
     job = partial(
         _write_image, out=out, seed=seed, split=split, families=tuple(families), max_objects=max_objects,
         side=side, count=questions_per_image,
@@ -109,7 +116,7 @@ def write_dataset(
     conversations = [
         _instruct(index, asked, text, describe) for index, (asked, text) in enumerate(results) if asked or describe
     ]
-    _write_json(out / "instruct.json", conversations)
+    _write_json(out / INSTRUCT, conversations)
     if captions:
         _write_json(out / "align.json", [_align(index, text) for index, (_, text) in enumerate(results)])
     if split == "held_out":

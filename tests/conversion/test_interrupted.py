@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,3 +116,6 @@ def test_a_destination_that_cannot_be_written(stf_folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LlavaStfError, match="Could not write"):
         convert_checkpoint(stf_folder, tmp_path / "file" / "dst", progress=False)
+    if sys.platform == "linux":  # a folder that says of nothing that it must not be written, and takes no file
+        with pytest.raises(LlavaStfError, match="Could not write"):
+            convert_checkpoint(stf_folder, Path("/proc/dst"), progress=False)

@@ -80,6 +80,16 @@ def test_wrong_requests_are_refused_and_leave_nothing(tmp_path: Path, wrong: dic
     assert not (tmp_path / "out").exists()
 
 
+def test_a_data_set_is_not_overwritten_and_a_folder_that_takes_none_is_said(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "out", 3, seed=0)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="holds a data set already"):
+        write_dataset(tmp_path / "out", 2, seed=1)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    with pytest.raises(DataError, match="cannot be written"):
+        write_dataset(tmp_path / "out" / "instruct.json" / "below", 2, seed=1)
+
+
 def test_images_are_sharded_by_the_thousand(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1001, seed=0, families=["open"], questions_per_image=1)
     assert [len(list(folder.iterdir())) for folder in sorted((tmp_path / "images").iterdir())] == [1000, 1]
