@@ -1,6 +1,7 @@
 """`llava-stf demo`: the bundled models answer questions about images at 100 % and at 25 % of the vision tokens."""
 
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -41,7 +42,7 @@ def demo(
     full, fused = load(FULL, vision_tokens="all"), load(FUSED)
     shown = _answer(shown, full, fused)
     with waiting("Timing the first token"):
-        costs = _cost(full, shown[0]), _cost(fused, shown[0])
+        costs = _costs(full, fused, shown[0])
     with waiting("Drawing the figure"):
         _save_figure(figure, shown, costs, fused)
     if as_json:
@@ -94,11 +95,16 @@ def _answer(shown: Sequence[Shown], full: "LlavaStf", fused: "LlavaStf") -> list
     return answered
 
 
-def _cost(llava: "LlavaStf", item: Shown) -> Cost:
+def _costs(full: "LlavaStf", fused: "LlavaStf", item: Shown) -> tuple[Cost, Cost]:
+    """What an answer of each costs, measured in turns: what else the machine does slows both."""
     from llava_stf.inference import measure_first_token
 
-    seconds = measure_first_token(llava, item.image, item.asked[0].question, runs=TIMED_RUNS)
-    return Cost(llava.vision_tokens, seconds)
+    question = item.asked[0].question
+    runs = [
+        [measure_first_token(llava, item.image, question, runs=1) for llava in (full, fused)] for _ in range(TIMED_RUNS)
+    ]
+    at_full, at_fused = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
+    return Cost(full.vision_tokens, at_full), Cost(fused.vision_tokens, at_fused)
 
 
 def _save_figure(path: Path, shown: Sequence[Shown], costs: tuple[Cost, Cost], fused: "LlavaStf") -> None:
