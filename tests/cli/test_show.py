@@ -83,7 +83,7 @@ def test_contributions_of_a_warm_start_are_of_the_one_block_it_passes_through(im
 
 
 def test_contributions_need_mbtf(plain, image) -> None:
-    with pytest.raises(FusionError, match="Expected a LLaVA-STF"):
+    with pytest.raises(FusionError, match="Expected a model with MBTF"):
         visualise(plain, image, contributions=True)
 
 

@@ -50,7 +50,7 @@ def test_a_short_answer_comes_while_a_long_one_runs(gated: Server, gated_llava: 
         gated_llava.closes_at = 8
         gated_llava.gate.set()
         replies = [each.result().json() for each in short]
-        wait_for(lambda: gated.metric("llava_stf_running") == 1)
+        wait_for(lambda: len(gated_llava.steps) == gated_llava.closes_at)
         # One after the other, as two rows are the most, each beside the long answer; a prompt is read for itself.
         assert gated_llava.steps == [1, 1, 1, 1, 2, 1, 2, 1]
         gated_llava.closes_at = None
