@@ -20,7 +20,7 @@ from llava_stf.io.signals import end_with_parent
 end_with_parent()
 
 def work(depth, method):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())  # a line at once, where print may write two pieces
     if depth:
         multiprocessing.get_context(method).Process(target=work, args=(depth - 1, method)).start()
     time.sleep(600)
@@ -47,9 +47,11 @@ def test_a_killed_process_leaves_no_child_behind(tmp_path: Path, method: str) ->
         [sys.executable, tmp_path / "program.py", method], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
-        children = [int(parent.stdout.readline()) for _ in range(4)]
-        assert all(map(is_running, children))
-        os.kill(parent.pid, signal.SIGKILL)
+        try:
+            children = [int(parent.stdout.readline()) for _ in range(4)]
+            assert all(map(is_running, children))
+        finally:
+            parent.kill()
         deadline = time.monotonic() + 60
         while any(map(is_running, children)):
             assert time.monotonic() < deadline
