@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 
+from llava_stf import load_model
 from llava_stf.io.runs import newest_checkpoint
+from llava_stf.training.data import collate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,3 +128,21 @@ def same_run():
             torch.testing.assert_close(after[name], value, rtol=0, atol=2e-4, msg=name)
 
     return compare
+
+
+@torch.no_grad()
+def divergence_from_all_tokens(base, rows, prepare):
+    """Of the warm-started student from the model at all its tokens, sample by sample, from both as users load them."""
+    teacher, student = (load_model(base, vision_tokens=tokens, dtype="float32") for tokens in ("all", None))
+    divergence, count = 0.0, 0
+    for number in range(len(rows)):
+        rates = []
+        for llava in (teacher, student):
+            batch = collate([prepare(llava)(rows[number], number)], pad_token_id=0)
+            labels = batch["labels"][0]
+            del batch["sample_ids"], batch["labels"]
+            logits = llava.model(**batch).logits[0, :-1]
+            rates.append(functional.log_softmax(logits[labels[1:] != -100], dim=-1))
+        divergence += (rates[0].exp() * (rates[0] - rates[1])).sum()
+        count += len(rates[0])
+    return float(divergence / count)

@@ -24,6 +24,8 @@ from llava_stf.training.data import collate
 from llava_stf.training.optim import part_of
 from llava_stf_eval.measurement.make_tiled import make_tiled
 
+from .conftest import divergence_from_all_tokens
+
 SIZES = {"wide": (150, 40), "high": (20, 190), "square": (56, 56), "large": (180, 170), "thin": (400, 6)}
 MAKE = {"next": tiny_llava_next, "onevision": tiny_llava_onevision}
 TILE = {"next": 4, "onevision": 9}  # tokens of a tile at a quarter
@@ -176,27 +178,10 @@ def test_adapters_on_4_bit_weights_load_and_merge_to_the_same_model(run, tmp_pat
     assert (logits(tmp_path / "base", quantization="4bit")[1] - expected).abs().max() > 0.1
 
 
-@torch.no_grad()
-def slow_loss(base, folder):
-    """The divergence of the warm-started student from the model at all its tokens, sample by sample."""
-    teacher, student = (load_model(base, vision_tokens=tokens, dtype="float32") for tokens in ("all", None))
-    rows, divergence, count = open_records(str(folder / "data.json")), 0.0, 0
-    for number in range(len(rows)):
-        rates = []
-        for llava in (teacher, student):
-            batch = collate([prepare(llava, folder)(rows[number], number)], pad_token_id=0)
-            labels = batch["labels"][0]
-            del batch["sample_ids"], batch["labels"]
-            logits = llava.model(**batch).logits[0, :-1]
-            rates.append(functional.log_softmax(logits[labels[1:] != -100], dim=-1))
-        divergence += (rates[0].exp() * (rates[0] - rates[1])).sum()
-        count += len(rates[0])
-    return float(divergence / count)
-
-
 def test_distillation_is_towards_the_untouched_model(train, base, sized_images):
     output = train(stage="distill", per_device_batch_size=7, max_steps=2, save_steps=2)
-    expected = slow_loss(base, sized_images)
+    rows = open_records(str(sized_images / "data.json"))
+    expected = divergence_from_all_tokens(base, rows, lambda llava: prepare(llava, sized_images))
     assert expected > 1e-4
     assert losses(output)[0] == pytest.approx(expected, rel=1e-3)
     newline = "image_newline" if "image_newline" in weights(output) else "model.image_newline"

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional
 
 from llava_stf import load_model
 from llava_stf.data.preparation import Preparation
@@ -13,8 +12,9 @@ from llava_stf.data.sources import open_records
 from llava_stf.io.runs import newest_checkpoint
 from llava_stf.loading.merge import merge_lora
 from llava_stf.loading.testing import tiny_vipllava
-from llava_stf.training.data import collate
 from llava_stf.training.optim import part_of
+
+from .conftest import divergence_from_all_tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,26 +59,13 @@ def test_adapters_load_and_merge(train, data_folder, tmp_path):
     assert answers[0] == answers[1]
 
 
-@torch.no_grad()
-def slow_loss(base, data_folder):
-    teacher, student = (load_model(base, vision_tokens=tokens, dtype="float32") for tokens in ("all", None))
-    rows, divergence, count = open_records(str(data_folder / "instruct.json")), 0.0, 0
-    for number in range(len(rows)):
-        rates = []
-        for llava in (teacher, student):
-            prepare = Preparation(llava.processor, name="", images=data_folder, template="v1", max_length=2048)
-            batch = collate([prepare(rows[number], number)], pad_token_id=0)
-            labels = batch["labels"][0]
-            del batch["sample_ids"], batch["labels"]
-            logits = llava.model(**batch).logits[0, :-1]
-            rates.append(functional.log_softmax(logits[labels[1:] != -100], dim=-1))
-        divergence += (rates[0].exp() * (rates[0] - rates[1])).sum()
-        count += len(rates[0])
-    return float(divergence / count)
-
-
 def test_distillation_is_towards_the_untouched_model(train, base, data_folder):
-    count = len(open_records(str(data_folder / "instruct.json")))
-    output = train(stage="distill", per_device_batch_size=count, max_steps=1, save_steps=1, group_by_length=False)
+    rows = open_records(str(data_folder / "instruct.json"))
+
+    def prepare(llava):
+        return Preparation(llava.processor, name="", images=data_folder, template="v1", max_length=2048)
+
+    output = train(stage="distill", per_device_batch_size=len(rows), max_steps=1, save_steps=1, group_by_length=False)
     state = json.loads((newest_checkpoint(output) / "trainer_state.json").read_text())
-    assert state["log_history"][0]["loss"] == pytest.approx(slow_loss(base, data_folder), rel=1e-3)
+    expected = divergence_from_all_tokens(base, rows, prepare)
+    assert state["log_history"][0]["loss"] == pytest.approx(expected, rel=1e-3)

@@ -26,6 +26,7 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 from llava_stf import apply_stf
 from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
 from llava_stf.io.publish import write_json
+from llava_stf_eval.measurement.process import memory
 from llava_stf_eval.speed.machine import describe_machine
 from llava_stf_eval.speed.shapes import shape_config
 
@@ -103,8 +104,7 @@ def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, 
     model = load(options, by, tokens, folder)
     answer(model, tokens, 2)
     times = answer(model, tokens, options.new_tokens)
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    wire.send((*times, *(1024 * int(lines[name].split()[0]) for name in ("VmRSS", "RssAnon"))))
+    wire.send((*times, *memory(os.getpid(), "VmRSS", "RssAnon")))
 
 
 def main() -> None:

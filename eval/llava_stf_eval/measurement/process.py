@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 
@@ -13,8 +12,7 @@ def computed(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory(process: int) -> float:
-    """MiB of memory that a process holds."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
-    assert found is not None, "the process has ended"
-    return int(found[1]) / 1024
+def memory(process: int, *fields: str) -> list[int]:
+    """Bytes of memory by the fields of /proc/PID/status: `VmRSS` is what a process holds, `RssAnon` without files."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    return [1024 * int(lines[field].split()[0]) for field in fields]

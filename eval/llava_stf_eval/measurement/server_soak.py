@@ -202,7 +202,7 @@ async def soak(target: Target, cases: Sequence[Case], count: int, rng: random.Ra
             while number < count:
                 number += 1
                 if number % LOOKS == 0:
-                    held[number] = memory(target.process)
+                    held[number] = memory(target.process, "VmRSS")[0] / 2**20
                     print(f"{number:,} requests, {held[number]:,.0f} MiB, {len(clients.faults)} faults", flush=True)
                 await clients.ask()
 

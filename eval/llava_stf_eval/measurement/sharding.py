@@ -29,6 +29,7 @@ from typing import Any
 from llava_stf.loading.testing import write_tiny_llava
 from llava_stf.training.finetune import main as finetune_main
 from llava_stf.training.trainer import FinetuneTrainer
+from llava_stf_eval.measurement.process import memory
 
 SHARD_ON_CPUS = Path("tests/training/shard_on_cpus.py")
 STEPS = 6
@@ -96,14 +97,13 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
         "cpu_threads": 1,
     }
     code = main([*(f"--{option}={value}" for option, value in options.items()), "--overwrite"])
-    figures = {"code": code, "peak": (max(sizes) - imported) / 2**20, "times": times}
+    figures = {"code": code, "peak": (max(sizes) - imported) / 2**30, "times": times}
     (folder / f"{name}-{rank}.json").write_text(json.dumps(figures))
 
 
 def size() -> int:
-    """KiB of this process, resident or swapped."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(lines[name].split()[0]) for name in ("VmRSS", "VmSwap"))
+    """Bytes of this process, resident or swapped."""
+    return sum(memory(os.getpid(), "VmRSS", "VmSwap"))
 
 
 def watch(sizes: list[int], times: list[tuple[float, float]]) -> None:
