@@ -3,7 +3,7 @@
 The result is an ordinary plain LLaVA folder with a random projector, which the finetuning entry point
 takes as `--base`.
 
-    python -m llava_stf.training.assemble_tiny --tower runs/tower --output runs/start
+    python -m llava_stf.training.assemble_tiny --tower runs/tower --language runs/objects --output runs/start
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import sentencepiece
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     CLIPVisionModel,
     LlamaConfig,
@@ -31,16 +32,20 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.training.lookup_weights import new_language_model
+from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.world.dataset import CAPTION_REQUEST, corpus
+from llava_stf.world.scene import PLACES
 
 PIECES = 766
+PLACES_OF_TWO_WORDS = [f"▁{place}".replace(" ", "▁") for place in PLACES if " " in place]
 ROWS_MULTIPLE = 64
 
 
 def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBase:
     """A LLaMA tokenizer for the text of the drawn images: byte-fallback BPE, `<unk>` 0, `<s>` 1, `</s>` 2.
 
-    `<image>` and `<pad>` come behind the trained pieces, as in the llava-hf checkpoints.
+    A place of two words is one piece, as any other place is: an option is compared by one token, and "top left" does
+    not begin as "top". `<image>` and `<pad>` come behind the trained pieces, as in the llava-hf checkpoints.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -51,6 +56,7 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
         byte_fallback=True,
         character_coverage=1.0,
         split_digits=True,
+        user_defined_symbols=PLACES_OF_TWO_WORDS,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         minloglevel=2,
@@ -99,27 +105,35 @@ def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 6, widt
     )
 
 
-def assemble_tiny(tower: Path, output: Path, *, language: Path | None = None, seed: int = 0) -> None:
+def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = None, seed: int = 0) -> None:
     """Write the bundled LLaVA as it is before it sees images: the tower in `tower`, a new projector, all 64 patches.
 
-    `language` is a folder of `pretrain_language`, with its tokenizer; without it the language model is a new one, which
-    begins with lookup weights.
+    `language` is a folder of `pretrain_language`, or a LLaVA whose language model is taken, with its tokenizer; without
+    it the language model is a new one, which begins with lookup weights. Without `tower` that is new as well, for a
+    language model that is told of scenes before there is a trained tower.
     """
     torch.manual_seed(seed)
     tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
-    vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    if tower is None:
+        vision = CLIPVisionModel(tower_config())
+    else:
+        vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+    model_of_text: LlamaForCausalLM | LlavaForConditionalGeneration
     if language is None:
         model_of_text = new_language_model(language_config(tokenizer))
+    elif AutoConfig.from_pretrained(language).model_type == "llava":
+        model_of_text = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
     else:
         model_of_text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
-    text = model_of_text.config
+    text_model = getattr(model_of_text.model, "language_model", model_of_text.model)
+    text = text_model.config
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         vision_config=vision.config, text_config=text, image_token_index=image_token_id, image_seq_length=64
     )
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
-    model.model.language_model.load_state_dict(model_of_text.model.state_dict())
+    model.model.language_model.load_state_dict(text_model.state_dict())
     model.lm_head.load_state_dict(model_of_text.lm_head.state_dict())
     model.save_pretrained(output)
     LlavaStfProcessor(
@@ -141,8 +155,8 @@ def image_processor(side: int) -> LlavaImageProcessorPil:
 def main() -> None:
     """Write the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tower", type=Path, required=True)
-    parser.add_argument("--language", type=Path, help="trained by pretrain_language; default: a new language model")
+    parser.add_argument("--tower", type=Path, help="trained by pretrain_tower; default: a new tower")
+    parser.add_argument("--language", type=Path, help="a trained language model or LLaVA; default: a new one")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     assemble_tiny(**vars(parser.parse_args()))

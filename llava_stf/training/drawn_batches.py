@@ -34,7 +34,15 @@ TURNS = 4  # of the one conversation of an image, a third group
 CAPTIONED = 0.3  # of the conversations are a caption
 REARRANGED = 0.2  # of the lettered questions have the options in another layout, as some benchmarks do
 Turns = tuple[tuple[str, str], ...]  # questions and their answers
-Row = tuple[str | None, Turns | Pair]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is said behind an image: its kind, if its answer is counted, and what an answer by letter stands for."""
+
+    kind: str | None
+    said: Turns | Pair
+    truth: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,14 @@ class Batch:
         answers: int64 [T], the number of the row whose answer a token belongs to, or -100.
         groups: (rows an image, tokens a row) of each group.
         kinds: of each row its family of questions, or its kind of pairs, or none.
+        hints: int64 [2, H], the tokens before the options of questions by letter, and the ids of what is asked for.
     """
 
     ids: Tensor
     answers: Tensor
     groups: list[tuple[int, int]]
     kinds: list[str | None]
+    hints: Tensor
 
 
 class Encoder:
@@ -64,6 +74,28 @@ class Encoder:
         self.beginning = torch.tensor(tokenize_chunks(tokenizer, beginning, image_token_id=self.image_token_id)[:-1])
         self.pad = tokenizer.pad_token_id
         self.row = lru_cache(400_000)(self._row)
+        self.letter, self.spaced_letter = self._last("(A"), self._last("A")
+        self.behind_letter = (self._last("."), self._last(")"))
+
+    def _last(self, text: str) -> int:
+        """The last of the ids of a text."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"][-1]
+
+    def hint(self, row: Row) -> tuple[int, int]:
+        """Which of the row's tokens stands before its first option, and the last id of what is looked for among them.
+
+        The row has options and a truth.
+        """
+        assert row.truth is not None
+        ids, _ = self.row(row.said)
+        if isinstance(row.said, Pair):
+            return ids.index(self.spaced_letter) - 1, self._last(row.truth)
+        before = (
+            at
+            for at, (one, behind) in enumerate(zip(ids[1:], ids[2:], strict=False))
+            if one == self.letter and behind in self.behind_letter
+        )
+        return next(before), self._last(row.truth)
 
     def _row(self, said: Turns | Pair) -> tuple[list[int], list[bool]]:
         """The ids behind the image of a conversation or a short query, and which of them are of answers."""
@@ -81,13 +113,13 @@ class Encoder:
 
     def batch(self, groups: Sequence[Sequence[Sequence[Row]]]) -> Batch:
         """Groups of images of rows; every group has all images, an image may lack rows."""
-        ids, answers, shapes = [], [], []
+        ids, answers, shapes, hints = [], [], [], []
         kinds: list[str | None] = []
         for group in groups:
             most = max(len(rows) for rows in group)
             if not most:
                 continue
-            encoded = [[self.row(said) for _, said in rows] for rows in group]
+            encoded = [[self.row(row.said) for row in rows] for rows in group]
             length = max(len(row) for rows in encoded for row, _ in rows)
             block = np.full((len(group), most, length), self.pad)
             number = np.full(block.shape, IGNORE_INDEX)
@@ -95,18 +127,27 @@ class Encoder:
                 for at, (row, learned) in enumerate(rows):
                     block[image, at, : len(row)] = row
                     number[image, at, : len(row)][learned] = len(kinds) + image * most + at
-            kinds += [rows[at][0] if at < len(rows) else None for rows in group for at in range(most)]
+                    if group[image][at].truth is not None:
+                        before, wanted = self.hint(group[image][at])
+                        hints.append((sum(map(len, ids)) + (image * most + at) * length + before, wanted))
+            kinds += [rows[at].kind if at < len(rows) else None for rows in group for at in range(most)]
             ids.append(block.ravel())
             answers.append(number.ravel())
             shapes.append((most, length))
-        return Batch(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(np.concatenate(answers)), shapes, kinds)
+        return Batch(
+            ids=torch.from_numpy(np.concatenate(ids)),
+            answers=torch.from_numpy(np.concatenate(answers)),
+            groups=shapes,
+            kinds=kinds,
+            hints=torch.tensor(hints, dtype=torch.int64).view(-1, 2).T,
+        )
 
 
 def pair_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
     """One image's rows of short queries, in a second group those with options or rules."""
     short = ask_pairs(scene, rng, PAIRS_PER_IMAGE, right)
     long = ask_long_pairs(scene, rng, LONG_PAIRS_PER_IMAGE, right)
-    return [[(pair.kind, pair) for pair in pairs] for pairs in (short, long)]
+    return [[Row(pair.kind, pair, pair.truth) for pair in pairs] for pairs in (short, long)]
 
 
 def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
@@ -125,11 +166,17 @@ def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, fl
             drawn = [FAMILIES[family](scene, rng) for family in rng.choice(families, 4 * count)]
         found = list({question.text: question for question in drawn if question is not None}.values())
         asked = weighted(found, [kind_of(question) for question in found], count, rng, right)
-        groups.append([(kind_of(one), ((_laid_out(one, rng), one.answer),)) for one in asked])
+        groups.append([row_of(one, kind_of(one), _laid_out(one, rng)) for one in asked])
     turns: Turns = tuple((question.text, question.answer) for question in ask(scene, rng, count=TURNS))
     if not turns or rng.random() < CAPTIONED:
         turns = ((CAPTION_REQUEST, caption(scene)),)
-    return [*groups, [(None, turns)]]
+    return [*groups, [Row(None, turns)]]
+
+
+def row_of(question: Question, kind: str, text: str | None = None) -> Row:
+    """The row that asks a question alone, in other words if `text` is given."""
+    truth = question.options[LETTERS.index(question.answer)] if question.options else None
+    return Row(kind, ((text or question.text, question.answer),), truth)
 
 
 def kind_of(question: Question) -> str:

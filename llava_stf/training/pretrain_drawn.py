@@ -2,15 +2,15 @@ r"""Train projector and language model of the bundled models on drawn images, wh
 
 Three parts follow each other, each a run that starts from the one before:
 
-- `objects`: the language model alone learns to look up what stands in a scene, told as one token for each object in its
-  own word embeddings, and beside it the lessons on option letters;
+- `objects`: the language model alone learns to look up what stands in a scene and to be asked about it, the scene told
+  as one token for each object in its own word embeddings, and beside it the lessons on option letters; no tower yet;
 - `images`: the projector is aligned to say in word embeddings what each patch shows; then both learn all families of
   questions, the language model's lookups and lessons going on beside them;
 - `tokens`: the same without alignment, at all tokens or fewer. Models that are compared start from one folder and have
   the same steps; one that fuses windows starts as mean pooling of that folder's projector.
 
-    python -m llava_stf.training.pretrain_drawn --part objects --start runs/start --states runs/states \\
-        --output runs/objects --steps 1500
+    python -m llava_stf.training.pretrain_drawn --part images --start runs/start --states runs/states \\
+        --output runs/base --steps 6000
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ from llava_stf.models.fusion.budget import window_of_tokens
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.reduction.apply import apply_pooling
 from llava_stf.training.course import COURSE, WARMUP_STEPS, Progress, draw_exercises
-from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, training_rows
+from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, row_of, training_rows
 from llava_stf.training.drawn_states import DrawnStates
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.pretrain_language import answer_loss, collate
-from llava_stf.training.rows import DTYPES, Rows, embed, last_states, logits_of
+from llava_stf.training.rows import DTYPES, Rows, embed, logits_of, states_behind
 from llava_stf.training.scene_words import SceneWords
 from llava_stf.world.dataset import questions_of
 from llava_stf.world.exercises import LETTERED
 from llava_stf.world.families import FAMILIES
 from llava_stf.world.pairs import UNKNOWN
+from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
@@ -54,6 +55,7 @@ LOGGED = 12  # kinds of questions
 LETTERS = COURSE[:6]  # the lessons that need no scene
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
+HINTED = 0.5  # weight of the hints in the loss
 AVERAGED = 0.03  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
 ALIGN_RATE = 3e-3
@@ -76,7 +78,7 @@ class Part:
 
 
 PARTS = {
-    "objects": Part(letters=0.3, pairs=0.7, told=True),
+    "objects": Part(letters=0.3, pairs=0.4, told=True),
     "images": Part(letters=0.4, pairs=0.25, alignment=600, projector=0.1),
     "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
@@ -100,25 +102,36 @@ class Learner(nn.Module):
             return self.projector(states[: self.layers] if self.layers else states[0]).to(self.dtype)
 
     def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image tokens [B, M, H]: the loss of all answers' tokens, and whether each row is answered right, bool."""
+        """Image tokens [B, M, H]: the loss, and whether each row is answered right, bool.
+
+        The loss is that of all answers' tokens, and beside it that of the hints: where options begin, two thirds of the
+        layers say what is looked for among them, so that the last third finds its letter.
+        """
         count = len(image)
         beginning = embed(self.language_model, self.encoder.beginning, self.dtype).expand(count, -1, -1)
         prefix = torch.cat([beginning, image], dim=1)
         x = torch.cat([prefix.flatten(0, 1), embed(self.language_model, batch.ids, self.dtype)])
         kept = torch.cat([torch.ones(count * prefix.shape[1], dtype=torch.bool), batch.ids != self.encoder.pad])
         rows = Rows(self.language_model.config, count, prefix.shape[1], batch.groups, kept, self.dtype)
-        x = last_states(self.language_model, x, rows)
+        depth = len(self.language_model.layers)
+        between, last = states_behind(self.language_model, x, rows, [2 * depth // 3, depth])
         (learned,) = torch.nonzero(batch.answers != IGNORE_INDEX, as_tuple=True)
-        logits = logits_of(self.language_model, self.lm_head, x[count * prefix.shape[1] + learned - 1])
+        begun = count * prefix.shape[1]
+        logits = logits_of(self.language_model, self.lm_head, last[begun + learned - 1])
         target = batch.ids[learned]
+        loss = F.cross_entropy(logits, target)
+        if batch.hints.numel():
+            before, wanted = batch.hints
+            logits_between = logits_of(self.language_model, self.lm_head, between[begun + before])
+            loss = loss + HINTED * F.cross_entropy(logits_between, wanted)
         wrong = torch.zeros(len(batch.kinds), dtype=torch.int64)
         wrong.index_add_(0, batch.answers[learned], (logits.argmax(-1) != target).long())
-        return F.cross_entropy(logits, target), wrong == 0
+        return loss, wrong == 0
 
 
 def pretrain_drawn(
     start: Path,
-    states: Path,
+    states: Path | None,
     output: Path,
     *,
     part: Literal["objects", "images", "tokens"],
@@ -140,7 +153,7 @@ def pretrain_drawn(
 
     Args:
         start: folder of `assemble_tiny`, or of another run of this.
-        states: folder of `write_states`, by the start's tower.
+        states: folder of `write_states`, by the start's tower; none for `objects`.
         output: folder of the run.
         part: what is learned.
         steps: how many updates.
@@ -160,9 +173,11 @@ def pretrain_drawn(
 
     Raises:
         LlavaStfError: the folder holds a run and `resume` is not given, or cannot be written.
-        DataError: the loss is not finite.
+        DataError: the loss is not finite, or states are missing.
     """
     plan = PARTS[part]
+    if (states is None) != plan.told:
+        raise DataError(f"Part {part} is trained {'without' if plan.told else 'on'} states of a tower.")
     checkpoint = prepare_output(output, resume=resume)
     torch.manual_seed(seed)
     llava = load_model(start, vision_tokens="all" if reduction == "pool" else vision_tokens, dtype="float32")
@@ -171,8 +186,8 @@ def pretrain_drawn(
     assert llava.processor is not None  # a start has one, see `assemble_tiny`
     encoder = Encoder(llava.processor.tokenizer)
     learner = Learner(llava.model, encoder, dtype)
-    images = DrawnStates(states)
-    if checkpoint is None and plan.alignment:
+    images = None if states is None else DrawnStates(states)
+    if checkpoint is None and plan.alignment and images is not None:
         align(learner, images, steps=plan.alignment, seed=seed)
     learner.projector.requires_grad_(plan.projector > 0)
     groups = parameter_groups(learner, {"projector": plan.projector, "language_model": 1.0}, weight_decay=0.01)
@@ -184,7 +199,7 @@ def pretrain_drawn(
         learner.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, right, letters = state["step"], state["right"], Progress(**state["letters"])
-    likely = _likelihoods(images)
+    likely = None if images is None else _likelihoods(images)
     first, since = step, time.monotonic()
     while step < steps and (stop_after is None or step < first + stop_after):
         rng = np.random.default_rng([seed, step])
@@ -193,14 +208,17 @@ def pretrain_drawn(
         if kind < lettered:
             loss = _learn_letters(learner, letters, encoder, rng)
         else:
-            chosen = rng.choice(len(images), batch_size, p=likely)
-            scenes = [images.scenes[index] for index in chosen]
+            if images is None:
+                scenes = [_told_scene(rng) for _ in range(batch_size)]
+            else:
+                chosen = rng.choice(len(images), batch_size, p=likely)
+                scenes = [images.scenes[index] for index in chosen]
             if kind < lettered + plan.pairs:
                 rows = [pair_rows(scene, rng, right) for scene in scenes]
             else:
                 rows = [training_rows(scene, rng, right) for scene in scenes]
             batch = encoder.batch(list(zip(*rows, strict=True)))
-            if plan.told:
+            if images is None:
                 words = SceneWords(encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
                 count = OBJECT_TOKENS[2 * step >= steps]
                 image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(dtype)
@@ -234,6 +252,14 @@ def pretrain_drawn(
         return False
     save_model(llava.model, llava.processor, output, torch.bfloat16)
     return True
+
+
+def _told_scene(rng: np.random.Generator) -> Scene:
+    """A scene, degraded `DEGRADED` of the time."""
+    while True:
+        scene = sample_scene(rng)
+        if not scene.degraded or rng.random() < DEGRADED / DEGRADED_SHARE:
+            return scene
 
 
 def _likelihoods(images: DrawnStates) -> np.ndarray:
@@ -286,7 +312,7 @@ def accuracy(learner: Learner, images: DrawnStates, *, batch_size: int = 16) -> 
         chosen = range(start, min(len(images), start + batch_size))
         asked = [questions_of(images.scenes[i], i, seed=images.seed, split=images.split) for i in chosen]
         groups = [
-            [[(q.family, ((q.text, q.answer),)) for q in questions if q.family in families] for questions in asked]
+            [[row_of(q, q.family) for q in questions if q.family in families] for questions in asked]
             for families in (OPEN, LETTERED)
         ]
         batch = learner.encoder.batch(groups)
@@ -303,7 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--start", type=Path, required=True, help="LLaVA to start from")
-    parser.add_argument("--states", type=Path, required=True, help="states of drawn images by the start's tower")
+    parser.add_argument("--states", type=Path, help="states of drawn images by the start's tower; not for objects")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and model")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--vision-tokens", default="all", type=lambda text: text if text == "all" else int(text))

@@ -99,10 +99,17 @@ def last_states(model: LlamaModel, x: Tensor, rows: Rows) -> Tensor:
 
     Those of padding are zero.
     """
+    (states,) = states_behind(model, x, rows, [len(model.layers)])
+    return states
+
+
+def states_behind(model: LlamaModel, x: Tensor, rows: Rows, layers: Sequence[int]) -> list[Tensor]:
+    """As `last_states`, the states behind so many layers each."""
+    states = []
     config = model.config
     x = x[rows.kept]
     heads, eps = config.num_attention_heads, config.rms_norm_eps
-    for layer in model.layers:
+    for number, layer in enumerate(model.layers, 1):
         attention, mlp = layer.self_attn, layer.mlp
         y = _normed(x, layer.input_layernorm.weight, eps)
         joined = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
@@ -112,7 +119,9 @@ def last_states(model: LlamaModel, x: Tensor, rows: Rows) -> Tensor:
         y = _normed(x, layer.post_attention_layernorm.weight, eps)
         gate, up = F.linear(y, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(x.dtype)).chunk(2, dim=-1)
         x = x + F.linear(F.silu(gate) * up, mlp.down_proj.weight.to(x.dtype))
-    return rows.padded(x)
+        if number in layers:
+            states.append(rows.padded(x))
+    return states
 
 
 def logits_of(model: LlamaModel, head: nn.Linear, states: Tensor) -> Tensor:

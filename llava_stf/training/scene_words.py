@@ -19,11 +19,16 @@ from llava_stf.world.questions import UNANSWERABLE
 from llava_stf.world.scene import CHARACTERS, COLOURS, PLACES, SHAPES, SIZES, WORDS, Scene
 
 OBJECT = "shapes"  # the word for any object, so that "How many shapes are there?" finds them
-ORDERS = tuple(f"<0x{number:02X}>" for number in range(1, 1 + max(map(len, WORDS))))  # no text has them
+LONGEST = max(map(len, WORDS))
+ORDERS = tuple(f"<0x{number:02X}>" for number in range(1, 1 + LONGEST))  # no text has them
 
 
 class SceneWords:
-    """Tokens of scenes by a tokenizer and an embedding [vocabulary, width]."""
+    """Tokens of scenes by a tokenizer and an embedding [vocabulary, width].
+
+    A character is said with its number in its text: its embedding is rolled by so many places, so that the sum over a
+    text's characters still tells "12" from "21".
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, embedding: Tensor) -> None:
         self.embedding, self.common = embedding, embedding.mean(0)
@@ -31,51 +36,54 @@ class SceneWords:
         self.ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
         for order in ORDERS:
             self.ids[order] = [tokenizer.convert_tokens_to_ids(order)]
-        for character in CHARACTERS:
-            self.ids[character] = [tokenizer.convert_tokens_to_ids(character.lower())]
+        letters = torch.tensor([tokenizer.convert_tokens_to_ids(character.lower()) for character in CHARACTERS])
+        # [LONGEST, 1 + characters, width], with a first row for none
+        letters = F.pad(embedding[letters] - self.common, (0, 0, 1, 0))
+        self.letters = torch.stack([letters.roll(number, -1) for number in range(LONGEST)])
 
     def objects(self, scene: Scene, rng: np.random.Generator, count: int) -> Tensor:
         """One token for each object and each character, in raster order among background: [count, width]."""
         if scene.degraded:
             return self._sum([UNANSWERABLE]).expand(count, -1)
         shown = [
-            (thing.place, [thing.shape, thing.colour, thing.size, PLACES[thing.place], OBJECT])
+            (thing.place, self._sum([thing.shape, thing.colour, thing.size, PLACES[thing.place], OBJECT]))
             for thing in scene.objects
         ]
         if scene.text is not None:
-            told = [_kind(scene), PLACES[scene.text.place]]
-            shown += [(scene.text.place, [character, *told]) for character in scene.text.string.upper()]
+            for number, character in enumerate(scene.text.string.upper()):
+                token = self._sum([_kind(scene), PLACES[scene.text.place], ORDERS[number]])
+                shown.append((scene.text.place, token + self.letters[number, CHARACTERS.index(character) + 1]))
         shown.sort(key=lambda part: part[0])
         tokens = self._sum([]).repeat(count, 1)
         where = np.sort(rng.choice(count, len(shown), replace=False))
-        for at, (_, words) in zip(where.tolist(), shown, strict=True):
-            tokens[at] = self._sum(words)
+        tokens[where] = torch.stack([token for _, token in shown])
         return tokens
 
     def patches(self, scene: Scene) -> Tensor:
         """One token for each patch, [64, width].
 
-        Shape, colour, size and place of what the patch shows, `OBJECT` at the middle of one; the characters of a text,
-        where they stand in it, and its kind. The right one of two characters is its embedding rolled by one.
+        Shape, colour, size and place of what the patch shows, `OBJECT` at the middle of one; the characters whose
+        middle it shows with their numbers in their text, and the text's kind.
         """
         labels = {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
-        letters = self._table(CHARACTERS)
         tables = {
             "shape": self._table(SHAPES),
             "colour": self._table(COLOURS),
             "size": self._table(SIZES),
             "place": self._table(PLACES),
             "centre": self._table([OBJECT]),
-            "char_left": letters,
-            "char_right": letters.roll(1, -1),
-            "order": self._table(ORDERS),
         }
         total = self.common + sum(table[labels[name]] for name, table in tables.items())
         if scene.degraded:
             return total + self._sum([UNANSWERABLE]) - self.common
+        orders = self._table(ORDERS)
+        written = torch.zeros(len(total), dtype=torch.bool)
+        for name, number in _numbered(labels).items():
+            there = labels[name] > 0
+            total[there] += orders[number[there] + 1] + self.letters[number[there], labels[name][there]]
+            written |= there
         if scene.text is None:
             return total
-        written = (labels["char_left"] > 0) | (labels["char_right"] > 0)
         return total + written[:, None] * (self._sum([_kind(scene)]) - self.common)
 
     def spelling_loss(self, tokens: Tensor, scenes: Sequence[Scene]) -> Tensor:
@@ -83,15 +91,17 @@ class SceneWords:
 
         Few patches show one, so that a squared error over all of them is small with characters that cannot be told.
         """
-        letters = self._table(CHARACTERS)[1:]
-        loss = torch.zeros(())
-        for name, table in (("char_left", letters), ("char_right", letters.roll(1, -1))):
-            label = torch.stack([torch.from_numpy(patch_labels(scene)[name].reshape(-1)) for scene in scenes])
-            there = label > 0
-            if there.any():
-                said = (tokens[there] - self.common) @ table.T / len(self.common) ** 0.5
-                loss = loss + F.cross_entropy(said, label[there] - 1)
-        return loss
+        said, shown = [], []
+        for token, scene in zip(tokens, scenes, strict=True):
+            labels = {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
+            for name, number in _numbered(labels).items():
+                (there,) = torch.nonzero(labels[name], as_tuple=True)
+                letters = self.letters[number[there], 1:]
+                said.append((letters @ (token[there] - self.common)[:, :, None]).squeeze(-1))
+                shown.append(labels[name][there] - 1)
+        if not sum(map(len, shown)):
+            return torch.zeros(())
+        return 2 * F.cross_entropy(torch.cat(said) / len(self.common) ** 0.5, torch.cat(shown))
 
     def _sum(self, words: Iterable[str]) -> Tensor:
         ids = [token for word in words for token in self.ids[word]]
@@ -100,6 +110,12 @@ class SceneWords:
     def _table(self, words: Iterable[str]) -> Tensor:
         """What the words add, [1 + words, width], the first row for none of them."""
         return torch.stack([torch.zeros_like(self.common), *(self._sum([word]) - self.common for word in words)])
+
+
+def _numbered(labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """For each half of a patch the number in its text of the character whose middle lies there, from 0."""
+    first = (labels["order"] - 1).clamp(min=0)
+    return {"char_left": first, "char_right": (first + (labels["char_left"] > 0)).clamp(max=LONGEST - 1)}
 
 
 def _kind(scene: Scene) -> str:

@@ -15,7 +15,9 @@ from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES, distractors
 from llava_stf.world.questions import (
     COLOUR_NAMES,
     DIRECTIONS,
+    OPPOSITE,
     UNANSWERABLE,
+    name,
     pick,
     unique_colours,
     unique_shapes,
@@ -29,11 +31,12 @@ UNKNOWN = 0.3  # share of right answers of a kind that was not asked yet
 
 @dataclass(frozen=True)
 class Pair:
-    """One query, its answer, and the kind of both."""
+    """One query, its answer, and the kind of both; `truth` is what the answer's letter stands for, if it is one."""
 
     kind: str
     query: str
     answer: str
+    truth: str | None = None
 
 
 def ask_pairs(scene: Scene, rng: np.random.Generator, count: int, right: Mapping[str, float]) -> list[Pair]:
@@ -49,7 +52,7 @@ def ask_pairs(scene: Scene, rng: np.random.Generator, count: int, right: Mapping
         queries = (f"{pick(rng, COLOUR_NAMES)} shape", f"{pick(rng, SHAPES)} colour")
         return [Pair("degraded", query, UNANSWERABLE) for query in queries]
     pairs = [*_attributes(scene), *_absent(scene, rng), *_presence(scene, rng), *_neighbours(scene), *_text(scene)]
-    pairs += _counts(scene, rng)
+    pairs += [*_counts(scene, rng), *_verified(scene, rng)]
     return weighted(pairs, [pair.kind for pair in pairs], count, rng, right)
 
 
@@ -122,6 +125,21 @@ def _neighbours(scene: Scene) -> list[Pair]:
     return pairs
 
 
+def _verified(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Whether one object lies so from another, in both directions of an axis."""
+    pairs = []
+    for thing in scene.objects:
+        names = [name(one, scene, rng) for one in (thing, pick(rng, scene.objects))]
+        if names[0] is None or names[1] is None or names[0] == names[1]:
+            continue
+        other = next(one for one in scene.objects if names[1] in (one.shape, f"{one.colour} {one.shape}"))
+        for direction, holds in DIRECTIONS.items():
+            if holds(thing, other) or DIRECTIONS[OPPOSITE[direction]](thing, other):
+                answer = "yes" if holds(thing, other) else "no"
+                pairs.append(Pair("verify", f"{names[0]} {direction} {names[1]}", answer))
+    return pairs
+
+
 def _counts(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     """How many objects there are, in all and of each shape and colour; of one of each that may not be there as well."""
     shapes, colours = [thing.shape for thing in scene.objects], [thing.colour for thing in scene.objects]
@@ -147,35 +165,35 @@ def _rules(scene: Scene, rng: np.random.Generator) -> list[Pair]:
         seen = [thing.colour if truth in COLOUR_NAMES else thing.shape for thing in scene.objects]
         rule = [truth, *distractors(truth, seen, names, 1, rng)]
         properties = rng.permutation(pick(rng, PROPERTIES)).tolist()
-        said = [f"{name} {value}" for name, value in zip(rule, properties, strict=True)]
+        said = [f"{one} {value}" for one, value in zip(rule, properties, strict=True)]
         pairs.append(Pair("rule", f"{', '.join(rng.permutation(said))}, {query}", properties[0]))
     return pairs
 
 
 def _lettered(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Queries with the letters of their options, in English or Chinese."""
-    asked: list[tuple[str, str, str, list[str], tuple[str, ...]]] = [
-        ("letter of count", "shapes", str(len(scene.objects)), [], tuple("12345"))
+    """Queries with the letters of their options, in English, or with names and options in Chinese."""
+    asked: list[tuple[str, str, str, str, list[str], tuple[str, ...]]] = [
+        ("letter of count", "shapes", "count", str(len(scene.objects)), [], tuple("12345"))
     ]
     places = [PLACES[thing.place] for thing in scene.objects]
     shapes, colours = [thing.shape for thing in scene.objects], [thing.colour for thing in scene.objects]
     for thing in unique_shapes(scene):
-        asked.append(("letter of place", f"{thing.shape} at", PLACES[thing.place], places, PLACES))
-        asked.append(("letter of colour", f"{thing.shape} colour", thing.colour, colours, COLOUR_NAMES))
+        asked.append(("letter of place", thing.shape, "at", PLACES[thing.place], places, PLACES))
+        asked.append(("letter of colour", thing.shape, "colour", thing.colour, colours, COLOUR_NAMES))
     for thing in unique_colours(scene):
-        asked.append(("letter of shape", f"{thing.colour} shape", thing.shape, shapes, SHAPES))
+        asked.append(("letter of shape", thing.colour, "shape", thing.shape, shapes, SHAPES))
     for thing in scene.objects:
-        asked.append(("letter of shape", f"{PLACES[thing.place]} shape", thing.shape, shapes, SHAPES))
+        asked.append(("letter of shape", PLACES[thing.place], "shape", thing.shape, shapes, SHAPES))
     if scene.text is not None and not scene.text.is_number:
-        asked.append(("letter of word", "word", scene.text.string, [], WORDS))
+        asked.append(("letter of word", "word", "text", scene.text.string, [], WORDS))
     pairs = []
-    for kind, query, truth, seen, names in asked:
+    for kind, known, wanted, truth, seen, names in asked:
         options = rng.permutation([truth, *distractors(truth, seen, names, 3, rng)]).tolist()
         letter = LETTERS[options.index(truth)]
         if rng.random() < 0.5:
-            options = [CHINESE.get(option, option) for option in options]
+            options, known = [CHINESE.get(option, option) for option in options], CHINESE.get(known, known)
         listed = " ".join(f"{letter} {option}" for letter, option in zip(LETTERS, options, strict=True))
-        pairs.append(Pair(kind, f"{query} {listed}", letter))
+        pairs.append(Pair(kind, f"{known} {wanted} {listed}", letter, options[LETTERS.index(letter)]))
     return pairs
 
 

@@ -8,15 +8,15 @@ import torch
 from transformers import CLIPVisionModel
 
 from llava_stf import load_model
-from llava_stf.errors import LlavaStfError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.training.assemble_tiny import assemble_tiny
-from llava_stf.training.drawn_batches import Encoder, pair_rows, training_rows
+from llava_stf.training.drawn_batches import Encoder, Row, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates, write_states
 from llava_stf.training.pretrain_drawn import PARTS, Learner, accuracy, align, pretrain_drawn
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.training.scene_words import SceneWords
 from llava_stf.world import FAMILIES, draw, patch_labels
-from llava_stf.world.scene import SHAPES
+from llava_stf.world.scene import CHARACTERS, SHAPES
 
 IMAGES = 12
 
@@ -54,7 +54,7 @@ def test_states_are_those_of_the_images(start, images):
 def test_a_row_is_the_prompt_that_asks_alone(learner, start, images):
     """The loss of one question is that of the whole model on the whole prompt."""
     llava = load_model(start / "start", vision_tokens="all", dtype="float32")
-    batch = learner.encoder.batch([[[("open", (("How many shapes are there?", "2"),))]]])
+    batch = learner.encoder.batch([[[Row("open", (("How many shapes are there?", "2"),))]]])
     loss, _ = learner(learner.image_tokens(images.states([7])), batch)
     ids = [*learner.encoder.beginning.tolist(), *[learner.encoder.image_token_id] * 64, *batch.ids.tolist()]
     labels = torch.full((len(ids),), -100)
@@ -75,10 +75,10 @@ def test_rows_are_of_all_kinds_and_can_be_answered(images):
     seen = [
         row for scene in images.scenes for _ in range(9) for group in training_rows(scene, rng, known) for row in group
     ]
-    kinds = [kind for kind, _ in seen]
+    kinds = [row.kind for row in seen]
     assert {kind and kind.split()[0] for kind in kinds} == {*FAMILIES, None}
     assert kinds.count("open where") < kinds.count("open colour") / 2  # asked less, as it is answered well
-    texts = [pairs[0][0] for kind, pairs in seen if kind and kind.startswith("science")]
+    texts = [row.said[0][0] for row in seen if row.kind and row.kind.startswith("science")]
     assert any("Options: (A)" in text for text in texts)
     assert any("\nA. " in text for text in texts)
 
@@ -89,9 +89,45 @@ def test_short_queries_have_their_answers(learner, images):
     groups = pair_rows(scene, rng, {})
     batch = learner.encoder.batch([[rows] for rows in groups])
     tokenizer = learner.encoder.tokenizer
-    for number, (kind, pair) in enumerate(row for rows in groups for row in rows):
-        assert batch.kinds[number] == kind
-        assert tokenizer.decode(batch.ids[batch.answers == number]) == f"{pair.answer}</s>"
+    for number, row in enumerate(row for rows in groups for row in rows):
+        assert batch.kinds[number] == row.kind
+        assert tokenizer.decode(batch.ids[batch.answers == number]) == f"{row.said.answer}</s>"
+
+
+@pytest.mark.parametrize("ask", [pair_rows, training_rows])
+def test_hints_stand_before_the_options_and_are_what_the_letter_means(learner, images, ask):
+    rng = np.random.default_rng(0)
+    tokenizer = learner.encoder.tokenizer
+    hinted = set()
+    for scene in images.scenes:
+        for rows in ask(scene, rng, {}):
+            for row in rows:
+                batch = learner.encoder.batch([[[row]]])
+                if row.truth is None:
+                    assert not batch.hints.numel()
+                    continue
+                ((before,), (wanted,)) = batch.hints.tolist()
+                told, options = tokenizer.decode(batch.ids[: before + 1]), tokenizer.decode(batch.ids[before + 1 :])
+                assert options.lstrip().startswith("A")
+                assert "B" not in told
+                assert row.truth.endswith(tokenizer.decode(wanted).strip())
+                assert row.truth in options
+                hinted.add(row.kind.split()[0])
+    assert hinted == ({"letter"} if ask is pair_rows else {"science", "choice", "choice_cn"})
+
+
+def test_hints_are_learned_between_the_layers(learner, images):
+    """A loss that has a hint falls with what two thirds of the layers say at its token, and with nothing behind it."""
+    scene = next(scene for scene in images.scenes if not scene.degraded)
+    row = next(row for row in pair_rows(scene, np.random.default_rng(0), {})[1] if row.truth)
+    image = learner.image_tokens(images.states([images.scenes.index(scene)]))
+    losses = [learner(image, learner.encoder.batch([[[one]]]))[0] for one in (row, dataclasses.replace(row, truth=None))]
+    hint = losses[0] - losses[1]
+    assert hint > 0
+    hint.backward()
+    depth = len(learner.language_model.layers)
+    moved = [layer.mlp.down_proj.weight.grad.abs().max() > 1e-6 for layer in learner.language_model.layers]
+    assert moved == [number < 2 * depth // 3 for number in range(depth)]
 
 
 def names_in(tokens, names, learner):
@@ -116,6 +152,24 @@ def test_tokens_of_a_scene_say_what_is_there(learner, images):
     assert there.sum() == len(scene.objects) + length
     said = names_in(tokens[there], (*SHAPES, "number", "word"), learner)
     assert [name for name in said if name in SHAPES] == [thing.shape for thing in scene.objects]
+
+
+def test_characters_are_said_with_their_numbers(learner):
+    words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
+    letters = words.letters.flatten(0, 1)
+    scenes = [scene for scene in (draw(index, seed=4)[0] for index in range(40)) if scene.text and not scene.degraded]
+    spelt = 0
+    for scene in scenes:
+        labels = {name: label.reshape(-1) for name, label in patch_labels(scene).items()}
+        said = set()
+        for token, left, right in zip(words.patches(scene), labels["char_left"], labels["char_right"], strict=True):
+            count = int(left > 0) + int(right > 0)
+            best = (letters @ (token - words.common)).topk(count).indices.tolist()
+            said |= {divmod(index, len(CHARACTERS) + 1) for index in best}
+        shown = {(number, CHARACTERS.index(one) + 1) for number, one in enumerate(scene.text.string.upper())}
+        spelt += said == shown
+    # Sums of six words of 192 random numbers each: about one character of a hundred looks like another one.
+    assert spelt > 0.8 * len(scenes) > 8
 
 
 def test_alignment_brings_image_tokens_to_the_words(learner, images):
@@ -150,7 +204,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatc
     monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "images")))
     options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
     options["dtype"] = torch.float32 if reduction == "pool" else torch.bfloat16
-    run = [start / "start", start / "states"]
+    run = [start / "start", None if part == "objects" else start / "states"]
     assert pretrain_drawn(*run, tmp_path / "whole", **options)
     assert not pretrain_drawn(*run, tmp_path / "parts", **options, stop_after=2)
     with pytest.raises(LlavaStfError, match="--resume"):
@@ -164,6 +218,12 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatc
     if tokens == "all":
         projector = [name for name in before if "projector" in name]
         assert all(torch.equal(before[name], whole[name]) for name in projector) == (part == "objects")
+
+
+@pytest.mark.parametrize(("part", "states"), [("objects", True), ("images", False)])
+def test_states_go_with_the_parts_that_need_them(tmp_path, start, part, states):
+    with pytest.raises(DataError, match="states of a tower"):
+        pretrain_drawn(start / "start", start / "states" if states else None, tmp_path / "run", part=part, steps=1)
 
 
 def budget(tokens):

@@ -35,8 +35,19 @@ def test_answers_follow_from_the_scene():
                 assert pair.answer == str(len(scene.objects))
             elif pair.kind == "count of":
                 assert pair.answer == str(sum(asked in thing for thing in things_of(scene)))
+            elif pair.kind == "verify":
+                one, direction, other = re.fullmatch("(.+) (left of|right of|above|below) (.+)", pair.query).groups()
+                axis = "column" if "of" in direction else "row"
+                found = [getattr(thing, axis) for name in (one, other) for thing in scene.objects if name in names_of(thing)]
+                before = found[0] < found[1]
+                assert found[0] != found[1]
+                assert (pair.answer == "yes") == (before == (direction in ("left of", "above")))
             elif pair.kind == "neighbour":
                 assert pair.answer in {thing[("shape", "colour").index(wanted)] for thing in things}
+
+
+def names_of(thing):
+    return thing.shape, f"{thing.colour} {thing.shape}"
 
 
 def test_letters_and_rules_lead_to_what_short_queries_answer():
@@ -51,10 +62,13 @@ def test_letters_and_rules_lead_to_what_short_queries_answer():
                 truth = short[asked if asked.endswith(" shape") else f"{asked} colour"]
                 assert pair.answer == says[truth]
                 continue
-            query, *options = re.split(r" [ABCD] ", pair.query)
-            truth = short[query]
+            (*known, wanted), *options = (part.split() for part in re.split(r" [ABCD] ", pair.query))
+            known, options = " ".join(known), [" ".join(option) for option in options]
+            english = next((name for name, chinese in CHINESE.items() if chinese == known), known)
+            truth = short[{"shapes count": "shapes", "word text": "word"}.get(f"{english} {wanted}", f"{english} {wanted}")]
             option = options["ABCD".index(pair.answer)]
-            assert option in (truth, CHINESE.get(truth))
+            assert pair.truth == option
+            assert option == (truth if english == known and option not in CHINESE.values() else CHINESE[truth])
             assert len(set(options)) == 4
     assert seen == {"rule", *(f"letter of {what}" for what in ("count", "place", "colour", "shape", "word"))}
 
