@@ -42,8 +42,8 @@ class Lesson:
 COURSE = (
     Lesson("letter pairs", letter_pairs, 2000, goal=0.97),
     Lesson("options first", options_first, 1500),
-    Lesson("options last, repeated", partial(options_last, repeated=True), 1500),
-    Lesson("options last", options_last, 2000),
+    Lesson("options last, repeated", partial(options_last, repeated=True, turns=3), 1500),
+    Lesson("options last", partial(options_last, turns=3), 2000),
     Lesson("options last, translated", partial(options_last, translated=True, turns=3), 1500, goal=0.9),
     Lesson("rules", rules, 1500, goal=0.9),
     Lesson("open, one object", partial(told, families=OPEN, max_objects=1), 2500, goal=0.9),

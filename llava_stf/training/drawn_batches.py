@@ -54,7 +54,7 @@ class Batch:
         answers: int64 [T], the number of the row whose answer a token belongs to, or -100.
         groups: (rows an image, tokens a row) of each group.
         kinds: of each row its family of questions, or its kind of pairs, or none.
-        hints: int64 [2, H], the tokens before the options of questions by letter, and the ids of what is asked for.
+        hints: int64 [2, H], of questions by letter the tokens before options and answer, and the ids of what is meant.
     """
 
     ids: Tensor
@@ -81,21 +81,22 @@ class Encoder:
         """The last of the ids of a text."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"][-1]
 
-    def hint(self, row: Row) -> tuple[int, int]:
-        """Which of the row's tokens stands before its first option, and the last id of what is looked for among them.
+    def hints(self, row: Row) -> tuple[list[int], int]:
+        """Which of the row's tokens stand before its first option and before its answer, and the last id of its truth.
 
         The row has options and a truth.
         """
         assert row.truth is not None
-        ids, _ = self.row(row.said)
+        ids, learned = self.row(row.said)
         if isinstance(row.said, Pair):
-            return ids.index(self.spaced_letter) - 1, self._last(row.truth)
-        before = (
-            at
-            for at, (one, behind) in enumerate(zip(ids[1:], ids[2:], strict=False))
-            if one == self.letter and behind in self.behind_letter
-        )
-        return next(before), self._last(row.truth)
+            first = ids.index(self.spaced_letter)
+        else:
+            first = next(
+                at
+                for at, (one, behind) in enumerate(zip(ids, ids[1:], strict=False))
+                if one == self.letter and behind in self.behind_letter
+            )
+        return [first - 1, learned.index(True) - 1], self._last(row.truth)
 
     def _row(self, said: Turns | Pair) -> tuple[list[int], list[bool]]:
         """The ids behind the image of a conversation or a short query, and which of them are of answers."""
@@ -128,8 +129,9 @@ class Encoder:
                     block[image, at, : len(row)] = row
                     number[image, at, : len(row)][learned] = len(kinds) + image * most + at
                     if group[image][at].truth is not None:
-                        before, wanted = self.hint(group[image][at])
-                        hints.append((sum(map(len, ids)) + (image * most + at) * length + before, wanted))
+                        places, wanted = self.hints(group[image][at])
+                        begun = sum(map(len, ids)) + (image * most + at) * length
+                        hints += [(begun + place, wanted) for place in places]
             kinds += [rows[at].kind if at < len(rows) else None for rows in group for at in range(most)]
             ids.append(block.ravel())
             answers.append(number.ravel())
@@ -143,23 +145,31 @@ class Encoder:
         )
 
 
-def pair_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
-    """One image's rows of short queries, in a second group those with options or rules."""
+def pair_rows(
+    scene: Scene, rng: np.random.Generator, right: Mapping[str, float], *, lettered: bool = True
+) -> list[list[Row]]:
+    """One image's rows of short queries, in a second group if `lettered` those with options or rules."""
     short = ask_pairs(scene, rng, PAIRS_PER_IMAGE, right)
-    long = ask_long_pairs(scene, rng, LONG_PAIRS_PER_IMAGE, right)
+    long = ask_long_pairs(scene, rng, LONG_PAIRS_PER_IMAGE, right) if lettered else []
     return [[Row(pair.kind, pair, pair.truth) for pair in pairs] for pairs in (short, long)]
 
 
-def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, float]) -> list[list[Row]]:
+def training_rows(
+    scene: Scene, rng: np.random.Generator, right: Mapping[str, float], *, lettered: bool = True
+) -> list[list[Row]]:
     """One image's rows of the three groups: open questions, lettered ones, and a conversation or the caption.
 
     Args:
         scene: of the image.
         rng: what decides.
         right: share of right answers of each kind of question so far; a kind is asked the more the lower it is.
+        lettered: whether there are lettered ones; they cost most, and teach nothing to a model that knows no letters.
     """
     groups: list[list[Row]] = []
     for families, count in PER_IMAGE.items():
+        if families == LETTERED and not lettered:
+            groups.append([])
+            continue
         if scene.degraded:
             drawn = [ask_poor(scene, rng) for _ in range(count)] if "poor" in families else []
         else:
@@ -167,7 +177,10 @@ def training_rows(scene: Scene, rng: np.random.Generator, right: Mapping[str, fl
         found = list({question.text: question for question in drawn if question is not None}.values())
         asked = weighted(found, [kind_of(question) for question in found], count, rng, right)
         groups.append([row_of(one, kind_of(one), _laid_out(one, rng)) for one in asked])
-    turns: Turns = tuple((question.text, question.answer) for question in ask(scene, rng, count=TURNS))
+    families = ALL if lettered else OPEN
+    turns: Turns = tuple(
+        (question.text, question.answer) for question in ask(scene, rng, families=families, count=TURNS)
+    )
     if not turns or rng.random() < CAPTIONED:
         turns = ((CAPTION_REQUEST, caption(scene)),)
     return [*groups, [Row(None, turns)]]

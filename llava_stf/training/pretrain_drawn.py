@@ -31,11 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_stf.errors import DataError
+from llava_stf.inference import LlavaStf
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
-from llava_stf.reduction.apply import apply_pooling
+from llava_stf.reduction.apply import apply_pooling, apply_stf
 from llava_stf.training.course import COURSE, WARMUP_STEPS, Progress, draw_exercises
 from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, row_of, training_rows
 from llava_stf.training.drawn_states import DrawnStates
@@ -47,12 +48,14 @@ from llava_stf.world.dataset import questions_of
 from llava_stf.world.exercises import LETTERED
 from llava_stf.world.families import FAMILIES
 from llava_stf.world.pairs import UNKNOWN
+from llava_stf.world.questions import pick
 from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
 LOGGED = 12  # kinds of questions
 LETTERS = COURSE[:6]  # the lessons that need no scene
+ASKED_FROM = 3  # so many lessons on letters are taken before images are asked about by letter
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
 HINTED = 0.5  # weight of the hints in the loss
@@ -78,8 +81,8 @@ class Part:
 
 
 PARTS = {
-    "objects": Part(letters=0.3, pairs=0.4, told=True),
-    "images": Part(letters=0.4, pairs=0.25, alignment=600, projector=0.1),
+    "objects": Part(letters=0.5, pairs=0.3, told=True),
+    "images": Part(letters=0.4, pairs=0.25, alignment=5000, projector=0.1),
     "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
 
@@ -95,17 +98,19 @@ class Learner(nn.Module):
         self.encoder = encoder
         self.layers = len(getattr(llava.config, "fusion_states", ()))  # none in a plain LLaVA
 
-    def image_tokens(self, states: Sequence[Tensor]) -> Tensor:
-        """States [B, N, C] of a tower's layers to tokens [B, M, H]."""
+    def image_tokens(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
+        """States [B, N, C] of a tower's layers to tokens [B, M, H], in windows of this side or the model's default."""
         states = [state.to(self.dtype) for state in states]
         with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
-            return self.projector(states[: self.layers] if self.layers else states[0]).to(self.dtype)
+            if not self.layers:
+                return self.projector(states[0]).to(self.dtype)
+            return self.projector(states[: self.layers], window).to(self.dtype)
 
     def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image tokens [B, M, H]: the loss, and whether each row is answered right, bool.
 
-        The loss is that of all answers' tokens, and beside it that of the hints: where options begin, two thirds of the
-        layers say what is looked for among them, so that the last third finds its letter.
+        The loss is that of all answers' tokens, and beside it that of the hints: two thirds of the layers say what is
+        looked for among options, so that the last third finds its letter.
         """
         count = len(image)
         beginning = embed(self.language_model, self.encoder.beginning, self.dtype).expand(count, -1, -1)
@@ -136,8 +141,9 @@ def pretrain_drawn(
     *,
     part: Literal["objects", "images", "tokens"],
     steps: int,
-    vision_tokens: int | Literal["all"] = "all",
+    vision_tokens: Sequence[int] | Literal["all"] = "all",
     reduction: Literal["stf", "pool"] = "stf",
+    fusion_layers: Sequence[int] | None = None,
     fades: float = 0.0,
     batch_size: int = 4,
     learning_rate: float = 7e-4,
@@ -157,8 +163,9 @@ def pretrain_drawn(
         output: folder of the run.
         part: what is learned.
         steps: how many updates.
-        vision_tokens: of an image; fewer than all fuse windows.
-        reduction: how, `stf` or `pool`.
+        vision_tokens: of an image, in fused windows; a step has one of several. `"all"` leaves the plain projector.
+        reduction: how windows are fused, `stf` or `pool`.
+        fusion_layers: hidden states that MBTF joins, as in `apply_stf`; one alone leaves STF without MBTF.
         fades: share of the steps over which the learning rate falls to zero at the end, 0 for never.
         batch_size: images a step.
         learning_rate: its highest.
@@ -180,10 +187,9 @@ def pretrain_drawn(
         raise DataError(f"Part {part} is trained {'without' if plan.told else 'on'} states of a tower.")
     checkpoint = prepare_output(output, resume=resume)
     torch.manual_seed(seed)
-    llava = load_model(start, vision_tokens="all" if reduction == "pool" else vision_tokens, dtype="float32")
-    if reduction == "pool":
-        apply_pooling(llava.model, llava.processor, window=window_of_tokens(llava.model.config, vision_tokens))
+    llava = load_model(start, vision_tokens="all", dtype="float32")
     assert llava.processor is not None  # a start has one, see `assemble_tiny`
+    windows = _fuse(llava, vision_tokens, reduction, fusion_layers)
     encoder = Encoder(llava.processor.tokenizer)
     learner = Learner(llava.model, encoder, dtype)
     images = None if states is None else DrawnStates(states)
@@ -213,17 +219,16 @@ def pretrain_drawn(
             else:
                 chosen = rng.choice(len(images), batch_size, p=likely)
                 scenes = [images.scenes[index] for index in chosen]
-            if kind < lettered + plan.pairs:
-                rows = [pair_rows(scene, rng, right) for scene in scenes]
-            else:
-                rows = [training_rows(scene, rng, right) for scene in scenes]
+            drawn_rows = pair_rows if kind < lettered + plan.pairs else training_rows
+            rows = [drawn_rows(scene, rng, right, lettered=letters.lesson >= ASKED_FROM) for scene in scenes]
             batch = encoder.batch(list(zip(*rows, strict=True)))
             if images is None:
                 words = SceneWords(encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
                 count = OBJECT_TOKENS[2 * step >= steps]
                 image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(dtype)
             else:
-                image = learner.image_tokens(images.states(chosen))
+                window = pick(rng, windows) if windows else None
+                image = learner.image_tokens(images.states(chosen), window)
             loss, answers = learner(image, batch)
             for name, answer in zip(batch.kinds, answers.tolist(), strict=True):
                 if name is not None:
@@ -252,6 +257,25 @@ def pretrain_drawn(
         return False
     save_model(llava.model, llava.processor, output, torch.bfloat16)
     return True
+
+
+def _fuse(
+    llava: LlavaStf,
+    vision_tokens: Sequence[int] | Literal["all"],
+    reduction: Literal["stf", "pool"],
+    fusion_layers: Sequence[int] | None,
+) -> list[int]:
+    """Bring a plain LLaVA to so many tokens; returns the sides of its windows, none where it stays plain."""
+    if vision_tokens == "all":
+        return []
+    windows = [window_of_tokens(llava.model.config, count) for count in vision_tokens]
+    window = windows if len(windows) > 1 else windows[0]
+    if reduction == "pool":
+        apply_pooling(llava.model, llava.processor, window=window)
+    else:
+        layers = None if fusion_layers is None else list(fusion_layers)
+        apply_stf(llava.model, llava.processor, window=window, fusion_layers=layers)
+    return windows
 
 
 def _told_scene(rng: np.random.Generator) -> Scene:
@@ -324,6 +348,10 @@ def accuracy(learner: Learner, images: DrawnStates, *, batch_size: int = 16) -> 
     return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
 
 
+def _counts(text: str) -> list[int] | str:
+    return text if text == "all" else [int(count) for count in text.split(",")]
+
+
 def main() -> None:
     """Train the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -332,8 +360,9 @@ def main() -> None:
     parser.add_argument("--states", type=Path, help="states of drawn images by the start's tower; not for objects")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and model")
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--vision-tokens", default="all", type=lambda text: text if text == "all" else int(text))
+    parser.add_argument("--vision-tokens", default="all", type=_counts, help="of an image: all, 16 or 16,64,4")
     parser.add_argument("--reduction", choices=("stf", "pool"), default="stf", help="where tokens are fewer than all")
+    parser.add_argument("--fusion-layers", type=int, nargs="+", help="hidden states that MBTF joins")
     parser.add_argument("--fades", type=float, default=0.0, help="share of steps over which the learning rate falls")
     parser.add_argument("--batch-size", type=int, default=4, help="images a step")
     parser.add_argument("--learning-rate", type=float, default=7e-4)

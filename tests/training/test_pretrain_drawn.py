@@ -196,8 +196,9 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
         ("objects", "all", "stf"),
         ("images", "all", "stf"),
         ("tokens", "all", "stf"),
-        ("tokens", 16, "stf"),
-        ("tokens", 16, "pool"),
+        ("tokens", [16], "stf"),
+        ("tokens", [64, 16, 4], "stf"),
+        ("tokens", [16], "pool"),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
