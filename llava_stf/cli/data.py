@@ -1,4 +1,4 @@
-"""`llava-stf data check | label`: what in a data set training would stumble over, and answers by a model."""
+"""`llava-stf data check | label | mosaic`: what training would stumble over, answers by a model, images of pieces."""
 
 import json
 import os
@@ -9,12 +9,14 @@ import typer
 
 from llava_stf.cli.common import Model, VisionTokens, token_count
 from llava_stf.cli.label import label
+from llava_stf.cli.mosaic import mosaic
 
 if TYPE_CHECKING:
     from llava_stf.training.data_check import Report
 
 data = typer.Typer(help="Look after training data.")
 data.command()(label)
+data.command()(mosaic)
 
 
 @data.command()

@@ -55,11 +55,7 @@ class ImageQuestions:
         root = images.absolute()
         if not folder.absolute().is_relative_to(root):
             raise DataError(f"the images are in {folder}, so their paths cannot start from {images}")
-        endings = image_endings()
-        found = (path for path in visible_files(folder.absolute()) if path.suffix.lower() in endings)
-        self.paths = sorted(path.relative_to(root).as_posix() for path in found)
-        if not self.paths:
-            raise DataError(f"the folder {folder} holds no image ({', '.join(FORMATS)})")
+        self.paths = [path.relative_to(root).as_posix() for path in image_files(folder)]
         self.name, self.prompts = folder.name, prompts
 
     def __len__(self) -> int:
@@ -69,6 +65,19 @@ class ImageQuestions:
         image, prompt = divmod(number, len(self.prompts))
         turn = {"from": "human", "value": f"{IMAGE_TOKEN}\n{self.prompts[prompt]}"}
         return {"id": f"{self.paths[image]}#{prompt}", "image": self.paths[image], "conversations": [turn]}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder and below, absolute, by the text of their paths; hidden files and folders are none.
+
+    Raises:
+        DataError: there is none.
+    """
+    endings = image_endings()
+    found = [path for path in visible_files(folder.absolute()) if path.suffix.lower() in endings]
+    if not found:
+        raise DataError(f"the folder {folder} holds no image ({', '.join(FORMATS)})")
+    return sorted(found, key=Path.as_posix)
 
 
 def image_endings() -> set[str]:
