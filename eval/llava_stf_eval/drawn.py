@@ -152,6 +152,13 @@ def main() -> None:
         "--model", action="append", default=[], help="model to ask, at its own vision tokens; repeatable"
     )
     parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        type=int,
+        help="vision tokens that each --model is asked at; repeatable",
+    )
+    parser.add_argument(
         "--full", action="append", default=[], help="plain LLaVA to ask at all vision tokens; repeatable"
     )
     parser.add_argument(
@@ -174,7 +181,11 @@ def main() -> None:
     methods = [method.resolved() for method in asked]
     loaded = chain(
         ((name, load_model(name, vision_tokens="all", **given)) for name in options.full),
-        ((name, load_model(name, **given)) for name in options.model),
+        (
+            (name, load_model(name, vision_tokens=budget, **given))
+            for name in options.model
+            for budget in options.budget or [None]
+        ),
         ((method.method or "", method.load()) for method in methods),
     )
     shown = {"images": options.images, "seed": options.seed, "side": options.side, "families": options.family or ALL}

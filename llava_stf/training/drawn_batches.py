@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class Encoder:
         else:
             first = next(
                 at
-                for at, (one, behind) in enumerate(zip(ids, ids[1:], strict=False))
+                for at, (one, behind) in enumerate(pairwise(ids))
                 if one == self.letter and behind in self.behind_letter
             )
         return [first - 1, learned.index(True) - 1], self._last(row.truth)

@@ -15,7 +15,6 @@ from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES, distractors
 from llava_stf.world.questions import (
     COLOUR_NAMES,
     DIRECTIONS,
-    OPPOSITE,
     UNANSWERABLE,
     name,
     pick,
@@ -129,14 +128,13 @@ def _verified(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     """Whether one object lies so from another, in both directions of an axis."""
     pairs = []
     for thing in scene.objects:
-        names = [name(one, scene, rng) for one in (thing, pick(rng, scene.objects))]
-        if names[0] is None or names[1] is None or names[0] == names[1]:
+        other = pick(rng, scene.objects)
+        asked, known = name(thing, scene, rng), name(other, scene, rng)
+        if asked is None or known is None:
             continue
-        other = next(one for one in scene.objects if names[1] in (one.shape, f"{one.colour} {one.shape}"))
         for direction, holds in DIRECTIONS.items():
-            if holds(thing, other) or DIRECTIONS[OPPOSITE[direction]](thing, other):
-                answer = "yes" if holds(thing, other) else "no"
-                pairs.append(Pair("verify", f"{names[0]} {direction} {names[1]}", answer))
+            if holds(thing, other) or holds(other, thing):
+                pairs.append(Pair("verify", f"{asked} {direction} {known}", "yes" if holds(thing, other) else "no"))
     return pairs
 
 

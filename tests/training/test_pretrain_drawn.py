@@ -121,7 +121,9 @@ def test_hints_are_learned_between_the_layers(learner, images):
     scene = next(scene for scene in images.scenes if not scene.degraded)
     row = next(row for row in pair_rows(scene, np.random.default_rng(0), {})[1] if row.truth)
     image = learner.image_tokens(images.states([images.scenes.index(scene)]))
-    losses = [learner(image, learner.encoder.batch([[[one]]]))[0] for one in (row, dataclasses.replace(row, truth=None))]
+    losses = [
+        learner(image, learner.encoder.batch([[[one]]]))[0] for one in (row, dataclasses.replace(row, truth=None))
+    ]
     hint = losses[0] - losses[1]
     assert hint > 0
     hint.backward()

@@ -38,7 +38,9 @@ def test_answers_follow_from_the_scene():
             elif pair.kind == "verify":
                 one, direction, other = re.fullmatch("(.+) (left of|right of|above|below) (.+)", pair.query).groups()
                 axis = "column" if "of" in direction else "row"
-                found = [getattr(thing, axis) for name in (one, other) for thing in scene.objects if name in names_of(thing)]
+                found = [
+                    getattr(thing, axis) for name in (one, other) for thing in scene.objects if name in names_of(thing)
+                ]
                 before = found[0] < found[1]
                 assert found[0] != found[1]
                 assert (pair.answer == "yes") == (before == (direction in ("left of", "above")))
@@ -65,7 +67,9 @@ def test_letters_and_rules_lead_to_what_short_queries_answer():
             (*known, wanted), *options = (part.split() for part in re.split(r" [ABCD] ", pair.query))
             known, options = " ".join(known), [" ".join(option) for option in options]
             english = next((name for name, chinese in CHINESE.items() if chinese == known), known)
-            truth = short[{"shapes count": "shapes", "word text": "word"}.get(f"{english} {wanted}", f"{english} {wanted}")]
+            truth = short[
+                {"shapes count": "shapes", "word text": "word"}.get(f"{english} {wanted}", f"{english} {wanted}")
+            ]
             option = options["ABCD".index(pair.answer)]
             assert pair.truth == option
             assert option == (truth if english == known and option not in CHINESE.values() else CHINESE[truth])

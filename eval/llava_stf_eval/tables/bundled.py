@@ -1,0 +1,82 @@
+"""How the models of `scripts/train_tiny.sh` answer, all of one start and one budget, as a table.
+
+    python -m llava_stf_eval.tables.bundled FOLDER
+
+Shares of right answers are those of `llava_stf_eval.drawn`, their mean over the seeds, with the standard deviation
+where all families are taken together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava_stf.world import ALL, BENCHMARKS
+
+TITLES = {
+    "full": "100 %",
+    "pool": "mean pooling",
+    "spatial": "STF alone",
+    "blocks": "MBTF alone",
+    "fused": "**STF and MBTF**",
+    "nested": "one model",
+}
+COMPARED = ("fused", "pool")
+
+
+def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of each kind of model and budget, over the seeds, under the title of their column."""
+    columns: dict[str, list[dict[str, Any]]] = {}
+    for kind, title in TITLES.items():
+        for path in sorted(folder.glob(f"{kind}-[0-9]*.json")):
+            for result in json.loads(path.read_text()):
+                columns.setdefault(f"{title} ({result['vision_tokens']})", []).append(result)
+    return columns
+
+
+def table(folder: Path) -> str:
+    """Markdown: a row for each family, a column for each kind of model that the folder holds answers of."""
+    columns = columns_of(folder)
+    lines = [f"| questions | mirrors | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
+    for family in ALL:
+        cells = (
+            f"{100 * statistics.mean(one['families'][family] for one in results):.1f}" for results in columns.values()
+        )
+        lines.append(f"| {family} | {BENCHMARKS[family]} | {' | '.join(cells)} |")
+    cells = (_spread([result["accuracy"] for result in results]) for results in columns.values())
+    lines.append(f"| **all** | | {' | '.join(cells)} |")
+    ahead = lead(folder)
+    if ahead:
+        lines += ["", f"STF and MBTF less mean pooling, points: {_spread(ahead)} over {len(ahead)} seeds."]
+    return "\n".join(lines)
+
+
+def lead(folder: Path) -> list[float]:
+    """How far the fused model is ahead of the pooled one of the same seed, as a share of all questions."""
+    fused, pooled = (
+        {path.stem.split("-")[1]: path for path in folder.glob(f"{kind}-[0-9]*.json")} for kind in COMPARED
+    )
+    return [
+        json.loads(fused[seed].read_text())[0]["accuracy"] - json.loads(pooled[seed].read_text())[0]["accuracy"]
+        for seed in sorted(fused.keys() & pooled.keys())
+    ]
+
+
+def _spread(shares: Sequence[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.mean(shares):.1f}{spread}"
+
+
+def main() -> None:
+    """Print the table of the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    print(table(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()
