@@ -38,7 +38,7 @@ wait $!
 assemble start --tower "$out/tower" --language "$out/objects"
 [ -f "$out/states/about.json" ] ||
     "$python" -m llava_stf.training.drawn_states --model "$out/start" --output "$out/states" --images 40000 --seed 21
-drawn base "$out/start" images 12000 --states "$out/states" --fades 0.4
+drawn base "$out/start" images 10000 --states "$out/states" --fades 0.4
 
 compared() { # KIND OPTIONS
     drawn "$1-$seed" "$out/base" tokens 2000 --states "$out/states" --fades 0.8 --learning-rate 5e-4 --seed "$seed" "${@:2}"

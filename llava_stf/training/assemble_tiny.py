@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import sentencepiece
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -31,6 +32,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
+from llava_stf.models.vision.states import tower_blocks
 from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.world.dataset import CAPTION_REQUEST, corpus
@@ -111,6 +113,9 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     `language` is a folder of `pretrain_language`, or a LLaVA whose language model is taken, with its tokenizer; without
     it the language model is a new one, which begins with lookup weights. Without `tower` that is new as well, for a
     language model that is told of scenes before there is a trained tower.
+
+    The tower's blocks behind the state that is read were trained on nothing; they are brought to the identity, in
+    zeros, which take no room in a wheel.
     """
     torch.manual_seed(seed)
     tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
@@ -135,6 +140,11 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     model.model.vision_tower.load_state_dict(vision.state_dict())
     model.model.language_model.load_state_dict(text_model.state_dict())
     model.lm_head.load_state_dict(model_of_text.lm_head.state_dict())
+    for block in tower_blocks(model.model.vision_tower)[config.vision_feature_layer + 1 :]:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
     model.save_pretrained(output)
     LlavaStfProcessor(
         image_processor(vision.config.image_size),
