@@ -123,6 +123,7 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
         vision = CLIPVisionModel(tower_config())
     else:
         vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+        vision.config._name_or_path = ""  # a folder of this machine
     model_of_text: LlamaForCausalLM | LlavaForConditionalGeneration
     if language is None:
         model_of_text = new_language_model(language_config(tokenizer))
