@@ -8,7 +8,8 @@
 # beside it a language model that learns to look things up and to name options by their letters, from scenes told in its
 # own words (Vicuna's part). Then the projector is aligned to these words, and both learn from images (`base`). From that
 # common start every KIND is trained under one budget, the tower frozen: all 64 tokens (full), 16 by mean pooling
-# (pool), STF alone (spatial), MBTF and STF (fused), MBTF alone at 64 (blocks), one model for 64, 16 and 4 (nested).
+# (pool), STF alone (spatial), MBTF and STF (fused), MBTF alone at 64 (blocks), one model for 64, 16 and 4 (nested), and
+# two for 4 tokens alone (pool4, fused4).
 # SEEDS="0 1 2" repeats that last part. The wheel has full and nested of seed 0.
 # DTYPE=float32 computes in float32, which some CPUs multiply faster than bfloat16. THREADS=2 is for one run at a time.
 set -euo pipefail
@@ -55,6 +56,8 @@ kind() { # NAME
         blocks) compared blocks --vision-tokens 64 ;;
         fused) compared fused --vision-tokens 16 ;;
         nested) compared nested --vision-tokens 16,64,4 ;;
+        pool4) compared pool4 --vision-tokens 4 --reduction pool ;;
+        fused4) compared fused4 --vision-tokens 4 ;;
         *) echo "unknown kind $1" >&2 && exit 2 ;;
     esac
     case $1 in
@@ -64,6 +67,6 @@ kind() { # NAME
     esac
 }
 for seed in ${SEEDS:-0}; do
-    for name in ${KINDS:-full pool spatial blocks fused nested}; do kind "$name"; done
+    for name in ${KINDS:-full blocks pool spatial fused nested pool4 fused4}; do kind "$name"; done
 done
 "$python" -m llava_stf_eval.tables.bundled "$out"

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import sentencepiece
 import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -63,8 +64,14 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
+    # A piece that is asked for is a token of its own kind, which transformers takes for a special one: it would be quoted
+    # in a user's text. As an ordinary piece it is what its two words merge to.
+    pieces = ModelProto.FromString(model.getvalue())
+    for piece in pieces.pieces:
+        if piece.piece in PLACES_OF_TWO_WORDS:
+            piece.type = piece.NORMAL
     with TemporaryDirectory() as folder:
-        Path(folder, "tokenizer.model").write_bytes(model.getvalue())
+        Path(folder, "tokenizer.model").write_bytes(pieces.SerializeToString())
         Path(folder, "tokenizer_config.json").write_text(
             '{"tokenizer_class": "LlamaTokenizer", "legacy": false, "model_max_length": 1024, "unk_token": "<unk>",'
             ' "bos_token": "<s>", "eos_token": "</s>"}'

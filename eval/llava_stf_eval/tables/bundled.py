@@ -19,13 +19,15 @@ from llava_stf.world import ALL, BENCHMARKS
 
 TITLES = {
     "full": "100 %",
+    "blocks": "MBTF alone",
     "pool": "mean pooling",
     "spatial": "STF alone",
-    "blocks": "MBTF alone",
     "fused": "**STF and MBTF**",
     "nested": "one model",
+    "pool4": "mean pooling",
+    "fused4": "STF and MBTF",
 }
-COMPARED = ("fused", "pool")
+COMPARED = {"fused": "pool", "fused4": "pool4"}
 
 
 def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -49,20 +51,18 @@ def table(folder: Path) -> str:
         lines.append(f"| {family} | {BENCHMARKS[family]} | {' | '.join(cells)} |")
     cells = (_spread([result["accuracy"] for result in results]) for results in columns.values())
     lines.append(f"| **all** | | {' | '.join(cells)} |")
-    ahead = lead(folder)
-    if ahead:
-        lines += ["", f"STF and MBTF less mean pooling, points: {_spread(ahead)} over {len(ahead)} seeds."]
+    for kind, other in COMPARED.items():
+        if ahead := leads(folder, kind, other):
+            lines += ["", f"{kind} less {other}, points: {_spread(ahead)} over {len(ahead)} seeds."]
     return "\n".join(lines)
 
 
-def lead(folder: Path) -> list[float]:
-    """How far the fused model is ahead of the pooled one of the same seed, as a share of all questions."""
-    fused, pooled = (
-        {path.stem.split("-")[1]: path for path in folder.glob(f"{kind}-[0-9]*.json")} for kind in COMPARED
-    )
+def leads(folder: Path, kind: str, other: str) -> list[float]:
+    """How far a kind is ahead of another one, as a share of all questions, for each seed that both have."""
+    paths = [{path.stem.split("-")[1]: path for path in folder.glob(f"{one}-[0-9]*.json")} for one in (kind, other)]
     return [
-        json.loads(fused[seed].read_text())[0]["accuracy"] - json.loads(pooled[seed].read_text())[0]["accuracy"]
-        for seed in sorted(fused.keys() & pooled.keys())
+        json.loads(paths[0][seed].read_text())[0]["accuracy"] - json.loads(paths[1][seed].read_text())[0]["accuracy"]
+        for seed in sorted(paths[0].keys() & paths[1].keys())
     ]
 
 

@@ -3,7 +3,7 @@
 import json
 
 from llava_stf.world import ALL
-from llava_stf_eval.tables.bundled import lead, table
+from llava_stf_eval.tables.bundled import leads, table
 
 
 def write(folder, name, *shares, tokens=(16,)):
@@ -26,10 +26,10 @@ def test_a_column_for_each_kind_and_budget_and_the_lead_over_pooling_of_the_same
     assert header == f"| questions | mirrors | {' | '.join(columns)} |"
     assert first == "| open | VQAv2 | 81.0 | 86.3 | 90.0 | 85.0 | 70.0 |"
     assert last == "| **all** | | 81.0 ± 1.4 | 86.3 ± 3.5 | 90.0 | 85.0 | 70.0 |"
-    assert ahead == "STF and MBTF less mean pooling, points: 3.5 ± 0.7 over 2 seeds."
+    assert ahead == "fused less pool, points: 3.5 ± 0.7 over 2 seeds."
 
 
 def test_no_lead_is_said_without_both(tmp_path):
     write(tmp_path, "full-0", 0.9, tokens=(64,))
-    assert not lead(tmp_path)
+    assert not leads(tmp_path, "fused", "pool")
     assert table(tmp_path).splitlines()[-1].startswith("| **all**")
