@@ -64,8 +64,8 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    # A piece that is asked for is a token of its own kind, which transformers takes for a special one: it would be quoted
-    # in a user's text. As an ordinary piece it is what its two words merge to.
+    # A piece that is asked for is a token of its own kind, which transformers takes for a special one: in a user's text
+    # it would be quoted. As an ordinary piece it is what its two words merge to.
     pieces = ModelProto.FromString(model.getvalue())
     for piece in pieces.pieces:
         if piece.piece in PLACES_OF_TWO_WORDS:
