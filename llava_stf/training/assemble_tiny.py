@@ -24,13 +24,13 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
     LlamaConfig,
-    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerBase,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava_stf.errors import CheckpointError
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.vision.states import tower_blocks
@@ -117,13 +117,18 @@ def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 6, widt
 def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = None, seed: int = 0) -> None:
     """Write the bundled LLaVA as it is before it sees images: the tower in `tower`, a new projector, all 64 patches.
 
-    `language` is a folder of `pretrain_language`, or a LLaVA whose language model is taken, with its tokenizer; without
-    it the language model is a new one, which begins with lookup weights. Without `tower` that is new as well, for a
-    language model that is told of scenes before there is a trained tower.
+    `language` is a plain LLaVA whose language model is taken, with its tokenizer; without it the language model is new
+    and begins with lookup weights. Without `tower` that is new as well, for a language model that is told of scenes
+    before there is a trained tower.
 
     The tower's blocks behind the state that is read were trained on nothing; they are brought to the identity, in
     zeros, which take no room in a wheel.
+
+    Raises:
+        CheckpointError: `language` is no plain LLaVA.
     """
+    if language is not None and (found := AutoConfig.from_pretrained(language).model_type) != "llava":
+        raise CheckpointError(f"Expected a plain LLaVA in {language}, found a model of type {found}.")
     torch.manual_seed(seed)
     tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
     if tower is None:
@@ -131,14 +136,12 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     else:
         vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
         vision.config._name_or_path = ""  # a folder of this machine
-    model_of_text: LlamaForCausalLM | LlavaForConditionalGeneration
     if language is None:
-        model_of_text = new_language_model(language_config(tokenizer))
-    elif AutoConfig.from_pretrained(language).model_type == "llava":
-        model_of_text = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
+        new = new_language_model(language_config(tokenizer))
+        text_model, head = new.model, new.lm_head
     else:
-        model_of_text = LlamaForCausalLM.from_pretrained(language, dtype=torch.float32)
-    text_model = getattr(model_of_text.model, "language_model", model_of_text.model)
+        trained = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
+        text_model, head = trained.model.language_model, trained.lm_head
     text = text_model.config
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
@@ -147,7 +150,7 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     model = LlavaForConditionalGeneration(config)
     model.model.vision_tower.load_state_dict(vision.state_dict())
     model.model.language_model.load_state_dict(text_model.state_dict())
-    model.lm_head.load_state_dict(model_of_text.lm_head.state_dict())
+    model.lm_head.load_state_dict(head.state_dict())
     for block in tower_blocks(model.model.vision_tower)[config.vision_feature_layer + 1 :]:
         for layer in block.modules():
             if isinstance(layer, nn.Linear):
@@ -174,7 +177,7 @@ def main() -> None:
     """Write the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tower", type=Path, help="trained by pretrain_tower; default: a new tower")
-    parser.add_argument("--language", type=Path, help="a trained language model or LLaVA; default: a new one")
+    parser.add_argument("--language", type=Path, help="LLaVA whose language model is taken; default: a new one")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     assemble_tiny(**vars(parser.parse_args()))

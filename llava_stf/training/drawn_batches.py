@@ -22,8 +22,7 @@ from llava_stf.models.llava_stf.conversation import (
 )
 from llava_stf.world.choices import LETTERS
 from llava_stf.world.dataset import CAPTION_REQUEST
-from llava_stf.world.exercises import LETTERED
-from llava_stf.world.families import ALL, FAMILIES, ask, caption
+from llava_stf.world.families import ALL, FAMILIES, LETTERED, ask, caption
 from llava_stf.world.pairs import Pair, ask_long_pairs, ask_pairs, weighted
 from llava_stf.world.questions import Question, ask_poor
 from llava_stf.world.scene import Scene

@@ -37,16 +37,14 @@ from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.reduction.apply import apply_pooling, apply_stf
-from llava_stf.training.course import COURSE, WARMUP_STEPS, Progress, draw_exercises
 from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, row_of, training_rows
 from llava_stf.training.drawn_states import DrawnStates
+from llava_stf.training.lessons import COURSE, Progress, answer_loss, collate, draw_exercises
 from llava_stf.training.optim import parameter_groups
-from llava_stf.training.pretrain_language import answer_loss, collate
 from llava_stf.training.rows import DTYPES, Rows, embed, logits_of, states_behind
 from llava_stf.training.scene_words import SceneWords
 from llava_stf.world.dataset import questions_of
-from llava_stf.world.exercises import LETTERED
-from llava_stf.world.families import FAMILIES
+from llava_stf.world.families import FAMILIES, LETTERED
 from llava_stf.world.pairs import UNKNOWN
 from llava_stf.world.questions import pick
 from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
@@ -54,7 +52,7 @@ from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
 LOGGED = 12  # kinds of questions
-LETTERS = COURSE[:6]  # the lessons that need no scene
+WARMUP_STEPS = 50
 ASKED_FROM = 3  # so many lessons on letters are taken before images are asked about by letter
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
@@ -210,7 +208,7 @@ def pretrain_drawn(
     while step < steps and (stop_after is None or step < first + stop_after):
         rng = np.random.default_rng([seed, step])
         kind = rng.random()
-        lettered = plan.letters * (REHEARSED if letters.lesson == len(LETTERS) else 1)
+        lettered = plan.letters * (REHEARSED if letters.lesson == len(COURSE) else 1)
         if kind < lettered:
             loss = _learn_letters(learner, letters, encoder, rng)
         else:
@@ -295,13 +293,9 @@ def _likelihoods(images: DrawnStates) -> np.ndarray:
 
 def _learn_letters(learner: Learner, progress: Progress, encoder: Encoder, rng: np.random.Generator) -> Tensor:
     """The loss of a step of the lessons on letters, in their order; at the end all of them are rehearsed."""
-    batch = collate(draw_exercises(LETTERS, progress, int(rng.integers(2**31))), encoder.tokenizer)
+    batch = collate(draw_exercises(COURSE, progress, int(rng.integers(2**31))), encoder.tokenizer)
     loss, right = answer_loss(learner.language_model, learner.lm_head, batch, learner.dtype)
-    lessons, answers = batch["lessons"].tolist(), right.tolist()
-    if progress.lesson < len(LETTERS):
-        progress.advance(LETTERS[progress.lesson], lessons, answers)
-    else:
-        progress.count(lessons, answers)
+    progress.advance(COURSE, batch["lessons"].tolist(), right.tolist())
     return loss
 
 

@@ -1,4 +1,4 @@
-"""Exercises in text alone, for a language model that will see images later: option letters, then images told in words.
+"""Exercises on option letters in text alone, for a language model that will see images later.
 
 A language model without pre-training does not learn by itself to answer with the letter of an option. The exercises
 lead there in steps that each add one thing to the one before: first a letter stands directly behind the word that was
@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava_stf.models.llava_stf.conversation import END, render_v1
+from llava_stf.models.llava_stf.conversation import END
 from llava_stf.world.choices import CHINESE, LETTERS, PROPERTIES
-from llava_stf.world.families import ALL, ask, caption
-from llava_stf.world.questions import Question, pick
-from llava_stf.world.scene import COLOURS, PLACES, SHAPES, WORDS, Scene, sample_scene
+from llava_stf.world.questions import pick
+from llava_stf.world.scene import COLOURS, PLACES, SHAPES, WORDS
 
 TRANSLATED = (tuple(COLOURS), SHAPES, PLACES)
 NAMES = (*TRANSLATED, WORDS, tuple("12345"))
 OF_ONE_KIND = 0.8  # of the lists of options, as in the questions
-LETTERED = ("science", "choice", "choice_cn")
 QUESTIONS_PER_LIST = 6
 RULES_PER_CHAT = 4
 
@@ -103,27 +101,6 @@ def rules(rng: np.random.Generator) -> Exercise:
             text += f"\n{_listed(options)}"
             answer = LETTERS[options.index(answer)]
         parts += [(f"USER: {text} ASSISTANT:", False), (f" {answer}{END}", True)]
-    return Exercise.of(parts)
-
-
-def told(rng: np.random.Generator, *, families: Sequence[str] = ALL, max_objects: int = 4, count: int = 8) -> Exercise:
-    """A whole conversation as it is trained and asked with an image, the caption standing where the image will be."""
-    while True:
-        scene = sample_scene(rng, max_objects=max_objects)
-        questions = ask(scene, rng, families=families, count=count)
-        if questions:
-            return conversation(scene, questions)
-
-
-def conversation(scene: Scene, questions: Sequence[Question]) -> Exercise:
-    """The v1 conversation that asks these questions about the scene's caption."""
-    turns: list[tuple[str, str]] = []
-    parts: list[tuple[str, bool]] = []
-    for number, question in enumerate(questions):
-        asked = question.text if number else f"{caption(scene)}\n{question.text}"
-        text = render_v1([*turns, ("human", asked), ("gpt", "")])
-        parts += [(text[sum(len(part) for part, _ in parts) :], False), (f" {question.answer}{END}", True)]
-        turns += [("human", asked), ("gpt", question.answer)]
     return Exercise.of(parts)
 
 

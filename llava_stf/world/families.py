@@ -19,6 +19,7 @@ FAMILIES: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
     "choice_cn": ask_choice_cn,
 }
 ALL = tuple(FAMILIES)
+LETTERED = ("science", "choice", "choice_cn")  # answered by the letter of an option
 BENCHMARKS = {
     "open": "VQAv2", "relation": "GQA", "poor": "VizWiz", "science": "ScienceQA",
     "text": "TextVQA", "presence": "POPE", "choice": "MMBench", "choice_cn": "MMBench-CN",

@@ -5,6 +5,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from llava_stf import load_model
+from llava_stf.errors import CheckpointError
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer
 from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnImages, pretrain_tower, tower_config
@@ -62,6 +63,29 @@ def test_assembled_model_has_the_tower_and_answers(tower, start):
     assert torch.equal(read, last)  # the block that nothing reads does nothing
     assert llava.vision_tokens == 64
     assert isinstance(llava.ask(draw(0)[1], "How many shapes are there?", max_new_tokens=3), str)
+
+
+def test_the_language_model_of_a_llava_is_taken(tower, start, tmp_path):
+    assemble_tiny(None, tmp_path / "told", seed=1)
+    assemble_tiny(tower, tmp_path / "start", language=tmp_path / "told")
+    told, new, built = (
+        load_model(folder, vision_tokens="all") for folder in (tmp_path / "told", start, tmp_path / "start")
+    )
+    state = built.model.state_dict()
+    for name, value in told.model.state_dict().items():
+        if "language_model" in name or "lm_head" in name:
+            assert torch.equal(state[name], value)
+    assert not torch.equal(state["lm_head.weight"], new.model.lm_head.weight)
+    tower_of_start = new.model.model.vision_tower.state_dict()
+    assert all(
+        torch.equal(value, tower_of_start[name]) for name, value in built.model.model.vision_tower.state_dict().items()
+    )
+    assert built.processor.tokenizer.get_vocab() == told.processor.tokenizer.get_vocab()
+
+
+def test_a_language_model_comes_from_a_plain_llava(tower, tmp_path):
+    with pytest.raises(CheckpointError, match="found a model of type clip_vision_model"):
+        assemble_tiny(tower, tmp_path / "start", language=tower)
 
 
 def test_tokenizer_spends_one_piece_on_a_word_of_the_images():

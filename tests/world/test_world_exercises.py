@@ -1,21 +1,16 @@
-"""Exercises in text: what is asked has the answer that is marked, and told images read as conversations do."""
+"""Exercises in text: what is asked has the answer that is marked."""
 
 import numpy as np
 import pytest
 
-from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
-from llava_stf.world import caption, generator, questions_of, sample_scene
 from llava_stf.world.choices import CHINESE
 from llava_stf.world.exercises import (
-    LETTERED,
     QUESTIONS_PER_LIST,
     Exercise,
-    conversation,
     letter_pairs,
     options_first,
     options_last,
     rules,
-    told,
 )
 
 ENGLISH = {chinese: english for english, chinese in CHINESE.items()}
@@ -75,27 +70,6 @@ def test_options_last_asks_for_one_of_them(repeated, translated):
             assert before.endswith(f"\n{asked}?") == repeated
             option = options_of(before)[answer[1]]
             assert option == asked if not translated else asked in (CHINESE.get(option), ENGLISH.get(option))
-
-
-def test_lettered_families_are_answered_by_letters():
-    for seed in range(20):
-        for answer in answers(told(np.random.default_rng(seed), families=LETTERED, max_objects=2)):
-            assert answer in {" A</s>", " B</s>", " C</s>", " D</s>"}
-
-
-def test_conversation_tells_the_scene_and_asks_as_with_an_image():
-    scene = sample_scene(generator("held_out", 0, 1, 0))
-    questions = questions_of(scene, 1, split="held_out")
-    exercise = conversation(scene, questions)
-    assert exercise.text.startswith(f"{SYSTEM_PROMPT} USER: {caption(scene)}\n{questions[0].text} ASSISTANT: ")
-    assert answers(exercise) == [f" {question.answer}</s>" for question in questions]
-    assert exercise.text.count("USER: ") == len(questions)
-
-
-def test_told_draws_the_same_from_the_same_stream():
-    first, second, other = (told(np.random.default_rng(seed)) for seed in (3, 3, 4))
-    assert first == second
-    assert first != other
 
 
 def test_a_rule_is_answered_as_its_context_says():
