@@ -114,7 +114,8 @@ class Encoder:
 
     def batch(self, groups: Sequence[Sequence[Sequence[Row]]]) -> Batch:
         """Groups of images of rows; every group has all images, an image may lack rows."""
-        ids, answers, shapes, hints = [], [], [], []
+        ids: list[np.ndarray] = []
+        answers, shapes, hints, total = [], [], [], 0
         kinds: list[str | None] = []
         for group in groups:
             most = max(len(rows) for rows in group)
@@ -130,9 +131,10 @@ class Encoder:
                     number[image, at, : len(row)][learned] = len(kinds) + image * most + at
                     if group[image][at].truth is not None:
                         places, wanted = self.hints(group[image][at])
-                        begun = sum(map(len, ids)) + (image * most + at) * length
+                        begun = total + (image * most + at) * length
                         hints += [(begun + place, wanted) for place in places]
             kinds += [rows[at].kind if at < len(rows) else None for rows in group for at in range(most)]
+            total += block.size
             ids.append(block.ravel())
             answers.append(number.ravel())
             shapes.append((most, length))

@@ -19,15 +19,13 @@ import argparse
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_stf.errors import DataError
@@ -35,16 +33,15 @@ from llava_stf.inference import LlavaStf
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
-from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.reduction.apply import apply_pooling, apply_stf
-from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, pair_rows, row_of, training_rows
+from llava_stf.training.alignment import align
+from llava_stf.training.drawn_batches import Encoder, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates
+from llava_stf.training.learner import Learner
 from llava_stf.training.lessons import COURSE, Progress, answer_loss, collate, draw_exercises
 from llava_stf.training.optim import parameter_groups
-from llava_stf.training.rows import DTYPES, Rows, embed, logits_of, states_behind
+from llava_stf.training.rows import DTYPES
 from llava_stf.training.scene_words import SceneWords
-from llava_stf.world.dataset import questions_of
-from llava_stf.world.families import FAMILIES, LETTERED
 from llava_stf.world.pairs import UNKNOWN
 from llava_stf.world.questions import pick
 from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
@@ -56,11 +53,8 @@ WARMUP_STEPS = 50
 ASKED_FROM = 3  # so many lessons on letters are taken before images are asked about by letter
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
-HINTED = 0.5  # weight of the hints in the loss
 AVERAGED = 0.03  # weight of one answer in the running share of right ones
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
-ALIGN_RATE = 3e-3
-ALIGN_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -83,53 +77,6 @@ PARTS = {
     "images": Part(letters=0.4, pairs=0.25, alignment=5000, projector=0.1),
     "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
 }
-
-
-class Learner(nn.Module):
-    """A LLaVA's projector and language model behind a tower whose states are given."""
-
-    def __init__(self, llava: Any, encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> None:
-        super().__init__()
-        self.dtype = dtype  # of the computation; weights are float32
-        self.projector = llava.model.multi_modal_projector
-        self.language_model, self.lm_head = llava.model.language_model, llava.lm_head
-        self.encoder = encoder
-        self.layers = len(getattr(llava.config, "fusion_states", ()))  # none in a plain LLaVA
-
-    def image_tokens(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
-        """States [B, N, C] of a tower's layers to tokens [B, M, H], in windows of this side or the model's default."""
-        states = [state.to(self.dtype) for state in states]
-        with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
-            if not self.layers:
-                return self.projector(states[0]).to(self.dtype)
-            return self.projector(states[: self.layers], window).to(self.dtype)
-
-    def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image tokens [B, M, H]: the loss, and whether each row is answered right, bool.
-
-        The loss is that of all answers' tokens, and beside it that of the hints: two thirds of the layers say what is
-        looked for among options, so that the last third finds its letter.
-        """
-        count = len(image)
-        beginning = embed(self.language_model, self.encoder.beginning, self.dtype).expand(count, -1, -1)
-        prefix = torch.cat([beginning, image], dim=1)
-        x = torch.cat([prefix.flatten(0, 1), embed(self.language_model, batch.ids, self.dtype)])
-        kept = torch.cat([torch.ones(count * prefix.shape[1], dtype=torch.bool), batch.ids != self.encoder.pad])
-        rows = Rows(self.language_model.config, count, prefix.shape[1], batch.groups, kept, self.dtype)
-        depth = len(self.language_model.layers)
-        between, last = states_behind(self.language_model, x, rows, [2 * depth // 3, depth])
-        (learned,) = torch.nonzero(batch.answers != IGNORE_INDEX, as_tuple=True)
-        begun = count * prefix.shape[1]
-        logits = logits_of(self.language_model, self.lm_head, last[begun + learned - 1])
-        target = batch.ids[learned]
-        loss = F.cross_entropy(logits, target)
-        if batch.hints.numel():
-            before, wanted = batch.hints
-            logits_between = logits_of(self.language_model, self.lm_head, between[begun + before])
-            loss = loss + HINTED * F.cross_entropy(logits_between, wanted)
-        wrong = torch.zeros(len(batch.kinds), dtype=torch.int64)
-        wrong.index_add_(0, batch.answers[learned], (logits.argmax(-1) != target).long())
-        return loss, wrong == 0
 
 
 def pretrain_drawn(
@@ -297,49 +244,6 @@ def _learn_letters(learner: Learner, progress: Progress, encoder: Encoder, rng: 
     loss, right = answer_loss(learner.language_model, learner.lm_head, batch, learner.dtype)
     progress.advance(COURSE, batch["lessons"].tolist(), right.tolist())
     return loss
-
-
-def align(learner: Learner, images: DrawnStates, *, steps: int, seed: int) -> None:
-    """Train the projector alone to give, for each patch, the words of what it shows."""
-    words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
-    optimizer = torch.optim.AdamW(learner.projector.parameters(), weight_decay=0.0)
-    rng = np.random.default_rng([seed, 1])
-    for step in range(steps):
-        chosen = rng.choice(len(images), ALIGN_BATCH)
-        scenes = [images.scenes[index] for index in chosen]
-        wanted = torch.stack([words.patches(scene) for scene in scenes])
-        tokens = learner.image_tokens(images.states(chosen)).float()
-        error = F.mse_loss(tokens, wanted)
-        loss = error + words.spelling_loss(tokens, scenes)
-        for group in optimizer.param_groups:
-            group["lr"] = ALIGN_RATE * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % LOGGING_STEPS == 0:
-            spread = (wanted - words.common).square().mean().item()
-            logger.info("align %d  squared error %.3f of %.3f, with spelling %.3f", step + 1, error, spread, loss)
-
-
-@torch.inference_mode()
-def accuracy(learner: Learner, images: DrawnStates, *, batch_size: int = 16) -> dict[str, float]:
-    """Share of right answers per family, each question asked alone, as `llava_stf_eval.drawn` asks."""
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for start in range(0, len(images), batch_size):
-        chosen = range(start, min(len(images), start + batch_size))
-        asked = [questions_of(images.scenes[i], i, seed=images.seed, split=images.split) for i in chosen]
-        groups = [
-            [[row_of(q, q.family) for q in questions if q.family in families] for questions in asked]
-            for families in (OPEN, LETTERED)
-        ]
-        batch = learner.encoder.batch(groups)
-        _, answers = learner(learner.image_tokens(images.states(chosen)), batch)
-        for family, answer in zip(batch.kinds, answers.tolist(), strict=True):
-            if family is not None:
-                right[family] += answer
-                total[family] += 1
-    return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}
 
 
 def _counts(text: str) -> list[int] | str:

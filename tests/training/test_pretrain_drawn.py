@@ -9,10 +9,12 @@ from transformers import CLIPVisionModel
 
 from llava_stf import load_model
 from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.training.alignment import align
 from llava_stf.training.assemble_tiny import assemble_tiny
 from llava_stf.training.drawn_batches import Encoder, Row, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates, write_states
-from llava_stf.training.pretrain_drawn import PARTS, Learner, accuracy, align, pretrain_drawn
+from llava_stf.training.learner import Learner, accuracy
+from llava_stf.training.pretrain_drawn import PARTS, pretrain_drawn
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.training.scene_words import SceneWords
 from llava_stf.world import FAMILIES, draw, patch_labels
@@ -106,12 +108,14 @@ def test_hints_stand_before_the_options_and_are_what_the_letter_means(learner, i
                 if row.truth is None:
                     assert not batch.hints.numel()
                     continue
-                ((before,), (wanted,)) = batch.hints.tolist()
+                ((before, last), (wanted, again)) = batch.hints.tolist()
                 told, options = tokenizer.decode(batch.ids[: before + 1]), tokenizer.decode(batch.ids[before + 1 :])
                 assert options.lstrip().startswith("A")
                 assert "B" not in told
+                assert wanted == again
                 assert row.truth.endswith(tokenizer.decode(wanted).strip())
                 assert row.truth in options
+                assert last + 1 == (batch.answers >= 0).nonzero()[0]
                 hinted.add(row.kind.split()[0])
     assert hinted == ({"letter"} if ask is pair_rows else {"science", "choice", "choice_cn"})
 
