@@ -140,12 +140,14 @@ def test_a_batch_is_as_long_as_its_longest_row_that_is_left(llava, pictures):
     assert outputs[CACHE].get_seq_length(1) == inputs["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("options", [{"full_layers": 4, "vision_tokens": 1}, {"full_layers": 1, "vision_tokens": 64}])
-def test_nothing_to_prune_is_the_plain_model(llava, pictures, options):
+@pytest.mark.parametrize(("full_layers", "vision_tokens"), [("all", 1), (1, 64)])
+def test_nothing_to_prune_is_the_plain_model(llava, pictures, full_layers, vision_tokens):
     model, processor = llava
+    depth = model.config.text_config.num_hidden_layers
     inputs = encode(processor, pictures, QUESTIONS)
     plain = model.generate(**inputs, **settings(model))
-    apply_reduction(model, processor, FastV(options["full_layers"]), vision_tokens=options["vision_tokens"])
+    method = FastV(depth if full_layers == "all" else full_layers)
+    apply_reduction(model, processor, method, vision_tokens=vision_tokens)
     try:
         pruned = model.generate(**inputs, **settings(model))
     finally:

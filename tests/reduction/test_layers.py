@@ -246,10 +246,11 @@ def test_layers_work_on_as_many_tokens_as_is_said(llava, images, method):
         for hook in hooks:
             hook.remove()
         remove_reduction(model, processor)
-    assert seen == method.vision_tokens_per_layer(4, 64, BUDGET)
-    assert [cache.get_seq_length(layer) - text for layer in range(4)] == seen
+    depth = len(hooks)
+    assert seen == method.vision_tokens_per_layer(depth, 64, BUDGET)
+    assert [cache.get_seq_length(layer) - text for layer in range(depth)] == seen
     assert seen[-1] == BUDGET
-    assert method.mean_tokens(4, 64, BUDGET) == sum(seen) / 4
+    assert method.mean_tokens(depth, 64, BUDGET) == sum(seen) / depth
 
 
 @pytest.mark.parametrize(

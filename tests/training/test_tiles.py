@@ -170,7 +170,7 @@ def test_adapters_on_4_bit_weights_load_and_merge_to_the_same_model(run, tmp_pat
     options = {"base": str(tmp_path / "base"), "data": sized_images / "data.json", "max_length": 1024}
     output = run(quantization="4bit", lora_rank=2, max_steps=2, **options)
     trained, expected = logits(output)
-    assert sum(isinstance(module, Linear4bit) for module in trained.model.model.language_model.modules()) == 4 * 7
+    assert sum(isinstance(module, Linear4bit) for module in trained.model.model.language_model.modules()) == 6 * 7
     assert isinstance(trained.ask(sized_images / "high.png", "What?", max_new_tokens=2), str)
     merged, found = logits(merge_lora(output, tmp_path / "merged", dtype="float32"))
     assert not any(isinstance(module, Linear4bit) for module in merged.model.modules())

@@ -255,7 +255,7 @@ def test_every_reduction_option_is_a_key_of_model_args(images):
         (ModelOptions("tiny", method="full"), FusionError, "plain LLaVA"),
         (ModelOptions("tiny", method="divprune"), FusionError, "plain LLaVA"),
         (ModelOptions("tiny-full", method="mqt"), LlavaStfError, "train with --reduction mqt"),
-        (ModelOptions("tiny", vision_tokens=4), FusionError, "16 vision tokens"),
+        (ModelOptions("tiny", vision_tokens=1), FusionError, "16 or 64 or 4 vision tokens"),
         (ModelOptions("tiny-full", vision_tokens=5), FusionError, "5"),
         (ModelOptions("tiny-full", method="full", vision_tokens=16), FusionError, "keeps all 64"),
         (ModelOptions("tiny-full", method="stf", vision_tokens="all"), FusionError, "that is 'full'"),
@@ -263,7 +263,7 @@ def test_every_reduction_option_is_a_key_of_model_args(images):
         (ModelOptions("no/such/model"), LlavaStfError, "no such file or folder"),
         (ModelOptions("tiny-full", method="tome", method_options={"oder": "x"}), FusionError, "did you mean 'order'"),
         (ModelOptions("tiny-full", method="tome", method_options={"order": "x"}), FusionError, "authors or raster"),
-        (ModelOptions("tiny-full", method="fastv", method_options={"full_layers": "9"}), FusionError, "LLM layers, 4"),
+        (ModelOptions("tiny-full", method="fastv", method_options={"full_layers": "9"}), FusionError, "LLM layers, 6"),
         (ModelOptions("tiny-full", method="fastv", method_options={"full_layers": "x"}), FusionError, "a whole number"),
         (ModelOptions("tiny-full", method="random", method_options={"order": "x"}), FusionError, "has no options"),
         (ModelOptions("tiny-full", method_options={"order": "raster"}), FusionError, "'full' has no options"),
@@ -296,7 +296,7 @@ def test_options_of_a_method_are_keys_of_model_args():
     model = build("pretrained=tiny-full,method=fastv,vision_tokens=16,full_layers=3,dtype=float32")
     assert model.llava.model.model.reduction.method == FastV(full_layers=3)
     assert model.options.method_options == {"full_layers": 3}
-    assert model.options.mean_tokens() == (3 * 64 + 16) / 4
+    assert model.options.mean_tokens() == (3 * 64 + 3 * 16) / 6
     plain = ModelOptions("tiny-full", method="visionzip", method_options={"class_token": "true"}).resolved()
     assert plain.method_options == {}  # the published method, by whatever words
     ours = ModelOptions("tiny-full", method="visionzip", method_options={"class_token": "False"}).resolved()
