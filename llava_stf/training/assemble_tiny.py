@@ -36,8 +36,9 @@ from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.vision.states import tower_blocks
 from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.pretrain_tower import tower_config
+from llava_stf.training.scene_words import ORDERS
 from llava_stf.world.dataset import CAPTION_REQUEST, corpus
-from llava_stf.world.scene import PLACES
+from llava_stf.world.scene import CHARACTERS, PLACES
 
 PIECES = 766
 PLACES_OF_TWO_WORDS = [f"▁{place}".replace(" ", "▁") for place in PLACES if " " in place]
@@ -95,6 +96,15 @@ def _sentences(images: int, seed: int) -> Iterator[str]:
     yield from [SYSTEM_PROMPT, CAPTION_REQUEST] * images
 
 
+def unseen_tokens(tokenizer: PreTrainedTokenizerBase, images: int = 2000) -> list[int]:
+    """Ids that no text about a drawn image has, and by which `SceneWords` says nothing: parts of pieces, bytes."""
+    texts = [f"USER: {text}\n{text} ASSISTANT: {text}</s>" for text in corpus(images, seed=0)]
+    seen = {token for ids in tokenizer([SYSTEM_PROMPT, CAPTION_REQUEST, *texts])["input_ids"] for token in ids}
+    said = [*ORDERS, *(character.lower() for character in CHARACTERS)]
+    seen |= {*tokenizer.convert_tokens_to_ids(said), *tokenizer.all_special_ids}
+    return [token for token in range(len(tokenizer)) if token not in seen]
+
+
 def language_config(tokenizer: PreTrainedTokenizerBase, *, layers: int = 6, width: int = 192) -> LlamaConfig:
     """The bundled model's language model: a LLaMA of 6 layers of width 192, with heads of 32.
 
@@ -121,8 +131,8 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     and begins with lookup weights. Without `tower` that is new as well, for a language model that is told of scenes
     before there is a trained tower.
 
-    The tower's blocks behind the state that is read were trained on nothing; they are brought to the identity, in
-    zeros, which take no room in a wheel.
+    What is trained on nothing is zeros, which say nothing and take no room in a wheel: the tower's blocks behind the
+    state that is read, so that they are the identity, and the embeddings of `unseen_tokens`.
 
     Raises:
         CheckpointError: `language` is no plain LLaVA.
@@ -139,6 +149,7 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     if language is None:
         new = new_language_model(language_config(tokenizer))
         text_model, head = new.model, new.lm_head
+        text_model.embed_tokens.weight.data[unseen_tokens(tokenizer)] = 0
     else:
         trained = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
         text_model, head = trained.model.language_model, trained.lm_head
