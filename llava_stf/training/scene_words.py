@@ -31,7 +31,8 @@ class SceneWords:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, embedding: Tensor) -> None:
-        self.embedding, self.common = embedding, embedding.mean(0)
+        self.embedding = embedding
+        self.common = embedding[embedding.any(-1)].mean(0)  # a token that is never seen is zeros
         words = (*SHAPES, *COLOURS, *SIZES, *PLACES, OBJECT, "number", "word", UNANSWERABLE)
         self.ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
         for order in ORDERS:

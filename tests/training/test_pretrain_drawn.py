@@ -139,9 +139,10 @@ def test_hints_are_learned_between_the_layers(learner, images):
 def names_in(tokens, names, learner):
     """Which of the names each token says most of."""
     embedding = learner.language_model.embed_tokens.weight.detach()
+    common = embedding[embedding.any(-1)].mean(0)
     ids = [learner.encoder.tokenizer(name, add_special_tokens=False)["input_ids"] for name in names]
-    words = torch.stack([(embedding[one] - embedding.mean(0)).sum(0) for one in ids])
-    cosines = torch.nn.functional.cosine_similarity(tokens[:, None] - embedding.mean(0), words, dim=-1)
+    words = torch.stack([(embedding[one] - common).sum(0) for one in ids])
+    cosines = torch.nn.functional.cosine_similarity(tokens[:, None] - common, words, dim=-1)
     return [names[index] for index in cosines.argmax(-1)]
 
 

@@ -7,7 +7,7 @@ from transformers import CLIPVisionModel
 from llava_stf import load_model
 from llava_stf.errors import CheckpointError
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
-from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer
+from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer, unseen_tokens
 from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnImages, pretrain_tower, tower_config
 from llava_stf.world import caption, draw, patch_labels, questions_of
 
@@ -86,6 +86,16 @@ def test_the_language_model_of_a_llava_is_taken(tower, start, tmp_path):
 def test_a_language_model_comes_from_a_plain_llava(tower, tmp_path):
     with pytest.raises(CheckpointError, match="found a model of type clip_vision_model"):
         assemble_tiny(tower, tmp_path / "start", language=tower)
+
+
+def test_what_no_text_has_says_nothing(start):
+    llava = load_model(start, vision_tokens="all")
+    embedding = llava.model.get_input_embeddings().weight
+    unseen = unseen_tokens(llava.processor.tokenizer)
+    assert not embedding[unseen].any()
+    assert embedding.any(-1).sum() == len(embedding) - len(unseen)
+    seen = llava.processor.tokenizer("Where is the star? top left 427", add_special_tokens=False)["input_ids"]
+    assert not set(seen) & set(unseen)
 
 
 def test_tokenizer_spends_one_piece_on_a_word_of_the_images():
