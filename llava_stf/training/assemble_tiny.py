@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import sentencepiece
 import torch
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -67,7 +67,7 @@ def train_tokenizer(images: int = 4000, seed: int = 0) -> PreTrainedTokenizerBas
     )
     # A piece that is asked for is a token of its own kind, which transformers takes for a special one: in a user's text
     # it would be quoted. As an ordinary piece it is what its two words merge to.
-    pieces = ModelProto.FromString(model.getvalue())
+    pieces = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # type: ignore[attr-defined]
     for piece in pieces.pieces:
         if piece.piece in PLACES_OF_TWO_WORDS:
             piece.type = piece.NORMAL
