@@ -21,7 +21,7 @@ from llava_stf.models.llava_stf.conversation import (
     tokenize_chunks,
 )
 from llava_stf.world.choices import LETTERS
-from llava_stf.world.dataset import CAPTION_REQUEST
+from llava_stf.world.dataset import CAPTION_REQUEST, turns_about_image
 from llava_stf.world.families import ALL, FAMILIES, LETTERED, ask, caption
 from llava_stf.world.pairs import Pair, ask_long_pairs, ask_pairs, weighted
 from llava_stf.world.questions import Question, ask_poor
@@ -104,10 +104,7 @@ class Encoder:
             texts = [f"\n {said.query}:", f"\n {said.query}: {said.answer}{END}"]
             asked, whole = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
             return whole, [at >= len(asked) for at in range(len(whole))]
-        turns = []
-        for number, (question, answer) in enumerate(said):
-            marker = "" if number else f"{IMAGE_TOKEN}\n"
-            turns += [{"from": "human", "value": marker + question}, {"from": "gpt", "value": answer}]
+        turns = turns_about_image(said)
         ids, labels = encode_conversation(self.tokenizer, turns, template="v1", image_token_id=self.image_token_id)
         start = ids.index(self.image_token_id) + 1
         return ids[start:], [label != IGNORE_INDEX for label in labels[start:]]

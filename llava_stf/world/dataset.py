@@ -57,6 +57,15 @@ def questions_of(
     return ask(scene, generator(split, seed, index, 1), families=families, count=count)
 
 
+def turns_about_image(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """Questions and their answers as one conversation in LLaVA's format, the image before the first."""
+    turns: list[dict[str, str]] = []
+    for asked, answer in pairs:
+        marker = "" if turns else "<image>\n"
+        turns += [{"from": "human", "value": marker + asked}, {"from": "gpt", "value": answer}]
+    return turns
+
+
 def corpus(count: int, seed: int) -> Iterator[str]:
     """Every text of the first `count` training images, without drawing them: questions, answers, captions."""
     for index in range(count):
@@ -149,16 +158,11 @@ def _write_image(
 
 def _instruct(index: int, questions: list[Question], text: str, describe: bool) -> dict[str, Any]:
     pairs = [(question.text, question.answer) for question in questions] + [(CAPTION_REQUEST, text)] * describe
-    turns: list[dict[str, str]] = []
-    for asked, answer in pairs:
-        marker = "" if turns else "<image>\n"
-        turns += [{"from": "human", "value": marker + asked}, {"from": "gpt", "value": answer}]
-    return {"id": f"{index:06d}", "image": _path(index), "conversations": turns}
+    return {"id": f"{index:06d}", "image": _path(index), "conversations": turns_about_image(pairs)}
 
 
 def _align(index: int, text: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": f"<image>\n{CAPTION_REQUEST}"}, {"from": "gpt", "value": text}]
-    return {"id": f"{index:06d}", "image": _path(index), "conversations": turns}
+    return {"id": f"{index:06d}", "image": _path(index), "conversations": turns_about_image([(CAPTION_REQUEST, text)])}
 
 
 def _record(index: int, turn: int, question: Question) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from llava_stf.io.publish import write_json
 from llava_stf.training.data import collate
 from llava_stf.training.distill import answer_log_probabilities, answers
 from llava_stf.world import draw, questions_of
+from llava_stf.world.dataset import turns_about_image
 
 if TYPE_CHECKING:
     from llava_stf import LlavaStf
@@ -37,10 +38,8 @@ def held_out_records(images: int, seed: int = 0) -> list[Mapping[str, Any]]:
     records: list[Mapping[str, Any]] = []
     for index in range(images):
         scene, pixels = draw(index, seed=seed, split="held_out")
-        turns: list[dict[str, str]] = []
-        for question in questions_of(scene, index, seed=seed, split="held_out"):
-            marker = "" if turns else "<image>\n"
-            turns += [{"from": "human", "value": marker + question.text}, {"from": "gpt", "value": question.answer}]
+        asked = questions_of(scene, index, seed=seed, split="held_out")
+        turns = turns_about_image([(question.text, question.answer) for question in asked])
         records.append({"id": str(index), "image": Image.fromarray(pixels), "conversations": turns})
     return records
 

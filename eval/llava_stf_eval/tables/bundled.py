@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llava_stf.world import ALL, BENCHMARKS
+from llava_stf_eval.tables.spread import spread
 
 TITLES = {
     "full": "100 %",
@@ -34,7 +34,7 @@ def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """The results of each kind of model and budget, over the seeds, under the title of their column."""
     columns: dict[str, list[dict[str, Any]]] = {}
     for kind, title in TITLES.items():
-        for path in sorted(folder.glob(f"{kind}-[0-9]*.json")):
+        for path in _answers(folder, kind):
             for result in json.loads(path.read_text()):
                 columns.setdefault(f"{title} ({result['vision_tokens']})", []).append(result)
     return columns
@@ -49,26 +49,26 @@ def table(folder: Path) -> str:
             f"{100 * statistics.mean(one['families'][family] for one in results):.1f}" for results in columns.values()
         )
         lines.append(f"| {family} | {BENCHMARKS[family]} | {' | '.join(cells)} |")
-    cells = (_spread([result["accuracy"] for result in results]) for results in columns.values())
+    cells = (spread([100 * result["accuracy"] for result in results]) for results in columns.values())
     lines.append(f"| **all** | | {' | '.join(cells)} |")
     for kind, other in COMPARED.items():
         if ahead := leads(folder, kind, other):
-            lines += ["", f"{kind} less {other}, points: {_spread(ahead)} over {len(ahead)} seeds."]
+            lines += ["", f"{kind} less {other}, points: {spread(ahead)} over {len(ahead)} seeds."]
     return "\n".join(lines)
 
 
 def leads(folder: Path, kind: str, other: str) -> list[float]:
-    """How far a kind is ahead of another one, as a share of all questions, for each seed that both have."""
-    paths = [{path.stem.split("-")[1]: path for path in folder.glob(f"{one}-[0-9]*.json")} for one in (kind, other)]
-    return [
-        json.loads(paths[0][seed].read_text())[0]["accuracy"] - json.loads(paths[1][seed].read_text())[0]["accuracy"]
-        for seed in sorted(paths[0].keys() & paths[1].keys())
-    ]
+    """How far a kind is ahead of another one, in points, for each seed that both have."""
+    mine, theirs = (
+        {path.stem.partition("-")[2]: json.loads(path.read_text())[0]["accuracy"] for path in _answers(folder, one)}
+        for one in (kind, other)
+    )
+    return [100 * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
 
 
-def _spread(shares: Sequence[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * statistics.mean(shares):.1f}{spread}"
+def _answers(folder: Path, kind: str) -> list[Path]:
+    """The files of a kind's results, by seed."""
+    return sorted(folder.glob(f"{kind}-[0-9]*.json"))
 
 
 def main() -> None:

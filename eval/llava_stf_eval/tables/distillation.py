@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
+
+from llava_stf_eval.tables.spread import spread
 
 TITLES = {
     "drawn": "drawn images, as those that are asked about",
@@ -38,13 +38,8 @@ def table(folder: Path) -> str:
         if runs:
             shares = [100 * json.loads((run / "accuracy.json").read_text())[-1]["accuracy"] for run in runs]
             distances = [json.loads((run / "divergence.json").read_text())["divergence"] for run in runs]
-            lines.append(f"| {title} | {_spread(shares, 1)} | {_spread(distances, 3)} | {len(runs)} |")
+            lines.append(f"| {title} | {spread(shares)} | {spread(distances, 3)} | {len(runs)} |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def main() -> None:

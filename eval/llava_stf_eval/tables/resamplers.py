@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from llava_stf_eval.tables.spread import spread
 
 TITLES = {
     "stf": ("STF, starts as pooling", "stf"),
@@ -65,17 +66,10 @@ def table(folder: Path, speed: Path) -> str:
     for kind, (title, fusion) in TITLES.items():
         if kind in found:
             parameters, flops = costs(fusion)
-            cells = [_accuracy(found[kind][count]) for count in (16, 4, 1)]
+            cells = [spread(found[kind][count]) if found[kind][count] else "" for count in (16, 4, 1)]
             counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[METHODS[kind]]:.2f}"
             lines.append(f"| {title} | {' | '.join(cells)} | {len(found[kind][16])} | {counted} |")
     return "\n".join(lines)
-
-
-def _accuracy(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 def main() -> None:

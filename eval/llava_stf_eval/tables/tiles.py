@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from llava_stf_eval.tables.spread import spread
 
 TITLES = {
     "one-tile": "the image as one tile",
@@ -33,16 +34,11 @@ def table(folder: Path) -> str:
     names = " | ".join(FAMILIES.values())
     lines = [f"| | tokens | all questions, % | {names} |", "| --- |" + " ---: |" * (2 + len(FAMILIES))]
     for kind, results in found.items():
-        shares = [[result["accuracy"] for result in results]]
-        shares += [[result["families"][family] for result in results] for family in FAMILIES]
-        cells = " | ".join(map(_accuracy, shares))
+        shares = [[100 * result["accuracy"] for result in results]]
+        shares += [[100 * result["families"][family] for result in results] for family in FAMILIES]
+        cells = " | ".join(map(spread, shares))
         lines.append(f"| {TITLES[kind]} | {results[0]['vision_tokens']} | {cells} |")
     return "\n".join(lines)
-
-
-def _accuracy(shares: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
-    return f"{100 * statistics.mean(shares):.1f}{spread}"
 
 
 def main() -> None:
