@@ -32,6 +32,7 @@ PER_IMAGE = {OPEN: 6, LETTERED: 5}  # questions of these families, one group of 
 PAIRS_PER_IMAGE, LONG_PAIRS_PER_IMAGE = 24, 12
 TURNS = 4  # of the one conversation of an image, a third group
 CAPTIONED = 0.3  # of the conversations are a caption
+LENGTH_STEP = 8  # of a group's rows: few different lengths, see `llava_stf.training.rows.STEP`
 REARRANGED = 0.2  # of the lettered questions have the options in another layout, as some benchmarks do
 Turns = tuple[tuple[str, str], ...]  # questions and their answers
 
@@ -119,7 +120,8 @@ class Encoder:
             if not most:
                 continue
             encoded = [[self.row(row.said) for row in rows] for rows in group]
-            length = max(len(row) for rows in encoded for row, _ in rows)
+            longest = max(len(row) for rows in encoded for row, _ in rows)
+            length = longest + -longest % LENGTH_STEP
             block = np.full((len(group), most, length), self.pad)
             number = np.full(block.shape, IGNORE_INDEX)
             for image, rows in enumerate(encoded):

@@ -22,7 +22,8 @@ from llava_stf.models.vision.states import select_patch_states
 from llava_stf.world.dataset import draw, generator
 from llava_stf.world.scene import Scene, sample_scene
 
-LAYERS = (-2, 3)  # what the projector reads, and what MBTF reads beside it
+# What the projector reads; MBTF reads 3 beside it, and TokenPacker all of them.
+LAYERS = (-2, 4, 3, 2)
 _BATCH = 128
 _ABOUT, _STATES = "about.json", "states.bin"
 
@@ -55,7 +56,7 @@ def scene_of(index: int, seed: int, split: str) -> Scene:
 
 @torch.inference_mode()
 def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int, split: str = "train") -> None:
-    """Draw images 0 to `count` of a seed and write the tower's states of them, 32 KiB an image, to a new folder.
+    """Draw images 0 to `count` of a seed and write the tower's states of them, 64 KiB an image, to a new folder.
 
     Raises:
         LlavaStfError: the folder is there already, or cannot be written.
@@ -78,7 +79,7 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
 def main() -> None:
     """Write the states that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="LLaVA whose tower it is")
+    parser.add_argument("--model", required=True, help="LLaVA whose tower it is")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; it is created")
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.models.vision.layers import state_index
 from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, row_of
-from llava_stf.training.drawn_states import DrawnStates
+from llava_stf.training.drawn_states import LAYERS, DrawnStates
 from llava_stf.training.rows import Rows, embed, logits_of, states_behind
 from llava_stf.world.dataset import questions_of
 from llava_stf.world.families import FAMILIES, LETTERED
@@ -26,18 +27,22 @@ class Learner(nn.Module):
     def __init__(self, llava: Any, encoder: Encoder, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.dtype = dtype  # of the computation; weights are float32
-        self.projector = llava.model.multi_modal_projector
+        # Named as in transformers, so that `parameter_groups` knows it.
+        self.multi_modal_projector = llava.model.multi_modal_projector
         self.language_model, self.lm_head = llava.model.language_model, llava.lm_head
         self.encoder = encoder
-        self.layers = len(getattr(llava.config, "fusion_states", ()))  # none in a plain LLaVA
+        depth = llava.config.vision_config.num_hidden_layers
+        stored = [state_index(layer, depth) for layer in LAYERS]
+        # Which of the given states a projector that fuses reads; none in a plain LLaVA.
+        self.read = [stored.index(state_index(layer, depth)) for layer in getattr(llava.config, "fusion_states", ())]
 
     def image_tokens(self, states: Sequence[Tensor], window: int | None = None) -> Tensor:
         """States [B, N, C] of a tower's layers to tokens [B, M, H], in windows of this side or the model's default."""
         states = [state.to(self.dtype) for state in states]
         with torch.autocast("cpu", self.dtype, enabled=self.dtype == torch.bfloat16):
-            if not self.layers:
-                return self.projector(states[0]).to(self.dtype)
-            return self.projector(states[: self.layers], window).to(self.dtype)
+            if not self.read:
+                return self.multi_modal_projector(states[0]).to(self.dtype)
+            return self.multi_modal_projector([states[place] for place in self.read], window).to(self.dtype)
 
     def forward(self, image: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Image tokens [B, M, H]: the loss, and whether each row is answered right, bool.

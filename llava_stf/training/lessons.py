@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel, PreTrainedTokenizerBase
 
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
+from llava_stf.training.drawn_batches import LENGTH_STEP
 from llava_stf.training.rows import Rows, embed, last_states, logits_of
 from llava_stf.world.exercises import Exercise, letter_pairs, options_first, options_last, rules
 
@@ -102,7 +103,11 @@ def collate(exercises: Sequence[tuple[Exercise, int]], tokenizer: PreTrainedToke
         token belongs to, over the whole batch, or -100; `lessons` [answers], int64.
     """
     encoded = tokenizer(
-        [exercise.text for exercise, _ in exercises], return_offsets_mapping=True, padding=True, padding_side="right"
+        [exercise.text for exercise, _ in exercises],
+        return_offsets_mapping=True,
+        padding=True,
+        padding_side="right",
+        pad_to_multiple_of=LENGTH_STEP,
     )
     ids = torch.tensor(encoded["input_ids"])
     answers = torch.full_like(ids, IGNORE_INDEX)

@@ -6,8 +6,9 @@ Three parts follow each other, each a run that starts from the one before:
   as one token for each object in its own word embeddings, and beside it the lessons on option letters; no tower yet;
 - `images`: the projector is aligned to say in word embeddings what each patch shows; then both learn all families of
   questions, the language model's lookups and lessons going on beside them;
-- `tokens`: the same without alignment, at all tokens or fewer. Models that are compared start from one folder and have
-  the same steps; one that fuses windows starts as mean pooling of that folder's projector.
+- `tokens`: the same at fewer tokens, or without alignment at all of them. Models that are compared start from one
+  folder and have the same steps; one that fuses windows starts as mean pooling of that folder's projector, or at random
+  where its paper says so, and if it has weights of its own these are aligned first.
 
     python -m llava_stf.training.pretrain_drawn --part images --start runs/start --states runs/states \\
         --output runs/base --steps 6000
@@ -16,6 +17,7 @@ Three parts follow each other, each a run that starts from the one before:
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import math
 import time
@@ -33,8 +35,9 @@ from llava_stf.inference import LlavaStf
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
-from llava_stf.reduction.apply import apply_pooling, apply_stf
-from llava_stf.training.alignment import align
+from llava_stf.models.fusion.config import FusionConfig
+from llava_stf.reduction.apply import apply_fusing, apply_stf
+from llava_stf.training.alignment import align_to_patches, align_to_words
 from llava_stf.training.drawn_batches import Encoder, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates
 from llava_stf.training.learner import Learner
@@ -54,6 +57,7 @@ ASKED_FROM = 3  # so many lessons on letters are taken before images are asked a
 REHEARSED = 0.3
 DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
 AVERAGED = 0.03  # weight of one answer in the running share of right ones
+POOLING = ("pool", "m3")  # these keep the start's projector, which is aligned
 OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
 
 
@@ -61,8 +65,8 @@ OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the
 class Part:
     """What a part's steps are on, in shares; the rest are on questions. `projector` is its share of the learning rate.
 
-    `alignment` steps of the projector alone come before them. When all lessons on letters were taken, `REHEARSED` of
-    their steps are left.
+    `alignment` steps of the projector alone come before them, in `tokens` where it has weights that the start has not.
+    When all lessons on letters were taken, `REHEARSED` of their steps are left.
     """
 
     letters: float
@@ -74,20 +78,21 @@ class Part:
 
 PARTS = {
     "objects": Part(letters=0.5, pairs=0.3, told=True),
-    "images": Part(letters=0.4, pairs=0.25, alignment=5000, projector=0.1),
-    "tokens": Part(letters=0.1, pairs=0.2, projector=0.5),
+    "images": Part(letters=0.4, pairs=0.25, alignment=5000, projector=1.0),
+    "tokens": Part(letters=0.1, pairs=0.2, alignment=4000, projector=0.3),
 }
 
 
 def pretrain_drawn(
-    start: Path,
+    start: Path | str,
     states: Path | None,
     output: Path,
     *,
     part: Literal["objects", "images", "tokens"],
     steps: int,
     vision_tokens: Sequence[int] | Literal["all"] = "all",
-    reduction: Literal["stf", "pool"] = "stf",
+    reduction: Literal["stf", "pool", "m3", "tokenpacker", "mqt"] = "stf",
+    init: Literal["pool", "random"] = "pool",
     fusion_layers: Sequence[int] | None = None,
     fades: float = 0.0,
     batch_size: int = 4,
@@ -103,13 +108,14 @@ def pretrain_drawn(
     A run that stopped and goes on with `resume` does the same steps as one that was never stopped.
 
     Args:
-        start: folder of `assemble_tiny`, or of another run of this.
+        start: folder of `assemble_tiny`, or of another run of this; or `tiny-full`.
         states: folder of `write_states`, by the start's tower; none for `objects`.
         output: folder of the run.
         part: what is learned.
         steps: how many updates.
         vision_tokens: of an image, in fused windows; a step has one of several. `"all"` leaves the plain projector.
-        reduction: how windows are fused, `stf` or `pool`.
+        reduction: how windows are fused, as `--reduction` of `llava_stf.training.finetune`.
+        init: how STF starts, as in `apply_stf`.
         fusion_layers: hidden states that MBTF joins, as in `apply_stf`; one alone leaves STF without MBTF.
         fades: share of the steps over which the learning rate falls to zero at the end, 0 for never.
         batch_size: images a step.
@@ -134,13 +140,17 @@ def pretrain_drawn(
     torch.manual_seed(seed)
     llava = load_model(start, vision_tokens="all", dtype="float32")
     assert llava.processor is not None  # a start has one, see `assemble_tiny`
-    windows = _fuse(llava, vision_tokens, reduction, fusion_layers)
+    plain = copy.deepcopy(llava.model.model.multi_modal_projector)
+    windows = _fuse(llava, vision_tokens, reduction, init, fusion_layers, seed)
     encoder = Encoder(llava.processor.tokenizer)
     learner = Learner(llava.model, encoder, dtype)
     images = None if states is None else DrawnStates(states)
-    if checkpoint is None and plan.alignment and images is not None:
-        align(learner, images, steps=plan.alignment, seed=seed)
-    learner.projector.requires_grad_(plan.projector > 0)
+    if checkpoint is None and images is not None:
+        if part == "images":
+            align_to_words(learner, images, steps=plan.alignment, seed=seed)
+        elif windows and reduction not in POOLING:
+            align_to_patches(learner, images, plain, windows, steps=plan.alignment, seed=seed)
+    learner.multi_modal_projector.requires_grad_(plan.projector > 0)
     groups = parameter_groups(learner, {"projector": plan.projector, "language_model": 1.0}, weight_decay=0.01)
     shares = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
@@ -207,20 +217,24 @@ def pretrain_drawn(
 def _fuse(
     llava: LlavaStf,
     vision_tokens: Sequence[int] | Literal["all"],
-    reduction: Literal["stf", "pool"],
+    reduction: str,
+    init: Literal["pool", "random"],
     fusion_layers: Sequence[int] | None,
+    seed: int,
 ) -> list[int]:
     """Bring a plain LLaVA to so many tokens; returns the sides of its windows, none where it stays plain."""
     if vision_tokens == "all":
         return []
     windows = [window_of_tokens(llava.model.config, count) for count in vision_tokens]
     window = windows if len(windows) > 1 else windows[0]
-    if reduction == "pool":
-        apply_pooling(llava.model, llava.processor, window=window)
-    else:
+    if reduction == "stf":
         layers = None if fusion_layers is None else list(fusion_layers)
-        apply_stf(llava.model, llava.processor, window=window, fusion_layers=layers)
-    return windows
+        apply_stf(llava.model, llava.processor, window=window, fusion_layers=layers, init=init, seed=seed)
+    else:
+        apply_fusing(llava.model, llava.processor, reduction, window=window, seed=seed)
+    config = llava.model.config
+    assert isinstance(config, FusionConfig)  # it fuses now
+    return list(config.fusion_windows or [])
 
 
 def _told_scene(rng: np.random.Generator) -> Scene:
@@ -254,12 +268,14 @@ def main() -> None:
     """Train the model that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, required=True)
-    parser.add_argument("--start", type=Path, required=True, help="LLaVA to start from")
+    parser.add_argument("--start", required=True, help="LLaVA to start from")
     parser.add_argument("--states", type=Path, help="states of drawn images by the start's tower; not for objects")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and model")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--vision-tokens", default="all", type=_counts, help="of an image: all, 16 or 16,64,4")
-    parser.add_argument("--reduction", choices=("stf", "pool"), default="stf", help="where tokens are fewer than all")
+    kinds = ("stf", "pool", "m3", "tokenpacker", "mqt")
+    parser.add_argument("--reduction", choices=kinds, default="stf", help="where tokens are fewer than all")
+    parser.add_argument("--init", choices=("pool", "random"), default="pool", help="how STF starts")
     parser.add_argument("--fusion-layers", type=int, nargs="+", help="hidden states that MBTF joins")
     parser.add_argument("--fades", type=float, default=0.0, help="share of steps over which the learning rate falls")
     parser.add_argument("--batch-size", type=int, default=4, help="images a step")

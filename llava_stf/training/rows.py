@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
+# Tokens of a product are a multiple of it where padding allows: oneDNN compiles a kernel for each size that it meets.
+STEP = 128
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}  # which is faster is a matter of the CPU
 
 
@@ -43,7 +45,10 @@ class Rows:
     ) -> None:
         self.batch, self.prefix, self.groups = batch, prefix, groups
         self.total = len(kept)
-        (self.kept,) = torch.nonzero(kept, as_tuple=True)
+        (real,), (padding,) = (torch.nonzero(tokens, as_tuple=True) for tokens in (kept, ~kept))
+        # Padding behind a row is seen by no token of it. Some is kept, so that products have few different sizes: the
+        # first one of a size costs ten times the next (see `STEP`).
+        self.kept = torch.cat([real, padding[: -len(real) % STEP]])
         size = config.hidden_size // config.num_attention_heads
         positions = [torch.arange(prefix).repeat(batch)]
         positions += [(prefix + torch.arange(length)).repeat(batch * rows) for rows, length in groups]
@@ -97,7 +102,7 @@ def embed(model: LlamaModel, ids: Tensor, dtype: torch.dtype) -> Tensor:
 def last_states(model: LlamaModel, x: Tensor, rows: Rows) -> Tensor:
     """Embeddings [T, width] that lie as `rows` says, to the states behind the last layer, before its norm.
 
-    Those of padding are zero.
+    Those of padding mean nothing.
     """
     (states,) = states_behind(model, x, rows, [len(model.layers)])
     return states
@@ -126,8 +131,10 @@ def states_behind(model: LlamaModel, x: Tensor, rows: Rows, layers: Sequence[int
 
 def logits_of(model: LlamaModel, head: nn.Linear, states: Tensor) -> Tensor:
     """States of `last_states`, [N, width], to logits [N, vocabulary] in float32."""
+    count = len(states)
+    states = F.pad(states, (0, 0, 0, -count % STEP))
     normed = _normed(states, model.norm.weight, model.config.rms_norm_eps)
-    return F.linear(normed, head.weight.to(states.dtype)).float()
+    return F.linear(normed, head.weight.to(states.dtype))[:count].float()
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Training on the tower's states of drawn images, in small: rows, targets of patches, learning, an exact resume."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -9,11 +10,13 @@ from transformers import CLIPVisionModel
 
 from llava_stf import load_model
 from llava_stf.errors import DataError, LlavaStfError
-from llava_stf.training.alignment import align
+from llava_stf.reduction.apply import apply_stf
+from llava_stf.training.alignment import align_to_patches, align_to_words
 from llava_stf.training.assemble_tiny import assemble_tiny
 from llava_stf.training.drawn_batches import Encoder, Row, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates, write_states
 from llava_stf.training.learner import Learner, accuracy
+from llava_stf.training.optim import parameter_groups
 from llava_stf.training.pretrain_drawn import PARTS, pretrain_drawn
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.training.scene_words import SceneWords
@@ -192,9 +195,32 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
 
     before, misspelt = distance(), spelling()
     assert words.spelling_loss(wanted, images.scenes) < 0.1 < misspelt
-    align(learner, images, steps=40, seed=0)
+    align_to_words(learner, images, steps=40, seed=0)
     assert distance() < 0.8 * before
     assert spelling() < 0.9 * misspelt
+
+
+def test_a_fused_window_says_in_full_what_few_of_its_patches_show(start, images):
+    llava = load_model(start / "start", vision_tokens="all", dtype="float32")
+    plain = copy.deepcopy(llava.model.model.multi_modal_projector)
+    apply_stf(llava.model, llava.processor, window=2)
+    learner = Learner(llava.model, Encoder(llava.processor.tokenizer), torch.float32)
+    number, labels = next(
+        (number, labels)
+        for number, labels in enumerate(map(patch_labels, images.scenes))
+        if labels["char_left"].any() and labels["centre"].any()
+    )
+    means = learner.image_tokens(images.states([number])).detach()[0]
+    align_to_patches(learner, images, plain, [2], steps=300, seed=0)
+    tokens = learner.image_tokens(images.states([number])).detach()[0]
+    patches = plain(images.states([number])[0].float())[0]
+    background = patches[torch.from_numpy((labels["place"] == 0).reshape(-1))].mean(0)
+    away = (patches - background).reshape(8, 8, -1)
+    for row, column in np.argwhere(labels["centre"] + labels["char_left"] + labels["char_right"]):
+        window = row // 2 * 4 + column // 2
+        shares = [((one[window] - background) @ away[row, column]) / away[row, column].square().sum()
+                  for one in (means, tokens)]  # fmt: skip
+        assert shares[1] > max(0.75, shares[0])
 
 
 @pytest.mark.parametrize(
@@ -206,10 +232,13 @@ def test_alignment_brings_image_tokens_to_the_words(learner, images):
         ("tokens", [16], "stf"),
         ("tokens", [64, 16, 4], "stf"),
         ("tokens", [16], "pool"),
+        ("tokens", [16], "m3"),
+        ("tokens", [16], "tokenpacker"),
+        ("tokens", [16], "mqt"),
     ],
 )
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
-    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2 * (part == "images")))
+    monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2))
     options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
     options["dtype"] = torch.float32 if reduction == "pool" else torch.bfloat16
     run = [start / "start", None if part == "objects" else start / "states"]
@@ -236,6 +265,14 @@ def test_states_go_with_the_parts_that_need_them(tmp_path, start, part, states):
 
 def budget(tokens):
     return {"vision_tokens": "all"} if tokens == "all" else {}
+
+
+def test_projector_and_language_model_have_their_own_learning_rates(learner):
+    groups = parameter_groups(learner, {"projector": 0.1, "language_model": 1.0})
+    projector = {id(parameter) for parameter in learner.multi_modal_projector.parameters()}
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert {rate for key, rate in rates.items() if key in projector} == {0.1}
+    assert {rate for key, rate in rates.items() if key not in projector} == {1.0}
 
 
 def test_accuracy_asks_what_the_data_set_asks(learner, images):
