@@ -1,4 +1,4 @@
-"""How the models of `scripts/train_tiny.sh` answer, all of one start and one budget, as a table.
+"""How the models of `scripts/measure_fusion.sh` answer, all of one start and one budget, as a table.
 
     python -m llava_stf_eval.tables.bundled FOLDER
 

@@ -1,9 +1,9 @@
-"""Trained resamplers beside one another: what `scripts/measure_resamplers.sh` measured, as a table.
+"""Trained resamplers beside one another: what `scripts/measure_fusion.sh` measured, as a table.
 
     python -m llava_stf_eval.tables.resamplers FOLDER --speed docs/speed/methods-cpu.json
 
-Accuracy is that of `llava_stf_eval.tables.training`, mean and standard deviation over the seeds. Parameters and FLOPs
-are those of the projector, counted at the width of LLaVA-1.5-7B, 144 of 576 tokens. First tokens are those that
+Accuracy is that of `llava_stf_eval.drawn`, mean and standard deviation over the seeds. Parameters and FLOPs are counted
+of the projector at the width of LLaVA-1.5-7B, 144 of 576 tokens. First tokens are those that
 `llava_stf_eval.measurement.methods` measured.
 """
 
@@ -17,18 +17,15 @@ from typing import Any
 
 from llava_stf_eval.tables.spread import spread
 
+# Of each kind its title and its projector.
 TITLES = {
-    "stf": ("STF, starts as pooling", "stf"),
-    "stf-random": ("STF, random start", "stf"),
+    "fused": ("STF and MBTF, starts as pooling", "stf"),
+    "random": ("STF and MBTF, random start", "stf"),
     "tokenpacker": ("TokenPacker, random start", "tokenpacker"),
     "mqt": ("MQT, random start", "mqt"),
     "pool": ("mean pooling", "pool"),
     "m3": ("M3: pooling at 16, 4 and 1", "pool"),
-    "stf-nested": ("STF at 16, 4 and 1, starts as pooling", "stf"),
-    "mqt-nested": ("MQT at 16, 4 and 1, random start", "mqt"),
 }
-# What each kind is called in measurements of speed, where a method has the budget that is asked for alone.
-METHODS = {kind: kind.partition("-")[0] for kind in TITLES}
 
 
 def costs(fusion: Any) -> tuple[int, int]:
@@ -55,10 +52,10 @@ def table(folder: Path, speed: Path) -> str:
     """
     seconds = {row["method"]: row["first token"] for row in json.loads(speed.read_text())["rows"]}
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(folder.glob("*/accuracy.json")):
-        kind = path.parent.name.rpartition("-")[0]
-        for row in json.loads(path.read_text()):
-            found[kind][row["vision_tokens"]].append(100 * row["accuracy"])
+    for kind in TITLES:
+        for path in folder.glob(f"{kind}-[0-9]*.json"):
+            for row in json.loads(path.read_text()):
+                found[kind][row["vision_tokens"]].append(100 * row["accuracy"])
     lines = [
         "| | right answers, % at 16 | at 4 | at 1 | seeds | parameters, 7B | FLOPs an image, 7B | first token, s |",
         "| --- |" + " ---: |" * 7,
@@ -67,7 +64,7 @@ def table(folder: Path, speed: Path) -> str:
         if kind in found:
             parameters, flops = costs(fusion)
             cells = [spread(found[kind][count]) if found[kind][count] else "" for count in (16, 4, 1)]
-            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[METHODS[kind]]:.2f}"
+            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[fusion]:.2f}"
             lines.append(f"| {title} | {' | '.join(cells)} | {len(found[kind][16])} | {counted} |")
     return "\n".join(lines)
 
