@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llava_stf.training.rows import Rows, embed, last_states, logits_of
+from llava_stf.training.rows import STEP, Rows, embed, last_states, logits_of
 
 BATCH = 2
 
@@ -48,3 +48,10 @@ def test_every_weight_learns(model):
     states = last_states(model.model, embed(model.model, ids, torch.bfloat16), rows)
     logits_of(model.model, model.lm_head, states).square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("real", [1, 100, STEP, STEP + 1])
+def test_products_have_few_sizes_where_padding_allows(model, real):
+    rows = Rows(model.config, 1, 0, [(1, 3 * STEP)], torch.arange(3 * STEP) < real, torch.float32)
+    assert len(rows.kept) == (STEP if real <= STEP else 2 * STEP)
+    assert set(range(real)) <= set(rows.kept.tolist())
