@@ -12,19 +12,19 @@
 set -euo pipefail
 out=${1:-runs/fusion}
 python=${PYTHON:-.venv/bin/python}
-start=${START:-tiny-full} steps=${STEPS:-2000}
+start=${START:-tiny-full} steps=${STEPS:-2000} dtype=${DTYPE:-bfloat16}
 export OMP_NUM_THREADS=${THREADS:-1} TOKENIZERS_PARALLELISM=false
 
 train() { # KIND OPTIONS
     [ -f "$out/$1-$seed/config.json" ] ||
         "$python" -m llava_stf.training.pretrain_drawn --part tokens --start "$start" --states "$out/states" \
             --output "$out/$1-$seed" --steps "$steps" --fades 0.8 --learning-rate 5e-4 --seed "$seed" \
-            --dtype "${DTYPE:-bfloat16}" --resume "${@:2}"
+            --dtype "$dtype" --resume "${@:2}"
 }
 answers() { # KIND OPTIONS
     [ -f "$out/$1-$seed.json" ] ||
         "$python" -m llava_stf_eval.drawn --images "${IMAGES:-1000}" --output "$out/$1-$seed.json" \
-            --model "$out/$1-$seed" "${@:2}"
+            --model "$out/$1-$seed" --dtype "$dtype" "${@:2}"
 }
 kind() { # NAME
     case $1 in
@@ -49,7 +49,8 @@ kind() { # NAME
 }
 
 [ -f "$out/states/about.json" ] ||
-    "$python" -m llava_stf.training.drawn_states --model "$start" --output "$out/states" --images 40000 --seed 21
+    "$python" -m llava_stf.training.drawn_states --model "$start" --output "$out/states" --images 40000 \
+        --seed 21 --dtype "$dtype"
 for seed in ${SEEDS:-0}; do
     for name in ${KINDS:-pool spatial fused random tokenpacker mqt blocks nested m3 pool4 fused4}; do kind "$name"; done
 done

@@ -36,9 +36,11 @@ OMP_NUM_THREADS=1 drawn objects "$out/blank" objects 6250
 wait $!
 assemble start --tower "$out/tower" --language "$out/objects"
 [ -f "$out/states/about.json" ] ||
-    "$python" -m llava_stf.training.drawn_states --model "$out/start" --output "$out/states" --images 40000 --seed 21
+    "$python" -m llava_stf.training.drawn_states --model "$out/start" --output "$out/states" --images 40000 \
+        --seed 21 --dtype "$dtype"
 drawn base "$out/start" images 10000 --states "$out/states" --fades 0.4
 
 drawn full-0 "$out/base" tokens 2000 --states "$out/states" --fades 0.8 --learning-rate 5e-4
-[ -f "$out/full-0.json" ] || "$python" -m llava_stf_eval.drawn --images 1000 --output "$out/full-0.json" --full "$out/full-0"
+[ -f "$out/full-0.json" ] || "$python" -m llava_stf_eval.drawn --images 1000 --output "$out/full-0.json" \
+    --full "$out/full-0" --dtype "$dtype"
 START=$out/full-0 KINDS=${KINDS:-nested} "$(dirname "$0")/measure_fusion.sh" "$out"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llava_stf.training.drawn_states import DrawnStates
 from llava_stf.training.learner import Learner
-from llava_stf.training.scene_words import SceneWords
+from llava_stf.training.scene_words import SceneWords, flat_labels
 from llava_stf.world.labels import patch_labels
 from llava_stf.world.questions import pick
 
@@ -30,9 +30,10 @@ def align_to_words(learner: Learner, images: DrawnStates, *, steps: int, seed: i
 
     def loss_of(chosen: np.ndarray, _: np.random.Generator) -> Tensor:
         scenes = [images.scenes[index] for index in chosen]
-        wanted = torch.stack([words.patches(scene) for scene in scenes])
+        labels = [flat_labels(scene) for scene in scenes]
+        wanted = torch.stack([words.patches(scene, shown) for scene, shown in zip(scenes, labels, strict=True)])
         tokens = learner.image_tokens(images.states(chosen)).float()
-        return F.mse_loss(tokens, wanted) + words.spelling_loss(tokens, scenes)
+        return F.mse_loss(tokens, wanted) + words.spelling_loss(tokens, labels)
 
     _train(learner.multi_modal_projector, loss_of, len(images), learning_rate=3e-3, steps=steps, seed=seed)
 
@@ -60,20 +61,20 @@ def align_to_patches(
     first = np.arange(min(BACKGROUND, len(images)))
 
     @torch.no_grad()
-    def said(chosen: np.ndarray) -> Tensor:
-        return plain(images.states(chosen)[0].float())
+    def said(states: list[Tensor]) -> Tensor:
+        return plain(states[0].float())
 
-    tokens = said(first)
+    tokens = said(images.states(first))
     background = tokens[torch.from_numpy(empty[first])].mean(0)
     scale = (tokens - background).square().mean()
 
     def loss_of(chosen: np.ndarray, rng: np.random.Generator) -> Tensor:
-        side = pick(rng, windows)
+        states, side = images.states(chosen), pick(rng, windows)
         weight = torch.where(torch.from_numpy(middle[chosen]), 1.0, side**-2)
-        away = (said(chosen) - background) * weight[..., None]
+        away = (said(states) - background) * weight[..., None]
         count = GRID // side
         wanted = away.unflatten(1, (count, side, count, side)).sum((2, 4)).flatten(1, 2) + background
-        return F.mse_loss(learner.image_tokens(images.states(chosen), side).float(), wanted) / scale
+        return F.mse_loss(learner.image_tokens(states, side).float(), wanted) / scale
 
     _train(learner.multi_modal_projector, loss_of, len(images), learning_rate=1e-3, steps=steps, seed=seed)
 

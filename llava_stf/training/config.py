@@ -20,6 +20,8 @@ DEFAULT_LEARNING_RATE = {"align": 1e-3, "instruct": 2e-5, "distill": 1e-3}
 # Its LoRA script: adapters of the LLM, and the projector, which is trained in full beside them.
 LORA_LEARNING_RATE, LORA_PROJECTOR_LEARNING_RATE = 1e-4, 2e-5
 
+# How a plain LLaVA can be brought to fewer tokens by weights that are trained.
+Reduction = Literal["stf", "pool", "m3", "tokenpacker", "mqt"]
 
 # A run that goes on from a checkpoint may change these: they do not decide what is learnt, or say how much longer.
 # Folders may have moved; that the data and the base are the same is told by their names.
@@ -89,7 +91,7 @@ class FinetuneConfig:
         "several vision_tokens: one drawn per step, one after the other with most tokens first, or all in every step, "
         "the loss being their mean",
     )
-    reduction: Literal["stf", "pool", "m3", "tokenpacker", "mqt"] = _option(
+    reduction: Reduction = _option(  # noqa: RUF009 - a field like the others, whose annotations it can see through
         "stf",
         "how a plain LLaVA is brought to that count: stf (MBTF and STF), pool (mean of each window), m3 (pool at the "
         "count and all that are nested in it), or the projector of tokenpacker or mqt, which need init random",

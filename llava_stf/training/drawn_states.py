@@ -19,6 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava_stf.io.publish import publish
 from llava_stf.loading import load_model
 from llava_stf.models.vision.states import select_patch_states
+from llava_stf.training.rows import DTYPES
 from llava_stf.world.dataset import draw, generator
 from llava_stf.world.scene import Scene, sample_scene
 
@@ -58,10 +59,12 @@ def scene_of(index: int, seed: int, split: str) -> Scene:
 def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int, split: str = "train") -> None:
     """Draw images 0 to `count` of a seed and write the tower's states of them, 64 KiB an image, to a new folder.
 
+    The tower computes in its own dtype; what is written is bfloat16.
+
     Raises:
         LlavaStfError: the folder is there already, or cannot be written.
     """
-    tower = tower.to(torch.bfloat16).eval()  # as it is stored and asked
+    tower = tower.eval()
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     with publish(folder) as beside:
         shape: tuple[int, ...] = ()
@@ -69,8 +72,8 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
             for start in range(0, count, _BATCH):
                 drawn = [draw(index, seed=seed, split=split)[1] for index in range(start, min(count, start + _BATCH))]
                 pixels = torch.from_numpy(np.stack(drawn).transpose(0, 3, 1, 2).copy())
-                states = select_patch_states(tower, ((pixels - mean) / std).to(torch.bfloat16), LAYERS)
-                joined = torch.stack(states, dim=1)
+                states = select_patch_states(tower, ((pixels - mean) / std).to(tower.dtype), LAYERS)
+                joined = torch.stack(states, dim=1).to(torch.bfloat16)
                 shape = (count, *joined.shape[1:])
                 file.write(joined.view(torch.int16).numpy().tobytes())
         (beside / _ABOUT).write_text(json.dumps({"seed": seed, "split": split, "shape": shape}))
@@ -83,9 +86,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write to; it is created")
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the computation")
     parser.add_argument("--held-out", action="store_true", help="the split that is never trained on")
     options = parser.parse_args()
-    tower = load_model(options.model, vision_tokens="all", dtype="bfloat16").model.model.vision_tower
+    tower = load_model(options.model, vision_tokens="all", dtype=options.dtype).model.model.vision_tower
     split = "held_out" if options.held_out else "train"
     write_states(tower, options.output, count=options.images, seed=options.seed, split=split)
 

@@ -1,8 +1,7 @@
-"""A LLaVA behind tower states that are given: its loss on rows of questions, and how many it answers right."""
+"""A LLaVA behind tower states that are given: its loss on rows of questions, and which are answered right."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from llava_stf.models.llava_stf.conversation import IGNORE_INDEX
 from llava_stf.models.vision.layers import state_index
-from llava_stf.training.drawn_batches import OPEN, Batch, Encoder, row_of
-from llava_stf.training.drawn_states import LAYERS, DrawnStates
+from llava_stf.training.drawn_batches import Batch, Encoder
+from llava_stf.training.drawn_states import LAYERS
 from llava_stf.training.rows import Rows, embed, logits_of, states_behind
-from llava_stf.world.dataset import questions_of
-from llava_stf.world.families import FAMILIES, LETTERED
 
 HINTED = 0.5  # weight of the hints in the loss
 
@@ -70,24 +67,3 @@ class Learner(nn.Module):
         wrong = torch.zeros(len(batch.kinds), dtype=torch.int64)
         wrong.index_add_(0, batch.answers[learned], (logits.argmax(-1) != target).long())
         return loss, wrong == 0
-
-
-@torch.inference_mode()
-def accuracy(learner: Learner, images: DrawnStates, *, batch_size: int = 16) -> dict[str, float]:
-    """Share of right answers per family, each question asked alone, as `llava_stf_eval.drawn` asks."""
-    right: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for start in range(0, len(images), batch_size):
-        chosen = range(start, min(len(images), start + batch_size))
-        asked = [questions_of(images.scenes[i], i, seed=images.seed, split=images.split) for i in chosen]
-        groups = [
-            [[row_of(q, q.family) for q in questions if q.family in families] for questions in asked]
-            for families in (OPEN, LETTERED)
-        ]
-        batch = learner.encoder.batch(groups)
-        _, answers = learner(learner.image_tokens(images.states(chosen)), batch)
-        for family, answer in zip(batch.kinds, answers.tolist(), strict=True):
-            if family is not None:
-                right[family] += answer
-                total[family] += 1
-    return {family: round(right[family] / total[family], 4) for family in FAMILIES if total[family]}

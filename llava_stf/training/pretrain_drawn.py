@@ -22,13 +22,11 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from llava_stf.errors import DataError
 from llava_stf.inference import LlavaStf
@@ -38,49 +36,19 @@ from llava_stf.models.fusion.budget import window_of_tokens
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.reduction.apply import apply_fusing, apply_stf
 from llava_stf.training.alignment import align_to_patches, align_to_words
-from llava_stf.training.drawn_batches import Encoder, pair_rows, training_rows
+from llava_stf.training.config import Reduction
+from llava_stf.training.drawn_batches import Encoder
 from llava_stf.training.drawn_states import DrawnStates
+from llava_stf.training.drawn_steps import PARTS, Steps
 from llava_stf.training.learner import Learner
-from llava_stf.training.lessons import COURSE, Progress, answer_loss, collate, draw_exercises
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.rows import DTYPES
-from llava_stf.training.scene_words import SceneWords
-from llava_stf.world.pairs import UNKNOWN
-from llava_stf.world.questions import pick
-from llava_stf.world.scene import DEGRADED_SHARE, Scene, sample_scene
 
 logger = logging.getLogger(__name__)
 LOGGING_STEPS = 100
 LOGGED = 12  # kinds of questions
 WARMUP_STEPS = 50
-ASKED_FROM = 3  # so many lessons on letters are taken before images are asked about by letter
-REHEARSED = 0.3
-DEGRADED = 0.04  # of the images that are trained on; they have one family's questions alone
-AVERAGED = 0.03  # weight of one answer in the running share of right ones
 POOLING = ("pool", "m3")  # these keep the start's projector, which is aligned
-OBJECT_TOKENS = (12, 24)  # of a scene told as objects, in the first half of the steps and in the second
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a part's steps are on, in shares; the rest are on questions. `projector` is its share of the learning rate.
-
-    `alignment` steps of the projector alone come before them, in `tokens` where it has weights that the start has not.
-    When all lessons on letters were taken, `REHEARSED` of their steps are left.
-    """
-
-    letters: float
-    pairs: float
-    told: bool = False
-    alignment: int = 0
-    projector: float = 0.0
-
-
-PARTS = {
-    "objects": Part(letters=0.5, pairs=0.3, told=True),
-    "images": Part(letters=0.4, pairs=0.25, alignment=5000, projector=1.0),
-    "tokens": Part(letters=0.1, pairs=0.2, alignment=4000, projector=0.3),
-}
 
 
 def pretrain_drawn(
@@ -91,7 +59,7 @@ def pretrain_drawn(
     part: Literal["objects", "images", "tokens"],
     steps: int,
     vision_tokens: Sequence[int] | Literal["all"] = "all",
-    reduction: Literal["stf", "pool", "m3", "tokenpacker", "mqt"] = "stf",
+    reduction: Reduction = "stf",
     init: Literal["pool", "random"] = "pool",
     fusion_layers: Sequence[int] | None = None,
     fades: float = 0.0,
@@ -154,41 +122,17 @@ def pretrain_drawn(
     groups = parameter_groups(learner, {"projector": plan.projector, "language_model": 1.0}, weight_decay=0.01)
     shares = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    step, right, letters = 0, {}, Progress()
+    drawn = Steps(learner, plan, images, windows, steps=steps, batch_size=batch_size, seed=seed)
+    step = 0
     if checkpoint is not None:
         state = read_state(checkpoint)
         learner.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        step, right, letters = state["step"], state["right"], Progress(**state["letters"])
-    likely = None if images is None else _likelihoods(images)
+        drawn.load_state(state["drawn"])
+        step = state["step"]
     first, since = step, time.monotonic()
     while step < steps and (stop_after is None or step < first + stop_after):
-        rng = np.random.default_rng([seed, step])
-        kind = rng.random()
-        lettered = plan.letters * (REHEARSED if letters.lesson == len(COURSE) else 1)
-        if kind < lettered:
-            loss = _learn_letters(learner, letters, encoder, rng)
-        else:
-            if images is None:
-                scenes = [_told_scene(rng) for _ in range(batch_size)]
-            else:
-                chosen = rng.choice(len(images), batch_size, p=likely)
-                scenes = [images.scenes[index] for index in chosen]
-            drawn_rows = pair_rows if kind < lettered + plan.pairs else training_rows
-            rows = [drawn_rows(scene, rng, right, lettered=letters.lesson >= ASKED_FROM) for scene in scenes]
-            batch = encoder.batch(list(zip(*rows, strict=True)))
-            if images is None:
-                words = SceneWords(encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
-                count = OBJECT_TOKENS[2 * step >= steps]
-                image = torch.stack([words.objects(scene, rng, count) for scene in scenes]).to(dtype)
-            else:
-                window = pick(rng, windows) if windows else None
-                image = learner.image_tokens(images.states(chosen), window)
-            loss, answers = learner(image, batch)
-            for name, answer in zip(batch.kinds, answers.tolist(), strict=True):
-                if name is not None:
-                    before = right.get(name, UNKNOWN)
-                    right[name] = before + AVERAGED * (answer - before)
+        loss = drawn.loss(step)
         rate = learning_rate * min(1, (step + 1) / WARMUP_STEPS)
         rate *= min(1, (steps - step) / (fades * steps)) if fades else 1
         for group, share in zip(optimizer.param_groups, shares, strict=True):
@@ -202,12 +146,12 @@ def pretrain_drawn(
             raise DataError(f"the loss is {loss.item()} at step {step}; {describe_newest(output)}")
         if step % LOGGING_STEPS == 0:
             speed = (step - first) / (time.monotonic() - since)
-            least = sorted((share, name) for name, share in right.items())[:LOGGED]
+            least = sorted((share, name) for name, share in drawn.right.items())[:LOGGED]
             known = ", ".join(f"{name} {share:.2f}" for share, name in least)
             logger.info("step %d  loss %.3f  least right: %s  %.2f steps/s", step, loss.item(), known, speed)
         if step % save_steps == 0 or step == steps or (stop_after is not None and step == first + stop_after):
             state = {"model": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            save_state(output, step, {**state, "right": right, "letters": letters.state()})
+            save_state(output, step, {**state, "drawn": drawn.state()})
     if step < steps:
         return False
     save_model(llava.model, llava.processor, output, torch.bfloat16)
@@ -237,29 +181,6 @@ def _fuse(
     return list(config.fusion_windows or [])
 
 
-def _told_scene(rng: np.random.Generator) -> Scene:
-    """A scene, degraded `DEGRADED` of the time."""
-    while True:
-        scene = sample_scene(rng)
-        if not scene.degraded or rng.random() < DEGRADED / DEGRADED_SHARE:
-            return scene
-
-
-def _likelihoods(images: DrawnStates) -> np.ndarray:
-    """How often each image is drawn: degraded ones `DEGRADED` of the time, all others alike."""
-    degraded = np.array([scene.degraded for scene in images.scenes])
-    weights = np.where(degraded, DEGRADED / max(1, degraded.sum()), (1 - DEGRADED) / max(1, (~degraded).sum()))
-    return weights / weights.sum()
-
-
-def _learn_letters(learner: Learner, progress: Progress, encoder: Encoder, rng: np.random.Generator) -> Tensor:
-    """The loss of a step of the lessons on letters, in their order; at the end all of them are rehearsed."""
-    batch = collate(draw_exercises(COURSE, progress, int(rng.integers(2**31))), encoder.tokenizer)
-    loss, right = answer_loss(learner.language_model, learner.lm_head, batch, learner.dtype)
-    progress.advance(COURSE, batch["lessons"].tolist(), right.tolist())
-    return loss
-
-
 def _counts(text: str) -> list[int] | str:
     return text if text == "all" else [int(count) for count in text.split(",")]
 
@@ -273,7 +194,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and model")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--vision-tokens", default="all", type=_counts, help="of an image: all, 16 or 16,64,4")
-    kinds = ("stf", "pool", "m3", "tokenpacker", "mqt")
+    kinds = get_args(Reduction)
     parser.add_argument("--reduction", choices=kinds, default="stf", help="where tokens are fewer than all")
     parser.add_argument("--init", choices=("pool", "random"), default="pool", help="how STF starts")
     parser.add_argument("--fusion-layers", type=int, nargs="+", help="hidden states that MBTF joins")

@@ -6,7 +6,7 @@ once what they have in common. What is learned from such tokens needs no tower; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -60,13 +60,12 @@ class SceneWords:
         tokens[where] = torch.stack([token for _, token in shown])
         return tokens
 
-    def patches(self, scene: Scene) -> Tensor:
-        """One token for each patch, [64, width].
+    def patches(self, scene: Scene, labels: Mapping[str, Tensor]) -> Tensor:
+        """One token for each patch by the scene's `flat_labels`, [64, width].
 
         Shape, colour, size and place of what the patch shows, `OBJECT` at the middle of one; the characters whose
         middle it shows with their numbers in their text, and the text's kind.
         """
-        labels = {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
         tables = {
             "shape": self._table(SHAPES),
             "colour": self._table(COLOURS),
@@ -87,14 +86,14 @@ class SceneWords:
             return total
         return total + written[:, None] * (self._sum([_kind(scene)]) - self.common)
 
-    def spelling_loss(self, tokens: Tensor, scenes: Sequence[Scene]) -> Tensor:
+    def spelling_loss(self, tokens: Tensor, scenes: Sequence[Mapping[str, Tensor]]) -> Tensor:
         """How far patches' tokens [B, 64, width] are from telling which character they show among all: cross entropy.
 
-        Few patches show one, so that a squared error over all of them is small with characters that cannot be told.
+        `scenes` are their `flat_labels`. Few patches show one, so that a squared error over all of them is small with
+        characters that cannot be told.
         """
         said, shown = [], []
-        for token, scene in zip(tokens, scenes, strict=True):
-            labels = {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
+        for token, labels in zip(tokens, scenes, strict=True):
             for name, number in _numbered(labels).items():
                 (there,) = torch.nonzero(labels[name], as_tuple=True)
                 letters = self.letters[number[there], 1:]
@@ -113,7 +112,12 @@ class SceneWords:
         return torch.stack([torch.zeros_like(self.common), *(self._sum([word]) - self.common for word in words)])
 
 
-def _numbered(labels: dict[str, Tensor]) -> dict[str, Tensor]:
+def flat_labels(scene: Scene) -> dict[str, Tensor]:
+    """What each patch shows, `patch_labels` as tensors [64]."""
+    return {name: torch.from_numpy(label.reshape(-1)) for name, label in patch_labels(scene).items()}
+
+
+def _numbered(labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For each half of a patch the number in its text of the character whose middle lies there, from 0."""
     first = (labels["order"] - 1).clamp(min=0)
     return {"char_left": first, "char_right": (first + (labels["char_left"] > 0)).clamp(max=LONGEST - 1)}

@@ -15,11 +15,12 @@ from llava_stf.training.alignment import align_to_patches, align_to_words
 from llava_stf.training.assemble_tiny import assemble_tiny
 from llava_stf.training.drawn_batches import Encoder, Row, pair_rows, training_rows
 from llava_stf.training.drawn_states import DrawnStates, write_states
-from llava_stf.training.learner import Learner, accuracy
+from llava_stf.training.drawn_steps import PARTS
+from llava_stf.training.learner import Learner
 from llava_stf.training.optim import parameter_groups
-from llava_stf.training.pretrain_drawn import PARTS, pretrain_drawn
+from llava_stf.training.pretrain_drawn import pretrain_drawn
 from llava_stf.training.pretrain_tower import tower_config
-from llava_stf.training.scene_words import SceneWords
+from llava_stf.training.scene_words import SceneWords, flat_labels
 from llava_stf.world import FAMILIES, draw, patch_labels
 from llava_stf.world.scene import CHARACTERS, SHAPES
 
@@ -153,7 +154,7 @@ def test_tokens_of_a_scene_say_what_is_there(learner, images):
     words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
     scene = next(scene for scene in images.scenes if not scene.degraded and len(scene.objects) > 1)
     shapes = patch_labels(scene)["shape"].reshape(-1)
-    said = names_in(words.patches(scene)[shapes > 0], SHAPES, learner)
+    said = names_in(words.patches(scene, flat_labels(scene))[shapes > 0], SHAPES, learner)
     assert said == [SHAPES[label - 1] for label in shapes[shapes > 0]]
     tokens = words.objects(scene, np.random.default_rng(0), 12)
     length = 0 if scene.text is None else len(scene.text.string)
@@ -170,9 +171,10 @@ def test_characters_are_said_with_their_numbers(learner):
     scenes = [scene for scene in (draw(index, seed=4)[0] for index in range(40)) if scene.text and not scene.degraded]
     spelt = 0
     for scene in scenes:
-        labels = {name: label.reshape(-1) for name, label in patch_labels(scene).items()}
+        labels = flat_labels(scene)
         said = set()
-        for token, left, right in zip(words.patches(scene), labels["char_left"], labels["char_right"], strict=True):
+        halves = labels["char_left"], labels["char_right"]
+        for token, left, right in zip(words.patches(scene, labels), *halves, strict=True):
             count = int(left > 0) + int(right > 0)
             best = (letters @ (token - words.common)).topk(count).indices.tolist()
             said |= {divmod(index, len(CHARACTERS) + 1) for index in best}
@@ -184,17 +186,18 @@ def test_characters_are_said_with_their_numbers(learner):
 
 def test_alignment_brings_image_tokens_to_the_words(learner, images):
     words = SceneWords(learner.encoder.tokenizer, learner.language_model.embed_tokens.weight.detach())
-    wanted = torch.stack([words.patches(scene) for scene in images.scenes])
+    labels = [flat_labels(scene) for scene in images.scenes]
+    wanted = torch.stack([words.patches(*shown) for shown in zip(images.scenes, labels, strict=True)])
 
     def distance():
         return (learner.image_tokens(images.states(range(IMAGES))).float() - wanted).square().mean().item()
 
     def spelling():
         tokens = learner.image_tokens(images.states(range(IMAGES))).float()
-        return words.spelling_loss(tokens, images.scenes).item()
+        return words.spelling_loss(tokens, labels).item()
 
     before, misspelt = distance(), spelling()
-    assert words.spelling_loss(wanted, images.scenes) < 0.1 < misspelt
+    assert words.spelling_loss(wanted, labels) < 0.1 < misspelt
     align_to_words(learner, images, steps=40, seed=0)
     assert distance() < 0.8 * before
     assert spelling() < 0.9 * misspelt
@@ -240,7 +243,8 @@ def test_a_fused_window_says_in_full_what_few_of_its_patches_show(start, images)
 def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatch, part, tokens, reduction):
     monkeypatch.setitem(PARTS, part, dataclasses.replace(PARTS[part], alignment=2))
     options = {"part": part, "steps": 3, "vision_tokens": tokens, "reduction": reduction, "batch_size": 2, "fades": 0.5}
-    options["dtype"] = torch.float32 if reduction == "pool" else torch.bfloat16
+    # Some CPUs take ten times as long in bfloat16.
+    options["dtype"] = torch.bfloat16 if reduction == "pool" else torch.float32
     run = [start / "start", None if part == "objects" else start / "states"]
     assert pretrain_drawn(*run, tmp_path / "whole", **options)
     assert not pretrain_drawn(*run, tmp_path / "parts", **options, stop_after=2)
@@ -273,9 +277,3 @@ def test_projector_and_language_model_have_their_own_learning_rates(learner):
     rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
     assert {rate for key, rate in rates.items() if key in projector} == {0.1}
     assert {rate for key, rate in rates.items() if key not in projector} == {1.0}
-
-
-def test_accuracy_asks_what_the_data_set_asks(learner, images):
-    shares = accuracy(learner, images)
-    assert set(shares) <= set(FAMILIES)
-    assert all(0 <= share <= 1 for share in shares.values())

@@ -44,7 +44,7 @@ def costs(fusion: Any) -> tuple[int, int]:
 
 
 def table(folder: Path, speed: Path) -> str:
-    """Markdown, one row for each kind of run that the folder holds.
+    """Markdown, one row for each kind of run that the folder holds; nothing if it holds none of them.
 
     Args:
         folder: of runs.
@@ -66,7 +66,7 @@ def table(folder: Path, speed: Path) -> str:
             cells = [spread(found[kind][count]) if found[kind][count] else "" for count in (16, 4, 1)]
             counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[fusion]:.2f}"
             lines.append(f"| {title} | {' | '.join(cells)} | {len(found[kind][16])} | {counted} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if found else ""
 
 
 def main() -> None:
