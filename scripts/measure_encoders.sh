@@ -4,7 +4,7 @@
 #   scripts/measure_encoders.sh DATA.npz [FOLDER]     default: runs/encoders; what is there is not measured again
 #
 # DATA.npz holds train_images, train_labels, test_images and test_labels. The same ViT, budget, seed and augmentation for
-# every method; about an hour on one CPU core.
+# every method; about an hour and a half on one CPU core.
 set -euo pipefail
 data=$1
 out=${2:-runs/encoders}

@@ -137,8 +137,8 @@ class FinetuneConfig:
 
     bf16: bool | Literal["auto"] = _option(
         "auto",
-        "compute in bfloat16 (trained weights and optimizer stay float32); auto: where the device multiplies it, "
-        "as GPUs and CPUs with AVX512-BF16 or AMX do",
+        "compute in bfloat16 (trained weights and optimizer stay float32); auto: on GPUs that have it, and on "
+        "CPUs where a timed product is not slower in it than in float32",
     )
     save_dtype: Literal["float32", "bfloat16"] = _option(
         "float32", "dtype of the trained model, or of the adapters, on disk"

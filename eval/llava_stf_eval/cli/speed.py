@@ -29,7 +29,7 @@ def _size(text: str) -> str:
 
 def speed(
     shape: Annotated[
-        str | None, typer.Option(help="Random weights of a shape: medium, 7b, 13b, tiny (default).")
+        str | None, typer.Option(help="Random weights of a shape: medium, 1b, 7b, 13b, tiny (default).")
     ] = None,
     model: Annotated[
         list[str] | None,
