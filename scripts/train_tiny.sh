@@ -26,12 +26,13 @@ assemble() { # NAME OPTIONS
 }
 tower() {
     [ -f "$out/tower/config.json" ] ||
-        "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --images 400000 --dtype "$dtype"
+        "$python" -m llava_stf.training.pretrain_tower --output "$out/tower" --images 400000 --dtype "$dtype" --resume
 }
 
 mkdir -p "$out"
 assemble blank
-OMP_NUM_THREADS=1 tower > "$out/tower.log" 2>&1 &
+OMP_NUM_THREADS=1 tower >> "$out/tower.log" 2>&1 &
+trap 'kill $(jobs -p) 2> /dev/null' EXIT # the tower's training ends with this one
 OMP_NUM_THREADS=1 drawn objects "$out/blank" objects 6250
 wait $!
 assemble start --tower "$out/tower" --language "$out/objects"

@@ -10,7 +10,6 @@ the reference but for case and a closing period.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import Counter
@@ -20,6 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava_stf.errors import DataError
+from llava_stf.io.command import run
+from llava_stf.io.publish import write_json
 from llava_stf.world import ALL, BENCHMARKS, SIDE, Question, draw, is_right, questions_of
 
 if TYPE_CHECKING:
@@ -56,9 +58,14 @@ def held_out(
     """The questions of these families about the first images of a held-out seed, one of each, with their images.
 
     `side` is that of the images, in pixels.
+
+    Raises:
+        DataError: there is no image.
     """
     from PIL import Image
 
+    if images < 1:
+        raise DataError(f"questions are asked about 1 image or more, found {images}")
     pairs = []
     for index in range(images):
         scene, pixels = draw(index, seed=seed, split="held_out", side=side)
@@ -192,8 +199,8 @@ def main() -> None:
     results = [evaluate(name, llava, **shown) for name, llava in loaded]
     print_table(results)
     if options.output:
-        options.output.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+        write_json(options.output, [asdict(result) for result in results])
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -135,22 +135,39 @@ def publish_checkpoint(output: Path, name: str, *, keep: int) -> None:
     shutil.rmtree(partial)
 
 
-def save_state(output: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint that holds its state in one file, and keep the newest two; `read_state` gives it back."""
+def save_state(output: Path, step: int, state: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Write a checkpoint that holds its state in one file, and keep the newest two; `read_state` gives it back.
+
+    Args:
+        output: folder of the run.
+        step: its optimizer steps so far.
+        state: tensors and plain values.
+        options: that decide what comes out of the run.
+
+    Raises:
+        LlavaStfError: it cannot be written; the checkpoints stay as they are.
+    """
     import torch
 
     name = f"checkpoint-{step}"
     folder = output / PARTIAL / name
-    folder.mkdir(parents=True)
-    torch.save(dict(state), folder / _STATE)
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    publish_checkpoint(output, name, keep=2)
+    with reported_writing(f"a checkpoint at step {step}", output):
+        folder.mkdir(parents=True)
+        torch.save(dict(state), folder / _STATE)
+        write_options(folder, options)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        publish_checkpoint(output, name, keep=2)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save_state` wrote: tensors and plain values."""
+def read_state(checkpoint: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What `save_state` wrote, of a run that goes on with the same options.
+
+    Raises:
+        LlavaStfError: as `check_options`.
+    """
     import torch
 
+    check_options(checkpoint, options)
     return torch.load(checkpoint / _STATE, weights_only=True)
 
 
@@ -166,14 +183,14 @@ def save_whole(model: Any, folder: Path, dtype: torch.dtype, state_dict: dict[st
 
 def save_model(
     model: Any,
-    processor: ProcessorMixin,
+    processor: ProcessorMixin | None,
     output: Path,
     dtype: torch.dtype,
     *,
     save: Save = save_whole,
     state_dict: dict[str, Any] | None = None,
 ) -> None:
-    """Write the trained model, cast to `dtype`, and its processor, so that no half-written model is ever found.
+    """Write the trained model, cast to `dtype`, and a processor, so that no half-written model is ever found.
 
     `save` writes the model, its adapters alone for instance. `state_dict` has the weights where the model's own are
     sharded over processes.
@@ -185,7 +202,8 @@ def save_model(
     with reported_writing("the trained model", output):
         save(model, partial, dtype, state_dict)
         (partial / "README.md").unlink(missing_ok=True)  # one in `output` may be the user's own
-        processor.save_pretrained(partial)
+        if processor is not None:
+            processor.save_pretrained(partial)
         (output / LAST_FILE).unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == LAST_FILE):
             commit(path, output / path.name)

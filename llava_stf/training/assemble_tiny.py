@@ -31,6 +31,8 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from llava_stf.errors import CheckpointError
+from llava_stf.io.command import run
+from llava_stf.io.publish import publish
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.vision.states import tower_blocks
@@ -136,6 +138,7 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
 
     Raises:
         CheckpointError: `language` is no plain LLaVA.
+        LlavaStfError: `output` exists already, or cannot be written.
     """
     if language is not None and (found := AutoConfig.from_pretrained(language).model_type) != "llava":
         raise CheckpointError(f"Expected a plain LLaVA in {language}, found a model of type {found}.")
@@ -167,14 +170,16 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
             if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
                 nn.init.zeros_(layer.bias)
-    model.save_pretrained(output)
-    LlavaStfProcessor(
+    processor = LlavaStfProcessor(
         image_processor(vision.config.image_size),
         tokenizer,
         patch_size=vision.config.patch_size,
         chat_template=CHAT_TEMPLATE,
         fusion_window=1,
-    ).save_pretrained(output)
+    )
+    with publish(output) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{size:,} parameters, {text.vocab_size} rows, <image> is {image_token_id}")
 
@@ -195,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

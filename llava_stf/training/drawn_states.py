@@ -6,16 +6,20 @@ python -m llava_stf.training.drawn_states --model runs/start --output runs/state
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava_stf.errors import DataError
+from llava_stf.io.command import run
+from llava_stf.io.json import parse_json
 from llava_stf.io.publish import publish
 from llava_stf.loading import load_model
 from llava_stf.models.vision.states import select_patch_states
@@ -34,20 +38,42 @@ class DrawnStates:
 
     Args:
         folder: what `write_states` wrote.
+
+    Raises:
+        DataError: it does not hold states.
     """
 
     def __init__(self, folder: Path) -> None:
-        about = json.loads((folder / _ABOUT).read_text())
-        self.seed, self.split = about["seed"], about["split"]
-        self._states = np.memmap(folder / _STATES, dtype=np.int16, mode="r", shape=tuple(about["shape"]))
+        try:
+            about = parse_json((folder / _ABOUT).read_bytes())
+            self.seed, self.split, self._tower = about["seed"], about["split"], about["tower"]
+            self._states = np.memmap(folder / _STATES, dtype=np.int16, mode="r", shape=tuple(about["shape"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder} holds no states of drawn images: python -m llava_stf.training.drawn_states writes them"
+            ) from error
+        self._folder = folder
         self.scenes = [scene_of(index, self.seed, self.split) for index in range(len(self._states))]
 
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def check(self, tower: nn.Module) -> None:
+        """Raise `DataError` if the states are those of another tower."""
+        if _digest(tower) != self._tower:
+            raise DataError(f"the states in {self._folder} are of another tower: write those of the start's own")
+
     def states(self, indices: Sequence[int] | np.ndarray) -> list[Tensor]:
         """The states [B, N, C] of these images, one tensor for each of `LAYERS`, in bfloat16."""
         return list(torch.from_numpy(self._states[np.asarray(indices)]).view(torch.bfloat16).unbind(1))
+
+
+def _digest(tower: nn.Module) -> str:
+    """What tells a tower's weights, as they are stored, from another's."""
+    stored = hashlib.sha256()
+    for name, weight in sorted(tower.state_dict().items()):
+        stored.update(name.encode() + weight.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return stored.hexdigest()
 
 
 def scene_of(index: int, seed: int, split: str) -> Scene:
@@ -66,6 +92,7 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
     """
     tower = tower.eval()
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    about = {"seed": seed, "split": split, "tower": _digest(tower)}
     with publish(folder) as beside:
         shape: tuple[int, ...] = ()
         with (beside / _STATES).open("wb") as file:
@@ -76,7 +103,7 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
                 joined = torch.stack(states, dim=1).to(torch.bfloat16)
                 shape = (count, *joined.shape[1:])
                 file.write(joined.view(torch.int16).numpy().tobytes())
-        (beside / _ABOUT).write_text(json.dumps({"seed": seed, "split": split, "shape": shape}))
+        (beside / _ABOUT).write_text(json.dumps(about | {"shape": shape}))
 
 
 def main() -> None:
@@ -95,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,6 +30,7 @@ from torch import nn
 
 from llava_stf.errors import DataError
 from llava_stf.inference import LlavaStf
+from llava_stf.io.command import run
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
@@ -98,13 +99,16 @@ def pretrain_drawn(
         Whether all steps are done, and the model written.
 
     Raises:
-        LlavaStfError: the folder holds a run and `resume` is not given, or cannot be written.
-        DataError: the loss is not finite, or states are missing.
+        LlavaStfError: the folder holds a run that is not resumed, or one with other options, or cannot be written.
+        DataError: the loss is not finite, or states are missing or of another tower.
     """
     plan = PARTS[part]
     if (states is None) != plan.told:
         raise DataError(f"Part {part} is trained {'without' if plan.told else 'on'} states of a tower.")
     checkpoint = prepare_output(output, resume=resume)
+    decided = {"start": Path(start).name, "part": part, "steps": steps, "vision_tokens": vision_tokens}
+    decided |= {"reduction": reduction, "init": init, "fusion_layers": fusion_layers, "fades": fades}
+    decided |= {"batch_size": batch_size, "learning_rate": learning_rate, "dtype": str(dtype), "seed": seed}
     torch.manual_seed(seed)
     llava = load_model(start, vision_tokens="all", dtype="float32")
     assert llava.processor is not None  # a start has one, see `assemble_tiny`
@@ -112,7 +116,11 @@ def pretrain_drawn(
     windows = _fuse(llava, vision_tokens, reduction, init, fusion_layers, seed)
     encoder = Encoder(llava.processor.tokenizer)
     learner = Learner(llava.model, encoder, dtype)
-    images = None if states is None else DrawnStates(states)
+    images = None
+    if states is not None:
+        images = DrawnStates(states)
+        images.check(llava.model.model.vision_tower)
+        decided["states"] = {"seed": images.seed, "split": images.split, "images": len(images)}
     if checkpoint is None and images is not None:
         if part == "images":
             align_to_words(learner, images, steps=plan.alignment, seed=seed)
@@ -125,7 +133,7 @@ def pretrain_drawn(
     drawn = Steps(learner, plan, images, windows, steps=steps, batch_size=batch_size, seed=seed)
     step = 0
     if checkpoint is not None:
-        state = read_state(checkpoint)
+        state = read_state(checkpoint, decided)
         learner.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         drawn.load_state(state["drawn"])
@@ -151,7 +159,7 @@ def pretrain_drawn(
             logger.info("step %d  loss %.3f  least right: %s  %.2f steps/s", step, loss.item(), known, speed)
         if step % save_steps == 0 or step == steps or (stop_after is not None and step == first + stop_after):
             state = {"model": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            save_state(output, step, {**state, "drawn": drawn.state()})
+            save_state(output, step, {**state, "drawn": drawn.state()}, decided)
     if step < steps:
         return False
     save_model(llava.model, llava.processor, output, torch.bfloat16)
@@ -212,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_with_warmup
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava_stf.io.command import run
+from llava_stf.io.runs import prepare_output, read_state, save_model, save_state
 from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
 from llava_stf.training.rows import DTYPES
 from llava_stf.world.dataset import draw, generator
@@ -57,18 +59,18 @@ def tower_config() -> CLIPVisionConfig:
 
 
 class DrawnImages(IterableDataset[dict[str, Tensor]]):
-    """The first images of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class.
+    """The images `start` to `count` of a seed: uint8 pixels [3, 112, 112] and one label map [64] per class.
 
     `crowded` is the share of images that have texts on all their free places.
     """
 
-    def __init__(self, count: int, seed: int, split: str = "train", crowded: float = 0.0) -> None:
-        self.count, self.seed, self.split, self.crowded = count, seed, split, crowded
+    def __init__(self, count: int, seed: int, split: str = "train", crowded: float = 0.0, start: int = 0) -> None:
+        self.count, self.seed, self.split, self.crowded, self.start = count, seed, split, crowded, start
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for index in range(first, self.count, step):
+        for index in range(self.start + first, self.count, step):
             scene, pixels = draw(index, seed=self.seed, split=self.split)
             rng = generator(self.split, self.seed, index, 2)
             if rng.random() < self.crowded:
@@ -104,11 +106,34 @@ def pretrain_tower(
     learning_rate: float = 1e-3,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-) -> None:
-    """Train a tower on `images` drawn images and save it, `CLIPVisionModel` format, in `output`.
+    save_steps: int = 1000,
+    stop_after: int | None = None,
+    resume: bool = False,
+) -> bool:
+    """Train a tower on drawn images; `output` gets checkpoints and in the end the tower, `CLIPVisionModel` format.
 
-    It computes in `dtype`, with weights in float32.
+    A run that stopped and goes on with `resume` does the same steps as one that was never stopped.
+
+    Args:
+        output: folder of the run.
+        images: to train on, each once.
+        batch_size: images a step.
+        learning_rate: its highest.
+        dtype: of the computation; weights are float32.
+        seed: of images and weights.
+        save_steps: steps between two checkpoints.
+        stop_after: stop with a checkpoint after so many steps of this call.
+        resume: go on from the newest checkpoint, if there is one.
+
+    Returns:
+        Whether all images were seen, and the tower written.
+
+    Raises:
+        LlavaStfError: the folder holds a run that is not resumed, or one with other options, or cannot be written.
     """
+    checkpoint = prepare_output(output, resume=resume)
+    decided: dict[str, object] = {"images": images, "batch_size": batch_size, "learning_rate": learning_rate}
+    decided |= {"dtype": str(dtype), "seed": seed}
     torch.manual_seed(seed)
     # On a CPU in bfloat16 the fused attention has a backward pass that takes half of the step.
     reader = DenseReader(CLIPVisionModel._from_config(tower_config(), attn_implementation="eager"))
@@ -116,11 +141,18 @@ def pretrain_tower(
     optimizer = torch.optim.AdamW(reader.parameters(), lr=learning_rate, weight_decay=0.01)
     steps = images // batch_size
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 30, steps)
-    loader = DataLoader(
-        DrawnImages(images, seed, crowded=CROWDED), batch_size=batch_size, num_workers=1, drop_last=True
-    )
+    first = 0
+    if checkpoint is not None:
+        state = read_state(checkpoint, decided)
+        reader.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["step"]
+    last = steps if stop_after is None else min(steps, first + stop_after)
+    drawn = DrawnImages(last * batch_size, seed, crowded=CROWDED, start=first * batch_size)
+    loader = DataLoader(drawn, batch_size=batch_size, num_workers=1)
     started = time.monotonic()
-    for step, batch in enumerate(loader, 1):
+    for step, batch in enumerate(loader, first + 1):
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             logits = reader(batch["pixels"])
         losses = [F.cross_entropy(logits[name].float().flatten(0, 1), batch[name].flatten()) for name in CLASSES]
@@ -131,13 +163,16 @@ def pretrain_tower(
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            speed = step * batch_size / (time.monotonic() - started)
+            speed = (step - first) * batch_size / (time.monotonic() - started)
             print(f"step {step}/{steps}  loss {loss.item():.4f}  {speed:.0f} images/s", flush=True)
-        if step % 1000 == 0:
-            reader.tower.save_pretrained(output)
+        if step % save_steps == 0 or step == last:
+            state = {"model": reader.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save_state(output, step, {**state, "schedule": schedule.state_dict()}, decided)
             print(accuracy(reader), flush=True)
-    reader.tower.save_pretrained(output)
-    print(accuracy(reader), flush=True)
+    if last < steps:
+        return False
+    save_model(reader.tower, None, output, torch.float32)
+    return True
 
 
 @torch.inference_mode()
@@ -163,9 +198,12 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the computation")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-steps", type=int, default=1000)
+    parser.add_argument("--stop-after", type=int, help="stop with a checkpoint after so many steps")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint, if there is one")
     options = vars(parser.parse_args())
     pretrain_tower(**options | {"dtype": DTYPES[options["dtype"]]})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -33,8 +33,8 @@ def start(tmp_path_factory):
     torch.manual_seed(0)
     CLIPVisionModel(tower_config()).save_pretrained(folder / "tower")
     assemble_tiny(folder / "tower", folder / "start")
-    tower = CLIPVisionModel.from_pretrained(folder / "tower")
-    write_states(tower, folder / "states", count=IMAGES, seed=3)
+    llava = load_model(folder / "start", vision_tokens="all", dtype="float32")
+    write_states(llava.model.model.vision_tower, folder / "states", count=IMAGES, seed=3)
     return folder
 
 
@@ -259,6 +259,24 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, start, monkeypatc
     if tokens == "all":
         projector = [name for name in before if "projector" in name]
         assert all(torch.equal(before[name], whole[name]) for name in projector) == (part == "objects")
+
+
+def test_a_run_goes_on_with_its_own_options_alone(tmp_path, start, monkeypatch):
+    monkeypatch.setitem(PARTS, "images", dataclasses.replace(PARTS["images"], alignment=1))
+    options = {"part": "images", "batch_size": 1, "dtype": torch.float32}
+    run = [start / "start", start / "states", tmp_path / "run"]
+    assert not pretrain_drawn(*run, **options, steps=9, stop_after=1)
+    with pytest.raises(LlavaStfError, match="steps 9 is now 8"):
+        pretrain_drawn(*run, **options, steps=8, resume=True)
+
+
+def test_states_are_of_the_tower_that_is_trained_behind(tmp_path, start):
+    torch.manual_seed(1)
+    write_states(CLIPVisionModel(tower_config()), tmp_path / "others", count=1, seed=3)
+    with pytest.raises(DataError, match="of another tower"):
+        pretrain_drawn(start / "start", tmp_path / "others", tmp_path / "run", part="images", steps=1)
+    with pytest.raises(DataError, match="holds no states"):
+        pretrain_drawn(start / "start", tmp_path / "none", tmp_path / "run", part="images", steps=1)
 
 
 @pytest.mark.parametrize(("part", "states"), [("objects", True), ("images", False)])

@@ -5,7 +5,7 @@ import torch
 from transformers import CLIPVisionModel
 
 from llava_stf import load_model
-from llava_stf.errors import CheckpointError
+from llava_stf.errors import CheckpointError, LlavaStfError
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer, unseen_tokens
 from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnImages, pretrain_tower, tower_config
@@ -42,6 +42,17 @@ def test_pretraining_learns(capsys, tmp_path):
         loss().backward()
         optimizer.step()
     assert loss().item() < 0.5 * first
+
+
+def test_a_resumed_tower_is_the_one_that_never_stopped(tower, tmp_path):
+    options = {"images": 48, "batch_size": 16}
+    assert not pretrain_tower(tmp_path, **options, stop_after=1)
+    assert not (tmp_path / "config.json").exists()  # by which a recipe knows that it is done
+    with pytest.raises(LlavaStfError, match="images 48 is now 64"):
+        pretrain_tower(tmp_path, **options | {"images": 64}, resume=True)
+    assert pretrain_tower(tmp_path, **options, resume=True)
+    whole = CLIPVisionModel.from_pretrained(tower).state_dict()
+    assert all(torch.equal(whole[n], w) for n, w in CLIPVisionModel.from_pretrained(tmp_path).state_dict().items())
 
 
 def test_images_carry_their_labels():
