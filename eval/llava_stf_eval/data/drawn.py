@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.errors import DataError
+from llava_stf.io.command import run
 from llava_stf.io.publish import publish
 from llava_stf_eval.data.rows import ROWS, Rows, drawn_images
 from llava_stf_eval.data.tables import TABLES, Table, features
@@ -98,14 +98,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--benchmark", action="append", help="only this one; repeatable")
     options = parser.parse_args()
-    try:
-        counts = write_benchmarks(options.out, images=options.images, seed=options.seed, benchmarks=options.benchmark)
-    except (LlavaStfError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    counts = write_benchmarks(options.out, images=options.images, seed=options.seed, benchmarks=options.benchmark)
     for name, count in counts.items():
         print(f"{BENCHMARKS[name].title}: {count} rows in {options.out / BENCHMARKS[name].dataset}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,6 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from llava_stf.io.command import run
+
 HERE = Path(__file__).resolve().parents[3]
 SERVE = "import sys; from llava_stf.cli import main; sys.exit(main())"
 
@@ -155,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

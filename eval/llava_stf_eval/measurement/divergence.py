@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.templates import template_of
+from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf.training.data import collate
 from llava_stf.training.distill import answer_log_probabilities, answers
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

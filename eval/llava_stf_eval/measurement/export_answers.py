@@ -19,6 +19,7 @@ from PIL.Image import Image
 from llava_stf import LlavaStf, load_model
 from llava_stf.export.write import export_model
 from llava_stf.inference import user_turn
+from llava_stf.io.command import run
 from llava_stf.io.exports import Format, KvCache, Weights
 from llava_stf.io.publish import write_json
 from llava_stf.world.questions import is_right
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

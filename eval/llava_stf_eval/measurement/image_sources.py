@@ -19,6 +19,7 @@ from PIL import Image
 from llava_stf.data.sources import JsonRecords
 from llava_stf.encoders.pretrain.data import Images, open_images
 from llava_stf.errors import DataError
+from llava_stf.io.command import run
 from llava_stf.io.publish import publish
 from llava_stf.world import SIDE
 
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,6 +24,7 @@ from torch import Tensor
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import JsonRecords
 from llava_stf.data.templates import template_of
+from llava_stf.io.command import run
 from llava_stf.training.data import collate
 from llava_stf.training.distill import answer_log_probabilities, answers
 from llava_stf_eval.measurement.image_sources import write_images
@@ -151,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from llava_stf import load_model
+from llava_stf.io.command import run
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 
 
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

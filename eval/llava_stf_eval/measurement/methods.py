@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf.reduction import METHODS
 from llava_stf.reduction.layers import LayerDropping
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llava_stf.io.command import run
 from llava_stf.reduction.dart import least_alike
 from llava_stf.reduction.divprune import farthest_first, most_diverse
 from llava_stf.reduction.holov import HoloV
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -21,6 +21,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from llava_stf.io.command import run
 from llava_stf_eval.measurement.process import computed
 from llava_stf_eval.serving.client import Target, drive
 from llava_stf_eval.serving.models import prepare, prepare_shape
@@ -91,4 +92,4 @@ def _line(rounds: list[tuple[list[Outcome], float]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

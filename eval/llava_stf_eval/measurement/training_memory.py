@@ -15,6 +15,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from llava_stf.io.command import run
 from llava_stf.training.optim import train_only
 from llava_stf_eval.speed.shapes import MODEL_TYPES, build_model, shape_image_processor
 from llava_stf_eval.speed.shown import Shown
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

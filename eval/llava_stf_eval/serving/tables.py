@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.command import run
 from llava_stf_eval.measurement.result import is_complete, read_result
 from llava_stf_eval.serving.output import FIGURE, RESULT, failures, markdown
 
@@ -76,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from llava_stf.io.command import run
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
@@ -50,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
