@@ -35,7 +35,7 @@ kind() { # NAME
         tokenpacker) train tokenpacker --vision-tokens 16 --reduction tokenpacker ;;
         mqt) train mqt --vision-tokens 16 --reduction mqt ;;
         blocks) train blocks --vision-tokens 64 ;;
-        nested) train nested --vision-tokens 64,16,4 ;;
+        nested) train nested --vision-tokens 16,64,4 ;;
         m3) train m3 --vision-tokens 16 --reduction m3 ;;
         pool4) train pool4 --vision-tokens 4 --reduction pool ;;
         fused4) train fused4 --vision-tokens 4 ;;
