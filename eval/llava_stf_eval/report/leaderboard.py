@@ -73,10 +73,9 @@ def leaderboard(
     names = [name for name in first.benchmarks if all(_scored(run, name) for run in runs)]
     if not names:
         raise DataError("Expected a benchmark that all runs scored, found none; run the missing ones.")
-    measured = None if speed is None else read_result(speed)
+    measured, about = (None, None) if speed is None else _read_speed(speed)
     places = [_place(first, run, sorted(names, key=table_order), measured, seed, resamples) for run in runs]
     places.sort(key=lambda place: -place.accuracy)
-    about = None if measured is None else f"{measured['model']['name']}, {measured['model']['weights']} weights"
     return Leaderboard(places, sorted(names, key=table_order), about)
 
 
@@ -97,19 +96,38 @@ def _place(first: Run, run: Run, names: list[str], measured: dict[str, Any] | No
     return Place(run, float(totals[1]), *interval(drawn[:, 1]), difference, scores, _first_token(run, measured))
 
 
+def _read_speed(path: Path) -> tuple[dict[str, Any], str]:
+    """A measurement, and of which models it is."""
+    from llava_stf_eval.speed.output import names_of_models  # imports torch, which scores do not need
+
+    measured = read_result(path)
+    if "models" not in measured:
+        raise DataError(
+            f"{path} does not say of which models it is, as files of older versions; run bench speed again."
+        )
+    return measured, names_of_models(measured)
+
+
 def _first_token(run: Run, measured: dict[str, Any] | None) -> tuple[float, float] | None:
-    """What `bench speed` says of the run's method at its share of the patches, in the first case that it measured."""
-    if measured is None or not measured["rows"]:
-        return None
-    own = bundled_patches(run) or PATCHES_7B
-    everything = max(row["mean_tokens"] for row in measured["rows"])
-    for row in measured["rows"]:
-        same = (row["method"], row.get("method_options", {})) == (run.method, run.method_options)
-        share = row["vision_tokens"] * own == run.vision_tokens * everything
-        if same and share and row["error"] is None and row["case"] == measured["rows"][0]["case"]:
+    """What `bench speed` says of the run, in the first case and precision that it measured."""
+    rows = [] if measured is None else measured["rows"]
+    for row in rows:
+        if row["error"] is None and row["case"] == rows[0]["case"] and _is_of(row, run, rows):
             stage = row["stages"]["first_token"]
             return stage["median"], stage["spread"]
     return None
+
+
+def _is_of(row: dict[str, Any], run: Run, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether a row is of the run's export, or of its method at its share of the patches, whatever the weights."""
+    from llava_stf_eval.speed.variants import EXPORT
+
+    if row["method"] == EXPORT:
+        return Path(row["model"]) == Path(run.model)
+    own = bundled_patches(run) or PATCHES_7B
+    everything = max(other["mean_tokens"] for other in rows if other["model"] == row["model"])
+    same = (row["method"], row["method_options"]) == (run.method, run.method_options)
+    return same and row["vision_tokens"] * own == run.vision_tokens * everything
 
 
 def _scored(run: Run, name: str) -> bool:
