@@ -1,8 +1,9 @@
 """Many runs in one table and one plot: mean accuracy with its interval, against the time to the first token.
 
-A run's accuracy is the mean over the benchmarks that all runs scored, each in per cent of its highest score. All runs
-must have answered the same questions; those are resampled as `compare_runs` resamples them, in pairs with the first
-run. Times come from a measurement of `bench speed`; without one the plot is against the mean number of tokens.
+A run's accuracy is the mean over the benchmarks that all runs scored, each in per cent of the highest score that
+its questions give. All runs must have answered the same questions; those are resampled as `compare_runs` resamples
+them, in pairs with the first run. Times come from a measurement of `bench speed`; without one the plot is against the
+mean number of tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from llava_stf.errors import DataError
 from llava_stf.io.publish import write_figure
 from llava_stf_eval.measurement.result import read_result
 from llava_stf_eval.report.bootstrap import CONFIDENCE, RESAMPLES, interval, resampled
-from llava_stf_eval.report.compare import pair_samples, strata_of
+from llava_stf_eval.report.compare import highest_score, pair_samples, strata_of
 from llava_stf_eval.report.runs import Run, table_order
-from llava_stf_eval.report.scores import PATCHES_7B, bundled_patches, maximum, title
+from llava_stf_eval.report.scores import PATCHES_7B, bundled_patches, title
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,12 @@ def _place(first: Run, run: Run, names: list[str], measured: dict[str, Any] | No
                 f"Expected the same questions of {name} in all runs, found {unpaired} that only one of {first.folder} "
                 f"and {run.folder} has; run them with the same --limit."
             )
-        own, again = resampled(*strata_of(name, run.protocol, pairs), seed=seed + at, resamples=resamples)
+        strata, statistic = strata_of(name, run.protocol, pairs)
+        own, again = resampled(strata, statistic, seed=seed + at, resamples=resamples)
         scores[name] = float(own[1])
-        totals += 100 * own / maximum(name) / len(names)
-        drawn += 100 * again / maximum(name) / len(names)
+        share = 100 / highest_score(name, strata) / len(names)
+        totals += share * own
+        drawn += share * again
     difference = (float(totals[1] - totals[0]), *interval(drawn[:, 1] - drawn[:, 0]))
     return Place(run, float(totals[1]), *interval(drawn[:, 1]), difference, scores, _first_token(run, measured))
 

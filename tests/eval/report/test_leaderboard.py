@@ -88,6 +88,17 @@ def test_runs_are_ranked_by_the_mean_over_common_benchmarks(runs):
     assert bad.difference[2] < 0 < good.difference[2]
 
 
+def test_benchmarks_count_alike_whatever_their_scale(tmp_path):
+    mme = [
+        {**one, "image_id": str(at // 2), "category": "count" if at < 20 else "color"}
+        for at, one in enumerate(questions(20))
+    ]
+    benchmarks = {"gqa": questions(20), "ocrbench": questions(10), "mme": mme}
+    (place, _) = leaderboard([write(tmp_path / name, benchmarks) for name in ("a", "b")]).places
+    assert place.scores == {"gqa": 50.0, "ocrbench": 10.0, "mme": 200.0}  # as bench tasks says them
+    assert place.accuracy == pytest.approx((50 + 25 + 50) / 3)  # MME's two categories give 400 at most
+
+
 def test_differences_are_paired_as_between_two_runs(runs, tmp_path):
     two = [write(tmp_path / "one", {"gqa": questions(30)}), write(tmp_path / "two", {"gqa": questions(34)})]
     found, expected = leaderboard(two).places[0].difference, compare_runs(*two).differences[0]
