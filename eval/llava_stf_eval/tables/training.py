@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llava_stf.errors import DataError
+from llava_stf.io.publish import write_json
+
 ACCURACY = "accuracy.json"
 IMAGES = 300
 # Runs whose first steps are another run: name of the run, name of the run it goes on from.
@@ -57,7 +60,7 @@ def evaluate_run(run: Path, images: int) -> None:
         for count in read_config(checkpoint).vision_token_counts:
             result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), images=images)
             rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
-    (run / ACCURACY).write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(run / ACCURACY, rows)
 
 
 def evaluate_untrained(images: int) -> dict[str, float]:
@@ -71,7 +74,11 @@ def evaluate_untrained(images: int) -> dict[str, float]:
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Points and costs of every kind of run in a folder, over the seeds that are there."""
+    """Points and costs of the kinds of run that a folder holds, over the seeds that are there.
+
+    Raises:
+        DataError: it holds none.
+    """
     accuracies: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[str, list[float]] = defaultdict(list)
     for file in sorted(folder.glob(f"*/{ACCURACY}")):
@@ -84,6 +91,10 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
         parts = [file.parent] if earlier is None else [file.parent, earlier]
         logs = [part.with_name(part.name + ".seconds") for part in parts]
         seconds[name].append(sum(sum(map(float, log.read_text().split()[-2:])) for log in logs))
+    if not accuracies.keys() & TITLES.keys():
+        raise DataError(
+            f"Expected runs with {ACCURACY} in {folder}, found none; run scripts/measure_training.sh first."
+        )
     return {
         name: {
             "points": [_point(*key, values) for key, values in sorted(points.items())],
@@ -94,10 +105,13 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps."""
+    """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps.
+
+    Kinds that were not run are left out.
+    """
     rows = [f"| no training, all 64 tokens (the teacher) | 64 | {100 * untrained['all']:.1f} | | | | |"]
     rows += [f"| no training, mean pooling | {count} | {100 * untrained[count]:.1f} | | | | |" for count in ("16", "4")]
-    for name, title in TITLES.items():
+    for name, title in _titles(runs).items():
         for count in (16, 4):
             points = {point.step: point for point in runs[name]["points"] if point.vision_tokens == count}
             if points:
@@ -119,7 +133,7 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
     for panel, count in zip(panels, (16, 4), strict=True):
         shown["no training, all 64 tokens"] = panel.axhline(100 * untrained["all"], color="black", linestyle="--")
         shown["no training, mean pooling"] = panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":")
-        for number, (name, title) in enumerate(TITLES.items()):
+        for number, (name, title) in enumerate(_titles(runs).items()):
             points = [point for point in runs[name]["points"] if point.vision_tokens == count]
             if not points:
                 continue
@@ -131,6 +145,10 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
         panel.set(title=f"{count} vision tokens", xlabel="steps of 16 images", ylabel="right answers, %")
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def _titles(runs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: title for name, title in TITLES.items() if name in runs}
 
 
 def _point(step: int, vision_tokens: int, values: list[float]) -> Point:
@@ -167,7 +185,7 @@ def main() -> None:
     (options.output / "accuracy.md").write_text(table(untrained, runs))
     plot(untrained, runs, options.output / "accuracy.png")
     results = {"untrained": untrained, "runs": {name: _plain(run) for name, run in runs.items()}}
-    (options.output / "accuracy.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(options.output / ACCURACY, results)
 
 
 def _plain(run: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The table and plot of training runs, from the files that the runs leave."""
 
 import json
+import shutil
 
 import pytest
 
+from llava_stf.errors import DataError
 from llava_stf_eval.tables.training import TITLES, evaluate_run, plot, read_runs, table
 
 UNTRAINED = {"all": 0.6, "16": 0.5, "4": 0.4}
@@ -44,6 +46,22 @@ def test_the_table_has_a_row_for_every_budget(folder):
     assert "| no training, mean pooling | 4 | 40.0 | | | | |" in rows
     assert len([row for row in rows if row.startswith(f"| {TITLES['several']} |")]) == 2
     assert f"| {TITLES['paper']} | 16 | |  | 51.0 ± 1.4 | 51.0 ± 1.4 | 125 |" in rows
+
+
+def test_kinds_that_were_not_run_are_left_out(folder, tmp_path):
+    for run in folder.glob("several-*"):
+        if run.is_dir():
+            shutil.rmtree(run)
+    runs = read_runs(folder)
+    rows = table(UNTRAINED, runs)
+    assert TITLES["several"] not in rows
+    assert f"| {TITLES['four']} | 4 |" in rows
+    plot(UNTRAINED, runs, tmp_path / "accuracy.png")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"accuracy\.json in .*, found none"):
+        read_runs(tmp_path)
 
 
 def test_the_plot_is_written(folder, tmp_path):
