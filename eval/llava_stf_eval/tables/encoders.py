@@ -17,6 +17,7 @@ from typing import Any
 
 from llava_stf.errors import DataError
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.seconds import cpu_seconds
 
 TITLES = {
     "random": "random weights",
@@ -73,7 +74,7 @@ def read_encoders(folder: Path) -> dict[str, dict[str, Any]]:
             found[name] = {kind: result[kind.partition("-")[0]] for kind, result in results.items()}
             seconds = folder / f"{name}.seconds"
             if seconds.is_file():
-                found[name]["cpu_seconds"] = round(sum(map(float, seconds.read_text().split()[-2:])))
+                found[name]["cpu_seconds"] = round(cpu_seconds(seconds))
     if not found:
         raise DataError(f"Expected results of encoders in {folder}, found none; run scripts/measure_encoders.sh first.")
     return found

@@ -1,6 +1,6 @@
 """Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
 
-    python -m llava_stf_eval.tables.training evaluate RUN --images 300
+    python -m llava_stf_eval.tables.training evaluate RUN --images 300 --every 100
     python -m llava_stf_eval.tables.training report FOLDER --output docs/training
 
 Accuracy is the share of right answers to the questions about held-out drawn images, see `llava_stf_eval.drawn`.
@@ -19,6 +19,7 @@ from typing import Any
 
 from llava_stf.errors import DataError
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.seconds import cpu_seconds
 
 ACCURACY = "accuracy.json"
 IMAGES = 300
@@ -49,17 +50,33 @@ class Point:
     seeds: int
 
 
-def evaluate_run(run: Path, images: int) -> None:
-    """Ask every checkpoint of a run at every budget that it was made for; writes RUN/accuracy.json."""
+def evaluate_run(run: Path, images: int, every: int | None = None) -> None:
+    """Ask the checkpoints of a run at every budget that they were made for; writes RUN/accuracy.json.
+
+    Args:
+        run: folder of a run that is finished.
+        images: held-out images that are asked about.
+        every: steps from one planned checkpoint to the next. A run that was stopped wrote another one, which is passed
+            over, as other seeds have none there. `None` asks every checkpoint.
+
+    Raises:
+        DataError: a planned checkpoint is not there.
+    """
     from llava_stf import load_model
     from llava_stf.loading import read_config
     from llava_stf_eval.drawn import evaluate
 
+    checkpoints = {_step(path): path for path in run.glob("checkpoint-*")}
+    steps = sorted(checkpoints) if every is None else range(every, max(checkpoints, default=every) + 1, every)
+    for step in steps:
+        if step not in checkpoints:
+            raise DataError(f"Expected checkpoint-{step} in {run}, found none; remove the folder and train it again.")
     rows = []
-    for checkpoint in sorted(run.glob("checkpoint-*"), key=_step):
+    for step in steps:
+        checkpoint = checkpoints[step]
         for count in read_config(checkpoint).vision_token_counts:
             result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), images=images)
-            rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
+            rows.append({"step": step, "vision_tokens": count, "accuracy": result.accuracy})
     write_json(run / ACCURACY, rows)
 
 
@@ -90,7 +107,7 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
             accuracies[name][key].append(row["accuracy"])
         parts = [file.parent] if earlier is None else [file.parent, earlier]
         logs = [part.with_name(part.name + ".seconds") for part in parts]
-        seconds[name].append(sum(sum(map(float, log.read_text().split()[-2:])) for log in logs))
+        seconds[name].append(sum(map(cpu_seconds, logs)))
     if not accuracies.keys() & TITLES.keys():
         raise DataError(
             f"Expected runs with {ACCURACY} in {folder}, found none; run scripts/measure_training.sh first."
@@ -107,15 +124,16 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
 def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
     """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps.
 
-    Kinds that were not run are left out.
+    Kinds that were not run are left out. A mean over fewer seeds than others says over how many.
     """
+    seeds = max(point.seeds for run in runs.values() for point in run["points"])
     rows = [f"| no training, all 64 tokens (the teacher) | 64 | {100 * untrained['all']:.1f} | | | | |"]
     rows += [f"| no training, mean pooling | {count} | {100 * untrained[count]:.1f} | | | | |" for count in ("16", "4")]
     for name, title in _titles(runs).items():
         for count in (16, 4):
             points = {point.step: point for point in runs[name]["points"] if point.vision_tokens == count}
             if points:
-                cells = " | ".join(_cell(points.get(step)) for step in (100, 200, 300))
+                cells = " | ".join(_cell(points.get(step), seeds) for step in (100, 200, 300))
                 rows.append(f"| {title} | {count} | | {cells} | {runs[name]['cpu_seconds']:.0f} |")
     head = "| | tokens | no step | 100 steps | 200 steps | 300 steps | CPU seconds |"
     return "\n".join([head, "|" + " --- |" * 7, *rows]) + "\n"
@@ -156,8 +174,11 @@ def _point(step: int, vision_tokens: int, values: list[float]) -> Point:
     return Point(step, vision_tokens, statistics.mean(values), deviation, len(values))
 
 
-def _cell(point: Point | None) -> str:
-    return "" if point is None else f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}"
+def _cell(point: Point | None, seeds: int) -> str:
+    if point is None:
+        return ""
+    fewer = f" ({point.seeds} of {seeds} seeds)" if point.seeds < seeds else ""
+    return f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}{fewer}"
 
 
 def _step(checkpoint: Path) -> int:
@@ -173,12 +194,13 @@ def main() -> None:
     one = commands.add_parser("evaluate")
     one.add_argument("run", type=Path)
     one.add_argument("--images", type=int, default=IMAGES)
+    one.add_argument("--every", type=int, help="steps between the checkpoints that are asked; default: all")
     report = commands.add_parser("report")
     report.add_argument("folder", type=Path)
     report.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "evaluate":
-        evaluate_run(options.run, options.images)
+        evaluate_run(options.run, options.images, options.every)
         return
     runs, untrained = read_runs(options.folder), evaluate_untrained(IMAGES)
     options.output.mkdir(parents=True, exist_ok=True)

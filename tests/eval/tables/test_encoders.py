@@ -46,7 +46,7 @@ def test_encoders_that_were_measured_stand_in_the_table_in_a_fixed_order(tmp_pat
             (tmp_path / f"{name}.linear-{pooling}.json").write_text(
                 json.dumps({"linear": {"last": 50.0, "best": 60.0}})
             )
-    (tmp_path / "mos.seconds").write_text("100.5 20.1\n")
+    (tmp_path / "mos.seconds").write_text("60.5 10.1\n40.0 10.0\n")  # stopped once
     (tmp_path / "aps.knn-mean.json").write_text(json.dumps({"knn": {"20": 35.0}}))  # stopped after it
     lines = encoder_table(read_encoders(tmp_path)).splitlines()
     assert lines[2:] == [
