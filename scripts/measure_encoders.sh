@@ -29,9 +29,11 @@ measure() { # NAME: nearest neighbours and a linear layer, on the class token an
 measure random
 for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     [ -f "$out/$method/config.json" ] || {
+        # Appended: a run that was stopped goes on, and what it cost is the sum of its parts.
+        [ -d "$out/$method" ] || rm -f "$out/$method.log" "$out/$method.seconds"
         TIMEFORMAT='%U %S'
         { time "$python" -m llava_stf.encoders.pretrain --method "$method" --config "$config" --data "$data" \
-            --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1; } 2> "$out/$method.seconds"
+            --output "$out/$method" --cpu-threads 1 --resume >> "$out/$method.log" 2>&1; } 2>> "$out/$method.seconds"
     }
     measure "$method"
 done

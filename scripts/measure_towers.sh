@@ -22,7 +22,7 @@ finetune() { # RUN BASE OPTIONS
     [ -f "$1/config.json" ] ||
         "$python" -m llava_stf.training.finetune --output "$1" --base "$2" --resume --per-device-batch-size 16 \
             --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --save-steps 300 --logging-steps 50 "${@:3}" \
-            > "$1.log" 2>&1
+            >> "$1.log" 2>&1
 }
 
 llava_with() { # TOWER LAYERS NAME_OF_LAYERS
@@ -51,7 +51,7 @@ both random
 for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     [ -f "$out/$method/config.json" ] ||
         "$python" -m llava_stf.encoders.pretrain --method "$method" --config "$config" \
-            --data "$out/drawn/images" --output "$out/$method" --cpu-threads 1 --resume > "$out/$method.log" 2>&1
+            --data "$out/drawn/images" --output "$out/$method" --cpu-threads 1 --resume >> "$out/$method.log" 2>&1
     both "$method"
 done
 "$python" -m llava_stf_eval.tables.encoders towers "$out" --output docs/encoders

@@ -13,16 +13,19 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 [ -f "$out/data/instruct.json" ] ||
     "$python" -m llava_stf.world --out "$out/data" --count 4800 --seed 31 --captions
 
+# A run that is stopped writes one more checkpoint, which must not push out one that is asked, and goes on with --resume:
+# its seconds and its log are those of all its parts.
 finetune() { # RUN OPTIONS
     local run=$out/$1
     [ -f "$run/config.json" ] || {
+        [ -d "$run" ] || rm -f "$run.log" "$run.seconds"
         TIMEFORMAT='%U %S'
         { time "$python" -m llava_stf.training.finetune --output "$run" --data "$out/data/instruct.json" --resume \
-            --per-device-batch-size 16 --max-steps 300 --save-steps 100 --save-total-limit 3 --logging-steps 20 \
+            --per-device-batch-size 16 --max-steps 300 --save-steps 100 --save-total-limit 1000 --logging-steps 20 \
             --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --seed "$seed" "${@:2}" \
-            > "$run.log" 2>&1; } 2> "$run.seconds"
+            >> "$run.log" 2>&1; } 2>> "$run.seconds"
     }
-    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images 300
+    [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images 300 --every 100
 }
 
 supervised="--stage instruct --base tiny-full --projector-learning-rate 1e-3"

@@ -7,10 +7,11 @@ from llava_stf.loading.bundled import BUNDLED, bundled_folder, check_name, is_bu
 
 if TYPE_CHECKING:
     from llava_stf.loading.checkpoint import is_llava, read_config, read_config_to_ask
-    from llava_stf.loading.load import load_model
+    from llava_stf.loading.load import device_and_dtype, load_model
     from llava_stf.loading.processor import load_processor
 
 _MODULES = {
+    "device_and_dtype": "load",
     "is_llava": "checkpoint",
     "load_model": "load",
     "load_processor": "processor",
@@ -22,6 +23,7 @@ __all__ = [
     "BUNDLED",
     "bundled_folder",
     "check_name",
+    "device_and_dtype",
     "is_bundled",
     "is_llava",
     "load_model",

@@ -18,7 +18,7 @@ from llava_stf.loading.checkpoint import config_of, loadable, locate_checkpoint,
 from llava_stf.loading.lora import ADAPTER_CONFIG, LoraFolder, is_lora_folder, read_lora_folder
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.loading.processor import processor_of
-from llava_stf.loading.weights import read_model
+from llava_stf.loading.weights import dtype_to_load, read_model
 from llava_stf.models.fusion.build import use_kernels
 from llava_stf.models.fusion.config import FusionConfig
 from llava_stf.models.llava_stf.settings import settle_generation
@@ -120,6 +120,36 @@ def load_model(
     remember_tokenizer(model, processor)
     model.eval()
     return LlavaStf(model, processor, compile_generation(model) if compile else None)
+
+
+def device_and_dtype(
+    name_or_path: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    quantization: str | None = None,
+    vision_tower: str | Path | None = None,
+) -> tuple[str, str]:
+    """Where and in which precision `load_model` would have a model compute, as two options of it; reads no weights.
+
+    Args:
+        name_or_path: of `load_model`, and no export, as the others.
+        device: default a GPU if there is one.
+        dtype: default as the machine is quick; where that is the files' the answer may be `"stored"`.
+        quantization: of the language model.
+        vision_tower: for a checkpoint that has none inside.
+
+    Raises:
+        LlavaStfError: as `load_model`.
+    """
+    path = locate_checkpoint(name_or_path)
+    if is_lora_folder(path):
+        lora = read_lora_folder(path)
+        bits = quantization or ("4bit" if lora.four_bit else None)
+        return device_and_dtype(lora.base, device=device, dtype=dtype, quantization=bits)
+    options = from_pretrained_options(device, dtype, quantization, None)
+    chosen = dtype_to_load(loadable(path, vision_tower), options)
+    return str(options["device_map"][""]), "stored" if chosen == "auto" else str(chosen).removeprefix("torch.")
 
 
 def load_trained(

@@ -30,7 +30,7 @@ def read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> 
         CheckpointError: weights are missing, of another shape, or belong to nothing; or a file is damaged.
         DeviceMemoryError: the device has no room for it.
     """
-    options = {**options, "dtype": _dtype(source, options)}
+    options = {**options, "dtype": dtype_to_load(source, options)}
     check_settings(source.folder / GENERATION, read_generation(source.folder))  # transformers passes over a broken one
     if "quantization_config" not in source.config:
         _check_headers(source, config)
@@ -57,8 +57,8 @@ def read_model(source: Source, config: LlavaConfig, options: dict[str, Any]) -> 
     return model
 
 
-def _dtype(source: Source, options: dict[str, Any]) -> str | torch.dtype:
-    """The dtype as transformers is told it, whose "auto" is that of the files."""
+def dtype_to_load(source: Source, options: dict[str, Any]) -> str | torch.dtype:
+    """The dtype as transformers is told it, whose "auto" is that of the files; the arguments are `read_model`'s."""
     if options["dtype"] not in ("auto", "stored"):
         return options["dtype"]
     quantized = "quantization_config" in options or "quantization_config" in source.config

@@ -111,6 +111,25 @@ class ModelOptions:
             instructions=instructions,
         )
 
+    def placed(self) -> ModelOptions:
+        """Of options that `resolved` gave, the same with the device and dtype that `load` would choose here.
+
+        Raises:
+            LlavaStfError: as `load_model`.
+        """
+        from llava_stf.loading import device_and_dtype
+
+        if self.method == EXPORTED:  # which has its own
+            return self
+        device, dtype = device_and_dtype(
+            self.pretrained,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            vision_tower=self.vision_tower,
+        )
+        return replace(self, device=device, dtype=dtype)
+
     def load(self) -> LlavaStf:
         """Loads what `resolved` gave.
 

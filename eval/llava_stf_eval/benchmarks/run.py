@@ -82,7 +82,7 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
     """
     names = list(dict.fromkeys(options.benchmarks)) or list(USUAL)
     _check(options, names)
-    model = options.model.resolved()
+    model = options.model.resolved().placed()
     digest = model_digest(model.pretrained)
     shown = "/".join(filter(None, (options.model.pretrained, options.model.subfolder)))
     about = {
@@ -98,7 +98,14 @@ def run_tasks(options: TaskOptions, progress: Progress | None = None) -> dict[st
     }
     data = None if options.data is None else options.data.resolve()
     settings = {name: getattr(model, name) for name in _MODEL_FIELDS}
-    identity = {**about, "checkpoint": digest, **settings, "data": "hub" if data is None else str(data)}
+    identity = {
+        **about,
+        "checkpoint": digest,
+        **settings,
+        "data": "hub" if data is None else str(data),
+        "device": None if model.device is None else model.device.partition(":")[0],  # which of several GPUs is free
+        **{f"version of {package}": version for package, version in versions().items()},
+    }
     folder = open_run(options.output, identity, resume=options.resume)
     with sole_user(folder):
         found = {

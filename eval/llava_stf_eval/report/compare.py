@@ -3,7 +3,7 @@
 Only questions that both runs answered count. They are resampled in pairs, both runs' scores together, and in the units
 in which a benchmark scores: MMBench a question with its rotations, right if every one is; MME the two questions about
 an image; else a question. MME sums over its categories and the authors' POPE averages over them, so there each category
-is resampled by itself.
+is resampled by itself. OCRBench counts right answers. Scores are on the scale of `bench tasks`.
 
 The interval is the bootstrap's percentile interval. Where few units differ it is too narrow; `FEW` is where the tables
 say so.
@@ -106,7 +106,14 @@ def strata_of(benchmark: str, protocol: str, pairs: Sequence[Pair]) -> tuple[lis
         groups = list(_grouped(pairs, _category).values()) if protocol == LLAVA else [pairs]
         units_of = [[[_pope_columns(side, protocol) for side in pair] for pair in group] for group in groups]
         return [Stratum(np.array(units, dtype=float), 1 / len(groups)) for units in units_of], f1
-    return [Stratum(np.array([[[100.0 * _score(side)] for side in pair] for pair in pairs]), 1.0)], mean
+    weight = len(pairs) / 100 if name == "ocrbench" else 1.0  # lmms-eval counts OCRBench's right answers
+    return [Stratum(np.array([[[100.0 * _score(side)] for side in pair] for pair in pairs]), weight)], mean
+
+
+def highest_score(benchmark: str, strata: Sequence[Stratum]) -> float:
+    """What right answers to all questions of the strata score: 1 each in OCRBench, 200 a category in MME, else 100."""
+    category = 200 if benchmark.partition(":")[0] == "mme" else 100
+    return category * sum(stratum.weight for stratum in strata)
 
 
 def pair_samples(a: Run, b: Run, benchmark: str) -> tuple[list[Pair], int]:

@@ -1,8 +1,9 @@
 """Many runs in one table and one plot: mean accuracy with its interval, against the time to the first token.
 
-A run's accuracy is the mean over the benchmarks that all runs scored, each in per cent of its highest score. All runs
-must have answered the same questions; those are resampled as `compare_runs` resamples them, in pairs with the first
-run. Times come from a measurement of `bench speed`; without one the plot is against the mean number of tokens.
+A run's accuracy is the mean over the benchmarks that all runs scored, each in per cent of the highest score that
+its questions give. All runs must have answered the same questions; those are resampled as `compare_runs` resamples
+them, in pairs with the first run. Times come from a measurement of `bench speed`; without one the plot is against the
+mean number of tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from llava_stf.errors import DataError
 from llava_stf.io.publish import write_figure
 from llava_stf_eval.measurement.result import read_result
 from llava_stf_eval.report.bootstrap import CONFIDENCE, RESAMPLES, interval, resampled
-from llava_stf_eval.report.compare import pair_samples, strata_of
+from llava_stf_eval.report.compare import highest_score, pair_samples, strata_of
 from llava_stf_eval.report.runs import Run, table_order
-from llava_stf_eval.report.scores import PATCHES_7B, bundled_patches, maximum, title
+from llava_stf_eval.report.scores import PATCHES_7B, bundled_patches, title
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ def leaderboard(
     names = [name for name in first.benchmarks if all(_scored(run, name) for run in runs)]
     if not names:
         raise DataError("Expected a benchmark that all runs scored, found none; run the missing ones.")
-    measured = None if speed is None else read_result(speed)
+    measured, about = (None, None) if speed is None else _read_speed(speed)
     places = [_place(first, run, sorted(names, key=table_order), measured, seed, resamples) for run in runs]
     places.sort(key=lambda place: -place.accuracy)
-    about = None if measured is None else f"{measured['model']['name']}, {measured['model']['weights']} weights"
     return Leaderboard(places, sorted(names, key=table_order), about)
 
 
@@ -89,27 +89,48 @@ def _place(first: Run, run: Run, names: list[str], measured: dict[str, Any] | No
                 f"Expected the same questions of {name} in all runs, found {unpaired} that only one of {first.folder} "
                 f"and {run.folder} has; run them with the same --limit."
             )
-        own, again = resampled(*strata_of(name, run.protocol, pairs), seed=seed + at, resamples=resamples)
+        strata, statistic = strata_of(name, run.protocol, pairs)
+        own, again = resampled(strata, statistic, seed=seed + at, resamples=resamples)
         scores[name] = float(own[1])
-        totals += 100 * own / maximum(name) / len(names)
-        drawn += 100 * again / maximum(name) / len(names)
+        share = 100 / highest_score(name, strata) / len(names)
+        totals += share * own
+        drawn += share * again
     difference = (float(totals[1] - totals[0]), *interval(drawn[:, 1] - drawn[:, 0]))
     return Place(run, float(totals[1]), *interval(drawn[:, 1]), difference, scores, _first_token(run, measured))
 
 
+def _read_speed(path: Path) -> tuple[dict[str, Any], str]:
+    """A measurement, and of which models it is."""
+    from llava_stf_eval.speed.output import names_of_models  # imports torch, which scores do not need
+
+    measured = read_result(path)
+    if "models" not in measured:
+        raise DataError(
+            f"{path} does not say of which models it is, as files of older versions; run bench speed again."
+        )
+    return measured, names_of_models(measured)
+
+
 def _first_token(run: Run, measured: dict[str, Any] | None) -> tuple[float, float] | None:
-    """What `bench speed` says of the run's method at its share of the patches, in the first case that it measured."""
-    if measured is None or not measured["rows"]:
-        return None
-    own = bundled_patches(run) or PATCHES_7B
-    everything = max(row["mean_tokens"] for row in measured["rows"])
-    for row in measured["rows"]:
-        same = (row["method"], row.get("method_options", {})) == (run.method, run.method_options)
-        share = row["vision_tokens"] * own == run.vision_tokens * everything
-        if same and share and row["error"] is None and row["case"] == measured["rows"][0]["case"]:
+    """What `bench speed` says of the run, in the first case and precision that it measured."""
+    rows = [] if measured is None else measured["rows"]
+    for row in rows:
+        if row["error"] is None and row["case"] == rows[0]["case"] and _is_of(row, run, rows):
             stage = row["stages"]["first_token"]
             return stage["median"], stage["spread"]
     return None
+
+
+def _is_of(row: dict[str, Any], run: Run, rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether a row is of the run's export, or of its method at its share of the patches, whatever the weights."""
+    from llava_stf_eval.speed.variants import EXPORT
+
+    if row["method"] == EXPORT:
+        return Path(row["model"]) == Path(run.model)
+    own = bundled_patches(run) or PATCHES_7B
+    everything = max(other["mean_tokens"] for other in rows if other["model"] == row["model"])
+    same = (row["method"], row["method_options"]) == (run.method, run.method_options)
+    return same and row["vision_tokens"] * own == run.vision_tokens * everything
 
 
 def _scored(run: Run, name: str) -> bool:

@@ -16,6 +16,7 @@ from llava_stf_eval.report.runs import RIGHT, Run, load_runs
 from llava_stf_eval.report.scores import HEADERS, NONE, footnotes, score_rows, side_by_side, title
 
 MAX_ITEMS = 4000
+_SCALES = "Scores in per cent, MME as its perception sum, OCRBench in right answers."
 
 
 def write_report(folder: Path | str, others: Sequence[Path | str] = ()) -> list[Path]:
@@ -72,9 +73,7 @@ def _page(runs: Sequence[Run], plots: Sequence[Plot]) -> Page:
     share = f"the first {len(items):,} of {wrong:,}" if len(items) < wrong else f"all {wrong:,}"
     return Page(
         title=f"{runs[0].label}: benchmark report" if len(runs) == 1 else f"{len(runs)} runs side by side",
-        subtitle=f"Protocol {runs[0].protocol}, {runs[0].date}. Scores in per cent, MME as its perception sum."
-        if len(runs) == 1
-        else "Scores in per cent, MME as its perception sum.",
+        subtitle=f"Protocol {runs[0].protocol}, {runs[0].date}. {_SCALES}" if len(runs) == 1 else _SCALES,
         tables=tables,
         items_title="Wrong answers",
         items_note=f"Answers that score less than {RIGHT:g} of 1: {share}.",

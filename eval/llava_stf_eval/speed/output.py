@@ -107,9 +107,8 @@ def save_figure(folder: Path, result: dict[str, Any]) -> Path:
     axes.set_xlabel("ms to the first token, median")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(COLOURS), frameon=False)
     machine, models = result["machine"], result["models"]
-    names = ", ".join(dict.fromkeys(f"{model['name']} ({model['weights']} weights)" for model in models))
     by = f", {models[0]['run_by']}" if len(models) == 1 else ""
-    figure.suptitle(f"{names}{by}, {machine['gpu'] or machine['cpu']}", fontsize=11)
+    figure.suptitle(f"{names_of_models(result)}{by}, {machine['gpu'] or machine['cpu']}", fontsize=11)
     return write_figure(folder / FIGURE, figure)
 
 
@@ -118,6 +117,11 @@ def _by_case(result: dict[str, Any]) -> list[list[dict[str, Any]]]:
     for row in result["rows"]:
         groups.setdefault(json.dumps(row["case"]), []).append(row)
     return list(groups.values())
+
+
+def names_of_models(result: dict[str, Any]) -> str:
+    """What was measured: "7b (random weights)", each once whatever its precisions."""
+    return ", ".join(dict.fromkeys(f"{model['name']} ({model['weights']} weights)" for model in result["models"]))
 
 
 def name_of(row: dict[str, Any]) -> str:

@@ -15,6 +15,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llava_stf.errors import DataError
+from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.seconds import cpu_seconds
+
 TITLES = {
     "random": "random weights",
     "mocov3": "MoCo v3",
@@ -55,7 +59,11 @@ def write_bundled(output: Path) -> None:
 
 
 def read_encoders(folder: Path) -> dict[str, dict[str, Any]]:
-    """Test accuracies in percent of every encoder measured in a folder: protocol and pooling, then their result."""
+    """Test accuracies in percent of every encoder measured in a folder: protocol and pooling, then their result.
+
+    Raises:
+        DataError: none was.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in TITLES:
         files = {
@@ -66,29 +74,47 @@ def read_encoders(folder: Path) -> dict[str, dict[str, Any]]:
             found[name] = {kind: result[kind.partition("-")[0]] for kind, result in results.items()}
             seconds = folder / f"{name}.seconds"
             if seconds.is_file():
-                found[name]["cpu_seconds"] = round(sum(map(float, seconds.read_text().split()[-2:])))
+                found[name]["cpu_seconds"] = round(cpu_seconds(seconds))
+    if not found:
+        raise DataError(f"Expected results of encoders in {folder}, found none; run scripts/measure_encoders.sh first.")
     return found
 
 
 def encoder_table(found: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, one row per encoder: kNN with 20 neighbours and the linear layer's last epoch."""
+    """A Markdown table, one row per encoder: kNN with 20 neighbours and the linear layer's last epoch.
+
+    What was not measured is left blank.
+    """
     rows = ["| pre-training | kNN, class token | kNN, mean | linear, class token | linear, mean | CPU seconds |"]
     rows.append("|" + " --- |" * 6)
     for name, result in found.items():
-        cells = [result[f"knn-{pooling}"][MAIN_NEIGHBOURS] for pooling in ("class", "mean")]
-        cells += [result[f"linear-{pooling}"]["last"] for pooling in ("class", "mean")]
-        accuracies = " | ".join(f"{cell:.1f}" for cell in cells)
-        rows.append(f"| {TITLES[name]} | {accuracies} | {result.get('cpu_seconds', '')} |")
+        kinds = {
+            "knn-class": MAIN_NEIGHBOURS,
+            "knn-mean": MAIN_NEIGHBOURS,
+            "linear-class": "last",
+            "linear-mean": "last",
+        }
+        cells = [f"{result[kind][figure]:.1f}" if kind in result else "" for kind, figure in kinds.items()]
+        rows.append(f"| {TITLES[name]} | {' | '.join(cells)} | {result.get('cpu_seconds', '')} |")
     return "\n".join(rows) + "\n"
 
 
 def read_towers(folder: Path) -> dict[str, dict[str, Any]]:
-    """Accuracy of the LLaVA on every tower in a folder, by name of the tower: of many states fused, and of one."""
+    """Accuracy of the LLaVA on every tower in a folder, by name of the tower: of many states fused, and of one.
+
+    Raises:
+        DataError: there is no tower of which both were measured.
+    """
     towers: dict[str, dict[str, Any]] = {}
     for name in ("embedded", *TITLES):
         files = {states: folder / f"llava-{name}-{states}.json" for states in ("one", "many")}
         if all(file.is_file() for file in files.values()):
             towers[name] = {states: json.loads(file.read_text())[0] for states, file in files.items()}
+    if not towers:
+        raise DataError(
+            f"Expected a tower with results of one state and of many in {folder}, found none; run "
+            "scripts/measure_towers.sh first."
+        )
     return towers
 
 
@@ -107,7 +133,7 @@ def tower_table(towers: dict[str, dict[str, Any]]) -> str:
 def _write(results: dict[str, Any], table: str, output: Path, name: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{name}.md").write_text(table)
-    (output / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(output / f"{name}.json", results)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
 
-    python -m llava_stf_eval.tables.training evaluate RUN --images 300
+    python -m llava_stf_eval.tables.training evaluate RUN --images 300 --every 100
     python -m llava_stf_eval.tables.training report FOLDER --output docs/training
 
 Accuracy is the share of right answers to the questions about held-out drawn images, see `llava_stf_eval.drawn`.
@@ -16,6 +16,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llava_stf.errors import DataError
+from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.seconds import cpu_seconds
 
 ACCURACY = "accuracy.json"
 IMAGES = 300
@@ -46,18 +50,34 @@ class Point:
     seeds: int
 
 
-def evaluate_run(run: Path, images: int) -> None:
-    """Ask every checkpoint of a run at every budget that it was made for; writes RUN/accuracy.json."""
+def evaluate_run(run: Path, images: int, every: int | None = None) -> None:
+    """Ask the checkpoints of a run at every budget that they were made for; writes RUN/accuracy.json.
+
+    Args:
+        run: folder of a run that is finished.
+        images: held-out images that are asked about.
+        every: steps from one planned checkpoint to the next. A run that was stopped wrote another one, which is passed
+            over, as other seeds have none there. `None` asks every checkpoint.
+
+    Raises:
+        DataError: a planned checkpoint is not there.
+    """
     from llava_stf import load_model
     from llava_stf.loading import read_config
     from llava_stf_eval.drawn import evaluate
 
+    checkpoints = {_step(path): path for path in run.glob("checkpoint-*")}
+    steps = sorted(checkpoints) if every is None else range(every, max(checkpoints, default=every) + 1, every)
+    for step in steps:
+        if step not in checkpoints:
+            raise DataError(f"Expected checkpoint-{step} in {run}, found none; remove the folder and train it again.")
     rows = []
-    for checkpoint in sorted(run.glob("checkpoint-*"), key=_step):
+    for step in steps:
+        checkpoint = checkpoints[step]
         for count in read_config(checkpoint).vision_token_counts:
             result = evaluate(run.name, load_model(checkpoint, vision_tokens=count), images=images)
-            rows.append({"step": _step(checkpoint), "vision_tokens": count, "accuracy": result.accuracy})
-    (run / ACCURACY).write_text(json.dumps(rows, indent=2) + "\n")
+            rows.append({"step": step, "vision_tokens": count, "accuracy": result.accuracy})
+    write_json(run / ACCURACY, rows)
 
 
 def evaluate_untrained(images: int) -> dict[str, float]:
@@ -71,7 +91,11 @@ def evaluate_untrained(images: int) -> dict[str, float]:
 
 
 def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
-    """Points and costs of every kind of run in a folder, over the seeds that are there."""
+    """Points and costs of the kinds of run that a folder holds, over the seeds that are there.
+
+    Raises:
+        DataError: it holds none.
+    """
     accuracies: dict[str, dict[tuple[int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     seconds: dict[str, list[float]] = defaultdict(list)
     for file in sorted(folder.glob(f"*/{ACCURACY}")):
@@ -83,7 +107,11 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
             accuracies[name][key].append(row["accuracy"])
         parts = [file.parent] if earlier is None else [file.parent, earlier]
         logs = [part.with_name(part.name + ".seconds") for part in parts]
-        seconds[name].append(sum(sum(map(float, log.read_text().split()[-2:])) for log in logs))
+        seconds[name].append(sum(map(cpu_seconds, logs)))
+    if not accuracies.keys() & TITLES.keys():
+        raise DataError(
+            f"Expected runs with {ACCURACY} in {folder}, found none; run scripts/measure_training.sh first."
+        )
     return {
         name: {
             "points": [_point(*key, values) for key, values in sorted(points.items())],
@@ -94,14 +122,18 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps."""
+    """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps.
+
+    Kinds that were not run are left out. A mean over fewer seeds than others says over how many.
+    """
+    seeds = max(point.seeds for run in runs.values() for point in run["points"])
     rows = [f"| no training, all 64 tokens (the teacher) | 64 | {100 * untrained['all']:.1f} | | | | |"]
     rows += [f"| no training, mean pooling | {count} | {100 * untrained[count]:.1f} | | | | |" for count in ("16", "4")]
-    for name, title in TITLES.items():
+    for name, title in _titles(runs).items():
         for count in (16, 4):
             points = {point.step: point for point in runs[name]["points"] if point.vision_tokens == count}
             if points:
-                cells = " | ".join(_cell(points.get(step)) for step in (100, 200, 300))
+                cells = " | ".join(_cell(points.get(step), seeds) for step in (100, 200, 300))
                 rows.append(f"| {title} | {count} | | {cells} | {runs[name]['cpu_seconds']:.0f} |")
     head = "| | tokens | no step | 100 steps | 200 steps | 300 steps | CPU seconds |"
     return "\n".join([head, "|" + " --- |" * 7, *rows]) + "\n"
@@ -119,7 +151,7 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
     for panel, count in zip(panels, (16, 4), strict=True):
         shown["no training, all 64 tokens"] = panel.axhline(100 * untrained["all"], color="black", linestyle="--")
         shown["no training, mean pooling"] = panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":")
-        for number, (name, title) in enumerate(TITLES.items()):
+        for number, (name, title) in enumerate(_titles(runs).items()):
             points = [point for point in runs[name]["points"] if point.vision_tokens == count]
             if not points:
                 continue
@@ -133,13 +165,20 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
     figure.savefig(path, dpi=110)
 
 
+def _titles(runs: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: title for name, title in TITLES.items() if name in runs}
+
+
 def _point(step: int, vision_tokens: int, values: list[float]) -> Point:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return Point(step, vision_tokens, statistics.mean(values), deviation, len(values))
 
 
-def _cell(point: Point | None) -> str:
-    return "" if point is None else f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}"
+def _cell(point: Point | None, seeds: int) -> str:
+    if point is None:
+        return ""
+    fewer = f" ({point.seeds} of {seeds} seeds)" if point.seeds < seeds else ""
+    return f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}{fewer}"
 
 
 def _step(checkpoint: Path) -> int:
@@ -155,19 +194,20 @@ def main() -> None:
     one = commands.add_parser("evaluate")
     one.add_argument("run", type=Path)
     one.add_argument("--images", type=int, default=IMAGES)
+    one.add_argument("--every", type=int, help="steps between the checkpoints that are asked; default: all")
     report = commands.add_parser("report")
     report.add_argument("folder", type=Path)
     report.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "evaluate":
-        evaluate_run(options.run, options.images)
+        evaluate_run(options.run, options.images, options.every)
         return
     runs, untrained = read_runs(options.folder), evaluate_untrained(IMAGES)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "accuracy.md").write_text(table(untrained, runs))
     plot(untrained, runs, options.output / "accuracy.png")
     results = {"untrained": untrained, "runs": {name: _plain(run) for name, run in runs.items()}}
-    (options.output / "accuracy.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(options.output / ACCURACY, results)
 
 
 def _plain(run: dict[str, Any]) -> dict[str, Any]:

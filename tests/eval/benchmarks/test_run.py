@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from llava_stf import load_model
 from llava_stf.errors import DataError, LlavaStfError
+from llava_stf_eval.benchmarks.child import failure
 from llava_stf_eval.benchmarks.folder import open_run, sole_user
 from llava_stf_eval.benchmarks.models import ModelOptions
 from llava_stf_eval.benchmarks.run import TaskOptions, run_tasks
+from llava_stf_eval.measurement.machine import versions
 from llava_stf_eval.protocols import BENCHMARKS
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is installed by hand, see eval/README.md")
@@ -156,6 +160,40 @@ def test_a_model_that_is_no_llava_is_refused(options, tmp_path):
     with pytest.raises(LlavaStfError):
         run_tasks(replace(options, model=ModelOptions(str(folder))))
     assert not options.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "answer", "sentence"),
+    [
+        ("llava_stf.loading.weights.dtype_on_cpu", lambda *_: torch.float16, "dtype float32, and this one has float16"),
+        (
+            "llava_stf_eval.benchmarks.run.versions",
+            lambda: {**versions(), "torch": "1.0"},
+            f"version of torch {re.escape(versions()['torch'])}, and this one has 1.0",
+        ),
+    ],
+    ids=["precision", "version"],
+)
+def test_a_run_does_not_go_on_where_answers_may_differ(options, monkeypatch, where, answer, sentence):
+    monkeypatch.setattr("llava_stf.loading.weights.dtype_on_cpu", lambda *_: torch.float32)
+    asked = []
+    monkeypatch.setattr("llava_stf_eval.benchmarks.run._run", lambda args, *_: asked.append(args) or failure(args, "x"))
+    options = replace(options, model=ModelOptions("tiny", device="cpu"))
+    for resume in (False, True):
+        run_tasks(replace(options, resume=resume))
+    assert [(args.model.device, args.model.dtype) for args in asked] == [("cpu", "float32")] * 2
+    monkeypatch.setattr(where, answer)
+    with pytest.raises(LlavaStfError, match=sentence):
+        run_tasks(replace(options, resume=True))
+
+
+def test_a_run_on_a_cpu_does_not_go_on_on_a_gpu(options, monkeypatch):
+    monkeypatch.setattr("llava_stf_eval.benchmarks.run._run", lambda args, *_: failure(args, "x"))
+    stored = ModelOptions("tiny", dtype="bfloat16", device="cpu")
+    run_tasks(replace(options, model=stored))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(LlavaStfError, match="device cpu, and this one has cuda"):
+        run_tasks(replace(options, model=replace(stored, device="cuda:1"), resume=True))
 
 
 def test_the_folder_of_another_run_is_refused_by_what_differs(tmp_path):

@@ -9,6 +9,7 @@ import typer
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf_eval.cli.compare import compare
+from llava_stf_eval.protocols import headline
 from llava_stf_eval.report import load_run
 from llava_stf_eval.report.bootstrap import Stratum, bootstrap, f1, mean
 from llava_stf_eval.report.compare import compare_runs
@@ -78,6 +79,15 @@ def test_mme_sums_pairs_over_categories_of_perception(tmp_path):
     found = difference(tmp_path, "mme", answers({}), answers({("count", "a", 0): 0.0, ("code_reasoning", "a", 0): 0.0}))
     assert (found.score_a, found.score_b) == pytest.approx((400.0, 200.0 + (50.0 + 200.0) / 2))
     assert found.units == 4
+
+
+def test_ocrbench_counts_right_answers_as_bench_tasks_does(tmp_path):
+    a, b = ([sample(at, float(at < right)) for at in range(8)] for right in (5, 6))
+    found = difference(tmp_path, "ocrbench", a, b)
+    of_task = {"ocrbench_accuracy,none": 5 / 1000}  # lmms-eval: right answers by 1,000, however many were asked
+    assert found.score_a == pytest.approx(headline("ocrbench", "llava", {"ocrbench": of_task}))
+    assert found.difference == pytest.approx(1.0)
+    assert found.low <= 1 <= found.high <= 8
 
 
 def pope(answers):

@@ -1,17 +1,18 @@
 """Many runs in one table, and one run at two batch sizes."""
 
 import json
-import re
 
 import pytest
 import typer
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf_eval.cli.compare import compare
+from llava_stf_eval.cli.speed import speed
 from llava_stf_eval.report import load_run
 from llava_stf_eval.report.batches import batch_changes, print_changes
 from llava_stf_eval.report.compare import compare_runs
 from llava_stf_eval.report.leaderboard import leaderboard
+from llava_stf_eval.speed.variants import EXPORT
 
 
 def sample(name, right, answer=None):
@@ -55,15 +56,18 @@ def runs(tmp_path):
     ]  # fmt: skip
 
 
-def speed_file(folder, rows):
-    folder.mkdir()
-    written = [
-        {"case": {"batch_size": 1}, "method": method, "method_options": options, "vision_tokens": kept,
-         "mean_tokens": mean, "error": None, "stages": {"first_token": {"median": seconds, "spread": 0.1}}}
-        for method, options, kept, mean, seconds in rows
-    ]  # fmt: skip
-    content = {"rows": written, "plan": {}, "machine": {}, "model": {"name": "7b", "weights": "random"}}
-    (folder / "speed.json").write_text(json.dumps(content))
+def measured(folder, *options):
+    """What `bench speed` writes of the smallest shape; returns its rows."""
+    app = typer.Typer()
+    app.command()(speed)
+    app(["--output", str(folder), "--repeats", "1", "--warm-up", "0", "--text-tokens", "4", "--new-tokens", "1",
+         "--device", "cpu", *options], standalone_mode=False)  # fmt: skip
+    return json.loads((folder / "speed.json").read_text())["rows"]
+
+
+def first_token(row):
+    stage = row["stages"]["first_token"]
+    return stage["median"], stage["spread"]
 
 
 def test_runs_are_ranked_by_the_mean_over_common_benchmarks(runs):
@@ -84,6 +88,17 @@ def test_runs_are_ranked_by_the_mean_over_common_benchmarks(runs):
     assert bad.difference[2] < 0 < good.difference[2]
 
 
+def test_benchmarks_count_alike_whatever_their_scale(tmp_path):
+    mme = [
+        {**one, "image_id": str(at // 2), "category": "count" if at < 20 else "color"}
+        for at, one in enumerate(questions(20))
+    ]
+    benchmarks = {"gqa": questions(20), "ocrbench": questions(10), "mme": mme}
+    (place, _) = leaderboard([write(tmp_path / name, benchmarks) for name in ("a", "b")]).places
+    assert place.scores == {"gqa": 50.0, "ocrbench": 10.0, "mme": 200.0}  # as bench tasks says them
+    assert place.accuracy == pytest.approx((50 + 25 + 50) / 3)  # MME's two categories give 400 at most
+
+
 def test_differences_are_paired_as_between_two_runs(runs, tmp_path):
     two = [write(tmp_path / "one", {"gqa": questions(30)}), write(tmp_path / "two", {"gqa": questions(34)})]
     found, expected = leaderboard(two).places[0].difference, compare_runs(*two).differences[0]
@@ -91,21 +106,51 @@ def test_differences_are_paired_as_between_two_runs(runs, tmp_path):
 
 
 def test_times_are_those_of_the_method_and_its_options_at_that_share(runs, tmp_path):
-    rows = [("full", {}, 64, 64, 2.0), ("fastv", {}, 16, 28, 1.5), ("fastv", {"full_layers": 3}, 16, 34, 1.7)]
-    speed_file(tmp_path / "speed", rows)
+    rows = measured(
+        tmp_path / "speed", "--methods", "full,fastv", "--option", "full_layers=3", "--vision-tokens", "4,16"
+    )
     board = leaderboard(runs, speed=tmp_path / "speed" / "speed.json")
-    assert [place.first_token for place in board.places] == [(1.7, 0.1), (2.0, 0.1), None]
+    assert [row["vision_tokens"] for row in rows] == [64, 4, 16]
+    assert [place.first_token for place in board.places] == [first_token(rows[2]), first_token(rows[0]), None]
+    assert board.speed == "tiny (random weights)"
+
+    measured(tmp_path / "other", "--methods", "full,fastv")
+    board = leaderboard(runs, speed=tmp_path / "other" / "speed.json")
+    assert board.places[0].first_token is None  # FastV as published, and not the run's
+
+
+def test_the_time_of_an_export_is_its_own(tmp_path):
+    rows = measured(tmp_path / "speed", "--methods", "full,stf")
+    path = tmp_path / "speed" / "speed.json"
+    exports = ["runs/int8", "runs/int4"]
+    # An export's row as `bench speed` writes it differs in these two from one of weights.
+    named = [{**row, "method": EXPORT, "model": export} for row, export in zip(rows, exports, strict=True)]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rows": named}))
+    two = [
+        write(tmp_path / f"run-{at}", {"gqa": questions(30 - at)}, model=export, method="exported")
+        for at, export in enumerate(["runs/int4/", "runs/int8"])
+    ]
+    places = leaderboard(two, speed=path).places
+    assert [place.first_token for place in places] == [first_token(rows[1]), first_token(rows[0])]
+
+
+def test_a_measurement_of_an_older_version_is_refused(runs, tmp_path):
+    (tmp_path / "speed.json").write_text(json.dumps({"rows": [], "plan": {}, "machine": {}, "model": {}}))
+    with pytest.raises(DataError, match="run bench speed again"):
+        leaderboard(runs, speed=tmp_path / "speed.json")
 
 
 def test_on_the_command_line(runs, tmp_path, capsys):
     app = typer.Typer()
     app.command()(compare)
     folders = [str(run.folder) for run in runs]
-    speed_file(tmp_path / "speed", [("full", {}, 576, 576, 2.0), ("pool", {}, 144, 144, 1.25)])
+    row = measured(tmp_path / "speed", "--methods", "full,pool")[1]
     plot = tmp_path / "board.png"
+    capsys.readouterr()
     app([*folders, "--speed", str(tmp_path / "speed"), "--output", str(plot)], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert re.search(r"1,250\.0", printed)
+    assert f"{1000 * first_token(row)[0]:,.1f}" in printed
+    assert "measured on tiny (random weights)" in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
     app([*folders, "--json"], standalone_mode=False)
     found = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPImageProcessorPil
 
+from llava_stf.errors import DataError
 from llava_stf.models.vision.towers import load_tower
 from llava_stf_eval.tables.encoders import (
     encoder_table,
@@ -45,10 +46,12 @@ def test_encoders_that_were_measured_stand_in_the_table_in_a_fixed_order(tmp_pat
             (tmp_path / f"{name}.linear-{pooling}.json").write_text(
                 json.dumps({"linear": {"last": 50.0, "best": 60.0}})
             )
-    (tmp_path / "mos.seconds").write_text("100.5 20.1\n")
+    (tmp_path / "mos.seconds").write_text("60.5 10.1\n40.0 10.0\n")  # stopped once
+    (tmp_path / "aps.knn-mean.json").write_text(json.dumps({"knn": {"20": 35.0}}))  # stopped after it
     lines = encoder_table(read_encoders(tmp_path)).splitlines()
     assert lines[2:] == [
         "| random weights | 30.0 | 30.0 | 50.0 | 50.0 |  |",
+        "| APS |  | 35.0 |  |  |  |",
         "| MOS (reconstruction) | 41.0 | 41.0 | 50.0 | 50.0 | 121 |",
     ]
 
@@ -64,6 +67,12 @@ def test_towers_are_compared_with_one_state_and_with_many(tmp_path):
         "| the bundled model's own | one | 50.0 | 50.0 | 25.0 |",
         "| the bundled model's own | many | 62.5 | 62.5 | 25.0 |",
     ]
+
+
+def test_a_folder_in_which_nothing_was_measured_is_refused(tmp_path):
+    for read in (read_encoders, read_towers):
+        with pytest.raises(DataError, match="found none; run scripts/measure_"):
+            read(tmp_path)
 
 
 def test_an_untrained_encoder_needs_its_data_named(tmp_path):

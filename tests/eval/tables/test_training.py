@@ -1,9 +1,11 @@
 """The table and plot of training runs, from the files that the runs leave."""
 
 import json
+import shutil
 
 import pytest
 
+from llava_stf.errors import DataError
 from llava_stf_eval.tables.training import TITLES, evaluate_run, plot, read_runs, table
 
 UNTRAINED = {"all": 0.6, "16": 0.5, "4": 0.4}
@@ -25,7 +27,11 @@ def folder(tmp_path):
             counts = (16, 4) if name.startswith("several") else (4,) if name == "four" else (16,)
             rows = [{"step": s, "vision_tokens": c, "accuracy": 0.5 + gain} for s in steps for c in counts]
             write(f"{name}-{seed}", rows, "90.0 10.0\n")
-        write(f"paper-align-{seed}", [{"step": 100, "vision_tokens": 16, "accuracy": 0.3}], "noise\n20.0 5.0\n")
+        write(
+            f"paper-align-{seed}",
+            [{"step": 100, "vision_tokens": 16, "accuracy": 0.3}],
+            "12.0 1.0\nTerminated\n8.0 4.0\n",
+        )
     return tmp_path
 
 
@@ -46,19 +52,51 @@ def test_the_table_has_a_row_for_every_budget(folder):
     assert f"| {TITLES['paper']} | 16 | |  | 51.0 ± 1.4 | 51.0 ± 1.4 | 125 |" in rows
 
 
+def test_a_mean_over_fewer_seeds_says_so(folder):
+    file = folder / "four-1" / "accuracy.json"
+    file.write_text(json.dumps([row for row in json.loads(file.read_text()) if row["step"] != 100]))
+    rows = table(UNTRAINED, read_runs(folder)).splitlines()
+    assert f"| {TITLES['four']} | 4 | | 50.0 ± 0.0 (1 of 2 seeds) | 51.0 ± 1.4 | 51.0 ± 1.4 | 100 |" in rows
+
+
+def test_a_run_without_its_seconds_is_refused(folder):
+    (folder / "four-1.seconds").write_text("Terminated\n")
+    with pytest.raises(DataError, match=r"seconds in .*four-1\.seconds, found none"):
+        read_runs(folder)
+
+
+def test_kinds_that_were_not_run_are_left_out(folder, tmp_path):
+    for run in folder.glob("several-*"):
+        if run.is_dir():
+            shutil.rmtree(run)
+    runs = read_runs(folder)
+    rows = table(UNTRAINED, runs)
+    assert TITLES["several"] not in rows
+    assert f"| {TITLES['four']} | 4 |" in rows
+    plot(UNTRAINED, runs, tmp_path / "accuracy.png")
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"accuracy\.json in .*, found none"):
+        read_runs(tmp_path)
+
+
 def test_the_plot_is_written(folder, tmp_path):
     plot(UNTRAINED, read_runs(folder), tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_checkpoint_is_asked_at_every_budget(tmp_path):
+def test_every_planned_checkpoint_is_asked_at_every_budget(tmp_path):
     from llava_stf import load_model
 
     model, processor = load_model("tiny-full", vision_tokens=[16, 4])
-    for step in (20, 100):
+    for step in (20, 33, 40):
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
         processor.save_pretrained(tmp_path / f"checkpoint-{step}")
-    evaluate_run(tmp_path, images=2)
+    with pytest.raises(DataError, match="Expected checkpoint-10 in"):
+        evaluate_run(tmp_path, images=2, every=10)
+    assert not (tmp_path / "accuracy.json").exists()
+    evaluate_run(tmp_path, images=2, every=20)
     rows = json.loads((tmp_path / "accuracy.json").read_text())
-    assert [(row["step"], row["vision_tokens"]) for row in rows] == [(20, 16), (20, 4), (100, 16), (100, 4)]
+    assert [(row["step"], row["vision_tokens"]) for row in rows] == [(20, 16), (20, 4), (40, 16), (40, 4)]
     assert rows[0]["accuracy"] == rows[2]["accuracy"] > 0
