@@ -10,8 +10,9 @@
 # frozen. SEEDS="0 1 2" of training and of the IMAGES=250 held-out images, STEPS=250 optimizer steps of 8 images each; a
 # FOLDER is for one number of steps, and for one of images.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/tiles}
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 steps=${STEPS:-250}
 world="--side 224 --family open --family text --family presence"
