@@ -9,9 +9,9 @@
 # those that are asked about the drawn images, and the projector learns from its answers: STEPS=100 of stage distill, 16
 # images each, SEEDS="0 1 2". Then ASKED=300 held-out drawn images are asked about.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/distillation}
-python=${PYTHON:-.venv/bin/python}
-llava=$(dirname "$python")/llava-stf
+python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 count=${IMAGES:-512} steps=${STEPS:-100} asked=${ASKED:-300} photos=${PHOTOS:-} cifar=${CIFAR:-}
 sources="drawn ${photos:+photos} ${cifar:+cifar} ${photos:+${cifar:+mosaics}} noise inverted"
@@ -19,6 +19,9 @@ data=$out/data/instruct.json
 
 [ -f "$data" ] || "$python" -m llava_stf.world --out "$out/data" --count "$count" --seed 31
 
+llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the name of one on the path
+    "$python" -c 'import sys; from llava_stf.cli import main; sys.exit(main())' "$@"
+}
 replace() { # SOURCE OPTIONS: images of the source at the paths of the drawn ones
     [ -d "$out/$1" ] || "$python" -m llava_stf_eval.measurement.image_sources "$data" "$out/$1" "${@:2}"
 }
@@ -27,7 +30,7 @@ mosaics() { # of photographs and CIFAR pictures, as many of each
         rm -rf "$out/copied" && mkdir "$out/copied" && cp -r "$out/photos" "$out/cifar" "$out/copied"
         mv "$out/copied" "$out/pieces"
     }
-    [ -d "$out/cut" ] || "$llava" data mosaic "$out/pieces" "$out/cut" --count "$count" --side 112 --pieces 4
+    [ -d "$out/cut" ] || llava-stf data mosaic "$out/pieces" "$out/cut" --count "$count" --side 112 --pieces 4
     replace mosaics --crops "$out/cut"
 }
 images() { # SOURCE
@@ -52,7 +55,7 @@ train() { # SOURCE
 
 for source in $sources; do
     images "$source"
-    "$llava" data label "$data" "$out/$source.jsonl" --images "$out/$source" --model tiny-full --dtype float32 \
+    llava-stf data label "$data" "$out/$source.jsonl" --images "$out/$source" --model tiny-full --dtype float32 \
         --batch-size 64 --max-new-tokens 12
 done
 for seed in ${SEEDS:-0 1 2}; do

@@ -6,19 +6,22 @@
 # DATA.npz holds train_images, train_labels, test_images and test_labels. The same ViT, budget, seed and augmentation for
 # every method; about an hour and a half on one CPU core.
 set -euo pipefail
+root=$(dirname "$0")/..
 data=$1
 out=${2:-runs/encoders}
-python=${PYTHON:-.venv/bin/python}
-llava=$(dirname "$python")/llava-stf
+python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1
-config=scripts/configs/encoders/cifar-quick.yaml
+config=$root/scripts/configs/encoders/cifar-quick.yaml
 mkdir -p "$out"
 
+llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the name of one on the path
+    "$python" -c 'import sys; from llava_stf.cli import main; sys.exit(main())' "$@"
+}
 measure() { # NAME: nearest neighbours and a linear layer, on the class token and on the mean of the patches
     for pooling in class mean; do
         for protocol in knn linear; do
             local result=$out/$1.$protocol-$pooling.json
-            [ -s "$result" ] || "$llava" encoders eval "$protocol" "$out/$1" --data "$data" \
+            [ -s "$result" ] || llava-stf encoders eval "$protocol" "$out/$1" --data "$data" \
                 --pooling "$pooling" --no-augment > "$result"
         done
     done
@@ -37,4 +40,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     }
     measure "$method"
 done
-"$python" -m llava_stf_eval.tables.encoders encoders "$out" --output docs/encoders
+"$python" -m llava_stf_eval.tables.encoders encoders "$out" --output "$root/docs/encoders"

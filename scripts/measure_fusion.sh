@@ -10,8 +10,9 @@
 # own is aligned first, alone. SEEDS="0 1 2"; IMAGES=1000 held-out images are asked about. DTYPE=float32 computes in
 # float32, which some CPUs multiply faster than bfloat16. Prints tables; runs side by side may share a FOLDER.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/fusion}
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-$root/.venv/bin/python}
 start=${START:-tiny-full} steps=${STEPS:-2000} dtype=${DTYPE:-bfloat16}
 export OMP_NUM_THREADS=${THREADS:-1} TOKENIZERS_PARALLELISM=false
 
@@ -55,4 +56,4 @@ for seed in ${SEEDS:-0}; do
     for name in ${KINDS:-pool spatial fused random tokenpacker mqt blocks nested m3 pool4 fused4}; do kind "$name"; done
 done
 "$python" -m llava_stf_eval.tables.bundled "$out"
-"$python" -m llava_stf_eval.tables.resamplers "$out" --speed docs/speed/methods-cpu.json
+"$python" -m llava_stf_eval.tables.resamplers "$out" --speed "$root/docs/speed/methods-cpu.json"

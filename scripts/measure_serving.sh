@@ -6,13 +6,16 @@
 # PYTHON is that of an environment with vLLM and this package (default: .venv-serving/bin/python, see make test-serving).
 # Server and client share the machine. Without a GPU about a quarter of an hour on two cores.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/serving}
-python=${PYTHON:-.venv-serving/bin/python}
+python=${PYTHON:-$root/.venv-serving/bin/python}
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-2}
 
+llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the name of one on the path
+    "$python" -c 'import sys; from llava_stf.cli import main; sys.exit(main())' "$@"
+}
 bench() { # RUN OPTIONS
-    [ -f "$out/$1/serving.png" ] || "$python" -c 'import sys; from llava_stf.cli import main; sys.exit(main())' \
-        bench serve --output "$out/$1" --overwrite "${@:2}"
+    [ -f "$out/$1/serving.png" ] || llava-stf bench serve --output "$out/$1" --overwrite "${@:2}"
 }
 
 embedded="--model tiny-full:all --model tiny --clients 1,16 --requests 48 --new-tokens 32"
@@ -25,4 +28,4 @@ bench medium-vllm $medium --clients 8 --requests 32 $vllm "--enforce-eager --max
 bench medium-transformers $medium --clients 8 --requests 32 --engine transformers
 # 36 blocks of 128 tokens for the requests, one for vLLM: how many of them run at once?
 bench medium-vllm-36-blocks $medium --clients 24 --requests 48 --kv-blocks 37 $vllm "--enforce-eager --max-model-len 1024"
-"$python" -m llava_stf_eval.serving.tables "$out" --output docs/serving --document docs/serving.md
+"$python" -m llava_stf_eval.serving.tables "$out" --output "$root/docs/serving" --document "$root/docs/serving.md"

@@ -8,16 +8,19 @@
 # stages on 4,800 images, once with the states of many depths fused (MBTF) and once with the select layer's alone. STEPS
 # is the length of the second stage, and a third of it that of the first. About an hour and a half on one CPU core.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/towers}
-python=${PYTHON:-.venv/bin/python}
-llava=$(dirname "$python")/llava-stf
+python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 steps=${STEPS:-300}
-config=scripts/configs/encoders/drawn-quick.yaml
+config=$root/scripts/configs/encoders/drawn-quick.yaml
 
 [ -f "$out/drawn/instruct.json" ] || "$python" -m llava_stf.world --out "$out/drawn" --count 6000 --seed 51
 [ -f "$out/data/instruct.json" ] || "$python" -m llava_stf.world --out "$out/data" --count 4800 --seed 31 --captions
 
+llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the name of one on the path
+    "$python" -c 'import sys; from llava_stf.cli import main; sys.exit(main())' "$@"
+}
 finetune() { # RUN BASE OPTIONS
     [ -f "$1/config.json" ] ||
         "$python" -m llava_stf.training.finetune --output "$1" --base "$2" --resume --per-device-batch-size 16 \
@@ -29,7 +32,7 @@ llava_with() { # TOWER LAYERS NAME_OF_LAYERS
     local run=$out/llava-$1-$3
     [ -f "$run.json" ] && return
     [ -f "$run-start/config.json" ] ||
-        "$llava" assemble "$run-start" --vision-encoder "$out/$1" --language-model tiny-full \
+        llava-stf assemble "$run-start" --vision-encoder "$out/$1" --language-model tiny-full \
             --fusion-layers "$2"
     finetune "$run-align" "$run-start" --stage align --data "$out/data/align.json" --max-steps $((steps / 3)) \
         --learning-rate 1e-3
@@ -54,4 +57,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
             --data "$out/drawn/images" --output "$out/$method" --cpu-threads 1 --resume >> "$out/$method.log" 2>&1
     both "$method"
 done
-"$python" -m llava_stf_eval.tables.encoders towers "$out" --output docs/encoders
+"$python" -m llava_stf_eval.tables.encoders towers "$out" --output "$root/docs/encoders"

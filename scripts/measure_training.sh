@@ -6,8 +6,9 @@
 # Start of all is the bundled LLaVA at 64 tokens. Every run sees 4,800 images, 300 steps of 16, in the order of its
 # seed, and is asked about 300 held-out images after every 100 steps. About two hours on one CPU core; SEEDS="0 1 2".
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/training}
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 [ -f "$out/data/instruct.json" ] ||
@@ -44,4 +45,4 @@ for seed in ${SEEDS:-0 1 2}; do
     finetune "several-descending-$seed" $distilled --vision-tokens 16,4 --vision-tokens-schedule descending
     finetune "distill-features-$seed" $distilled --vision-tokens 16 --feature-weight 1
 done
-"$python" -m llava_stf_eval.tables.training report "$out" --output docs/training
+"$python" -m llava_stf_eval.tables.training report "$out" --output "$root/docs/training"

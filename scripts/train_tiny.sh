@@ -11,8 +11,9 @@
 # frozen, by scripts/measure_fusion.sh, whose KINDS and SEEDS are heeded. The wheel has full and nested of seed 0.
 # DTYPE=float32 computes in float32, which some CPUs multiply faster than bfloat16. THREADS=2 is for one run at a time.
 set -euo pipefail
+root=$(dirname "$0")/..
 out=${1:-runs/tiny}
-python=${PYTHON:-.venv/bin/python}
+python=${PYTHON:-$root/.venv/bin/python}
 dtype=${DTYPE:-bfloat16}
 export OMP_NUM_THREADS=${THREADS:-2} TOKENIZERS_PARALLELISM=false
 
@@ -44,4 +45,4 @@ drawn base "$out/start" images 10000 --states "$out/states" --fades 0.4
 drawn full-0 "$out/base" tokens 2000 --states "$out/states" --fades 0.8 --learning-rate 5e-4
 [ -f "$out/full-0.json" ] || "$python" -m llava_stf_eval.drawn --images 1000 --output "$out/full-0.json" \
     --full "$out/full-0" --dtype "$dtype"
-START=$out/full-0 KINDS=${KINDS:-nested} "$(dirname "$0")/measure_fusion.sh" "$out"
+START=$out/full-0 KINDS=${KINDS:-nested} "$root/scripts/measure_fusion.sh" "$out"

@@ -29,7 +29,7 @@ def crop_scores(tokens: Tensor, attention: Tensor, crops: int) -> Tensor:
         float32 [B, crops].
     """
     scores = []
-    for x, heed in zip(tokens.float().tensor_split(crops, 1), attention.tensor_split(crops, 1), strict=True):
+    for x, heed in zip(tokens.float().tensor_split(crops, 1), (1e3 * attention).tensor_split(crops, 1), strict=True):
         others = x.shape[1] - 1
         if others < 1:
             scores.append(heed.mean(-1))
@@ -38,7 +38,6 @@ def crop_scores(tokens: Tensor, attention: Tensor, crops: int) -> Tensor:
         likeness = unit @ unit.transpose(1, 2) * (1 - torch.eye(x.shape[1], device=x.device))
         mean = likeness.sum(-1) / others
         variance = (likeness - mean[..., None]).square().sum(-1) / others  # of its own 0, too
-        heed = heed * 1e3
         scale = heed.mean(-1, keepdim=True) / (variance.mean(-1, keepdim=True) + EPSILON)
         scores.append((heed + ALPHA * scale * variance).mean(-1))
     return torch.stack(scores, dim=1)

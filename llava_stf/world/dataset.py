@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_stf.errors import DataError
+from llava_stf.errors import DataError, LlavaStfError
+from llava_stf.io.publish import write_file
 from llava_stf.world.drawing import render
 from llava_stf.world.families import ALL, FAMILIES, ask, caption
 from llava_stf.world.questions import Question
@@ -91,9 +92,10 @@ def write_dataset(
     workers: int = 1,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Write `out`/images/000/000000.png ..., instruct.json, with `captions` align.json, held out questions.json.
+    """Write `out`/images/000/000000.png ..., with `captions` align.json, held out questions.json, and instruct.json.
 
-    `describe` ends every conversation of instruct.json with a request for the caption, a target for every object.
+    `describe` ends every conversation of instruct.json with a request for the caption, a target for every object. That
+    file comes last and is whole: where it stands, the data set is.
 
     Returns per family the accuracy of always giving its most frequent answer.
 
@@ -114,7 +116,7 @@ def write_dataset(
         for index in range(0, count, IMAGES_PER_FOLDER):
             (out / _path(index)).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}; name another folder.") from error
+        raise _cannot_write(out, error) from error
     job = partial(
         _write_image, out=out, seed=seed, split=split, families=tuple(families), max_objects=max_objects,
         side=side, count=questions_per_image,
@@ -122,10 +124,6 @@ def write_dataset(
     with ProcessPoolExecutor(workers) if workers > 1 else nullcontext() as pool:
         rows = pool.map(job, range(count), chunksize=64) if pool is not None else map(job, range(count))
         results = list(_tracked(rows, count) if progress else rows)
-    conversations = [
-        _instruct(index, asked, text, describe) for index, (asked, text) in enumerate(results) if asked or describe
-    ]
-    _write_json(out / INSTRUCT, conversations)
     if captions:
         _write_json(out / "align.json", [_align(index, text) for index, (_, text) in enumerate(results)])
     if split == "held_out":
@@ -133,6 +131,10 @@ def write_dataset(
             out / "questions.json",
             [_record(index, turn, q) for index, (asked, _) in enumerate(results) for turn, q in enumerate(asked)],
         )
+    conversations = [
+        _instruct(index, asked, text, describe) for index, (asked, text) in enumerate(results) if asked or describe
+    ]
+    _write_json(out / INSTRUCT, conversations)
     return prior_accuracy(question for asked, _ in results for question in asked)
 
 
@@ -152,7 +154,10 @@ def _write_image(
     index: int, *, out: Path, seed: int, split: str, families: Sequence[str], max_objects: int, side: int, count: int
 ) -> tuple[list[Question], str]:
     scene, pixels = draw(index, seed=seed, split=split, max_objects=max_objects, side=side)
-    Image.fromarray(pixels).save(out / _path(index), compress_level=1)
+    try:
+        Image.fromarray(pixels).save(out / _path(index), compress_level=1)
+    except OSError as error:
+        raise _cannot_write(out / _path(index), error) from error
     return questions_of(scene, index, seed=seed, split=split, families=families, count=count), caption(scene)
 
 
@@ -179,7 +184,14 @@ def _record(index: int, turn: int, question: Question) -> dict[str, Any]:
 
 def _write_json(path: Path, rows: list[dict[str, Any]]) -> None:
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    try:
+        write_file(path, f"[\n{lines}\n]\n")
+    except LlavaStfError as error:
+        raise DataError(str(error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be written: {error.strerror or error}; name another folder.")
 
 
 def _tracked(rows: Iterable[Any], total: int) -> Iterable[Any]:

@@ -68,6 +68,16 @@ def test_holov_gives_what_a_crop_has_no_room_for_to_others(count):
     assert given.sum(-1).tolist() == [count] * 3
 
 
+def test_holov_measures_crops_of_one_patch_and_of_two_alike():
+    tokens, _ = made_up(3)
+    attention = torch.where(torch.arange(64) < 48, 0.001, 0.002).expand(3, -1)  # 24 crops of two patches, 16 of one
+    pairs, single = crop_scores(tokens, attention, 40).split([24, 16], dim=1)
+    assert bool(((pairs >= 1) & (pairs <= 1.09)).all())  # attention of 1, and likeness adds 0.09 of it at most
+    torch.testing.assert_close(single, torch.full_like(single, 2.0))
+    found = HoloV(crops=40).choose(tokens, attention, 29)
+    assert (found >= 48).sum(-1).tolist() == [16] * 3
+
+
 def slow_vispruner(states, attention, count):
     order = by_attention(attention, range(len(states)))
     important, rest = order[: count // 2], order[count // 2 :]

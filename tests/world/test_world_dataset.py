@@ -90,6 +90,16 @@ def test_a_data_set_is_not_overwritten_and_a_folder_that_takes_none_is_said(tmp_
         write_dataset(tmp_path / "out" / "instruct.json" / "below", 2, seed=1)
 
 
+@pytest.mark.parametrize("refused", ["images/000/000001.png", "align.json", "questions.json"])
+def test_a_file_that_cannot_be_written_is_named_and_the_data_set_is_not_taken_for_finished(
+    tmp_path: Path, refused: str
+) -> None:
+    (tmp_path / refused).mkdir(parents=True)  # as a full disk does, it keeps a file from its place
+    with pytest.raises(DataError, match=f"{refused} cannot be written"):
+        write_dataset(tmp_path, 3, seed=0, captions=True, split="held_out")
+    assert not (tmp_path / "instruct.json").exists()
+
+
 def test_images_are_sharded_by_the_thousand(tmp_path: Path) -> None:
     write_dataset(tmp_path, 1001, seed=0, families=["open"], questions_per_image=1)
     assert [len(list(folder.iterdir())) for folder in sorted((tmp_path / "images").iterdir())] == [1000, 1]

@@ -11,6 +11,7 @@ program on the machine does not add to.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import statistics
@@ -21,11 +22,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from llava_stf import apply_stf
+from llava_stf.errors import ExportError, LlavaStfError
 from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
-from llava_stf.io.publish import write_json
+from llava_stf.io.publish import publish, write_json
 from llava_stf_eval.measurement.process import memory
 from llava_stf_eval.speed.machine import describe_machine
 from llava_stf_eval.speed.shapes import shape_config
@@ -33,16 +35,29 @@ from llava_stf_eval.speed.shapes import shape_config
 ROWS = [(by, tokens) for tokens in (576, 144) for by in ("pytorch bfloat16", "pytorch float32", "openvino fp32",
                                                          "openvino int8", "openvino int4")]  # fmt: skip
 TEXT = 64
+ABOUT = "about.json"
+
+
+def config_of(options: argparse.Namespace) -> LlavaConfig:
+    """The shape with as many layers and blocks as were asked for."""
+    config = shape_config(options.shape)
+    config.text_config.num_hidden_layers = options.layers or config.text_config.num_hidden_layers
+    config.vision_config.num_hidden_layers = options.blocks or config.vision_config.num_hidden_layers
+    return config
 
 
 def build(options: argparse.Namespace, tokens: int, dtype: torch.dtype) -> Any:
     """The model of a shape with random weights, on all 576 tokens or fused to 144."""
-    config = shape_config(options.shape)
-    config.text_config.num_hidden_layers = options.layers or config.text_config.num_hidden_layers
-    config.vision_config.num_hidden_layers = options.blocks or config.vision_config.num_hidden_layers
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval().requires_grad_(False).to(dtype)
+    model = LlavaForConditionalGeneration(config_of(options)).eval().requires_grad_(False).to(dtype)
     return apply_stf(model) if tokens == 144 else model
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What exports are of."""
+    config = config_of(options)
+    layers, blocks = config.text_config.num_hidden_layers, config.vision_config.num_hidden_layers
+    return {"shape": options.shape, "layers": layers, "blocks": blocks}
 
 
 def export(options: argparse.Namespace, folder: Path) -> None:
@@ -51,19 +66,47 @@ def export(options: argparse.Namespace, folder: Path) -> None:
 
     from llava_stf.export.openvino_files import DECODER, EMBEDDINGS, VISION, save_part, write_openvino
 
-    for tokens in (576, 144):
-        exact = folder / f"fp32-{tokens}"
-        exact.mkdir()
-        write_openvino(build(options, tokens, torch.float32), exact, "fp32", "f32")
-        for weights in ("int8", "int4"):
-            small = folder / f"{weights}-{tokens}"
-            small.mkdir()
-            for part in (VISION, EMBEDDINGS, DECODER):
-                if part == VISION or tokens == 576:
-                    save_part(ov.Core().read_model(exact / part), small / part, weights, "f32")
-                else:  # the same for every number of tokens
-                    for file in (folder / f"{weights}-576").glob(f"{Path(part).stem}.*"):
-                        (small / file.name).hardlink_to(file)
+    with publish(folder) as written:
+        for tokens in (576, 144):
+            exact = written / f"fp32-{tokens}"
+            exact.mkdir()
+            write_openvino(build(options, tokens, torch.float32), exact, "fp32", "f32")
+            for weights in ("int8", "int4"):
+                small = written / f"{weights}-{tokens}"
+                small.mkdir()
+                for part in (VISION, EMBEDDINGS, DECODER):
+                    if part == VISION or tokens == 576:
+                        save_part(ov.Core().read_model(exact / part), small / part, weights, "f32")
+                    else:  # the same for every number of tokens
+                        for file in (written / f"{weights}-576").glob(f"{Path(part).stem}.*"):
+                            (small / file.name).hardlink_to(file)
+        write_json(written / ABOUT, about(options))
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> None:
+    """Make the exports in a process of their own, unless they are there.
+
+    Raises:
+        ExportError: the folder holds something else.
+        LlavaStfError: they could not be made.
+    """
+    if not folder.exists():
+        maker = multiprocessing.get_context("fork").Process(target=export, args=(options, folder))
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise LlavaStfError(
+                f"The process that exports to {folder} ended with {maker.exitcode}, see what it printed."
+            )
+        return
+    try:
+        found = json.loads((folder / ABOUT).read_text())
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"{folder} holds no exports of this command, {ABOUT} cannot be read; name another."
+        ) from error
+    if found != about(options):
+        raise ExportError(f"Expected exports of {about(options)} in {folder}, found {found}; name another folder.")
 
 
 def load(options: argparse.Namespace, by: str, tokens: int, folder: Path) -> Any:
@@ -120,11 +163,8 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("fork")
     with TemporaryDirectory() as name:
-        folder = options.exports or Path(name)
-        if not any(folder.glob("*")):
-            maker = context.Process(target=export, args=(options, folder))
-            maker.start()
-            maker.join()
+        folder = options.exports or Path(name) / "exports"
+        prepare(options, folder)
         found: dict[Any, list[Any]] = {row: [] for row in ROWS}
         for number in range(options.rounds):
             for row in ROWS:
@@ -132,7 +172,11 @@ def main() -> None:
                 process = context.Process(target=worker, args=(there, options, *row, folder))
                 process.start()
                 there.close()
-                found[row].append(here.recv())
+                try:
+                    found[row].append(here.recv())
+                except EOFError:
+                    process.join()
+                    raise LlavaStfError(f"The process of {row} ended with {process.exitcode}.") from None
                 process.join()
                 print(number, *row, *found[row][-1], flush=True)
     rows = []

@@ -17,21 +17,25 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import multiprocessing
 import os
 import runpy
 import statistics
+import sys
 import threading
 import time
 from itertools import pairwise
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from llava_stf.errors import LlavaStfError
 from llava_stf.loading.testing import write_tiny_llava
 from llava_stf.training.finetune import main as finetune_main
 from llava_stf.training.trainer import FinetuneTrainer
 from llava_stf_eval.measurement.process import memory
 
-SHARD_ON_CPUS = Path("tests/training/shard_on_cpus.py")
+SHARD_ON_CPUS = Path(__file__).parents[3] / "tests/training/shard_on_cpus.py"
 STEPS = 6
 M_MMAP_THRESHOLD = -3
 RUNS = {
@@ -62,7 +66,11 @@ def write_inputs(folder: Path) -> None:
 
 
 def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None:
-    """One process of a run, forked; prints a line of figures."""
+    """One process of a run, forked; writes its output to a log and its figures to FOLDER/NAME-RANK.json."""
+    log_file = os.open(log_of(folder, name, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log_file, 1)
+    os.dup2(log_file, 2)
+    figures_file = folder / f"{name}-{rank}.json"
     if kind == "apart":
         processes, name = 1, f"{name}-{rank}"
     if processes > 1:
@@ -96,9 +104,14 @@ def train(folder: Path, name: str, kind: str, processes: int, rank: int) -> None
         "num_workers": 0,
         "cpu_threads": 1,
     }
-    code = main([*(f"--{option}={value}" for option, value in options.items()), "--overwrite"])
-    figures = {"code": code, "peak": (max(sizes) - imported) / 2**30, "times": times}
-    (folder / f"{name}-{rank}.json").write_text(json.dumps(figures))
+    if code := main([*(f"--{option}={value}" for option, value in options.items()), "--overwrite"]):
+        sys.exit(code)
+    figures_file.write_text(json.dumps({"peak": (max(sizes) - imported) / 2**30, "times": times}))
+
+
+def log_of(folder: Path, name: str, rank: int) -> Path:
+    """What a process of a run prints."""
+    return folder / f"{name}-{rank}.log"
 
 
 def size() -> int:
@@ -117,22 +130,26 @@ def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[list[fl
     """CPU seconds of a step in each process, seconds of the slowest by the clock, and peak GiB of a process.
 
     Times are the median of the steps without the first two.
+
+    Raises:
+        LlavaStfError: a process failed.
     """
-    children = []
-    for rank in range(processes):
-        children.append(os.fork())
-        if not children[-1]:
-            log = os.open(folder / f"{kind}-{processes}-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            try:
-                train(folder, name, kind, processes, rank)
-            finally:
-                os._exit(0)
-    for child in children:
-        os.waitpid(child, 0)
-    told = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
-    assert all(figures["code"] == 0 for figures in told)
+    context = multiprocessing.get_context("fork")
+    files = [folder / f"{name}-{rank}.json" for rank in range(processes)]
+    children = [context.Process(target=train, args=(folder, name, kind, processes, rank)) for rank in range(processes)]
+    for file, child in zip(files, children, strict=True):
+        file.unlink(missing_ok=True)  # an earlier run's
+        child.start()
+    running: dict[Any, int] = {child.sentinel: rank for rank, child in enumerate(children)}
+    while running:
+        rank = running.pop(wait(list(running))[0])
+        children[rank].join()
+        if code := children[rank].exitcode:
+            for other in running.values():  # it would wait for the one that has failed
+                children[other].kill()
+                children[other].join()
+            raise LlavaStfError(f"Process {rank} of {name} ended with {code}; see {log_of(folder, name, rank)}.")
+    told = [json.loads(file.read_text()) for file in files]
     cpu, wall = (
         [statistics.median(b[clock] - a[clock] for a, b in pairwise(figures["times"][1:STEPS])) for figures in told]
         for clock in (0, 1)

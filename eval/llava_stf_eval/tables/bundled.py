@@ -9,12 +9,12 @@ where all families are taken together.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from llava_stf.world import ALL, BENCHMARKS
+from llava_stf_eval.tables.answers import read_answers
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
@@ -35,12 +35,16 @@ COMPARED = {"fused": "pool", "fused4": "pool4"}
 
 
 def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The results of each kind of model and budget, over the seeds, under the title of their column."""
+    """The results of each kind of model and budget, over the seeds, under the title of their column.
+
+    Raises:
+        DataError: they are about other questions.
+    """
+    files = [(title, path) for kind, title in TITLES.items() for path in _files(folder, kind)]
     columns: dict[str, list[dict[str, Any]]] = {}
-    for kind, title in TITLES.items():
-        for path in _answers(folder, kind):
-            for result in json.loads(path.read_text()):
-                columns.setdefault(f"{title} ({result['vision_tokens']})", []).append(result)
+    for (title, _), results in zip(files, read_answers(path for _, path in files), strict=True):
+        for result in results:
+            columns.setdefault(f"{title} ({result['vision_tokens']})", []).append(result)
     return columns
 
 
@@ -62,15 +66,20 @@ def table(folder: Path) -> str:
 
 
 def leads(folder: Path, kind: str, other: str) -> list[float]:
-    """How far a kind is ahead of another one, in points, for each seed that both have."""
-    mine, theirs = (
-        {path.stem.partition("-")[2]: json.loads(path.read_text())[0]["accuracy"] for path in _answers(folder, one)}
-        for one in (kind, other)
-    )
-    return [100 * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+    """How far a kind is ahead of another one, in points, for each seed that both have.
+
+    Raises:
+        DataError: they are about other questions.
+    """
+    files = [path for one in (kind, other) for path in _files(folder, one)]
+    shares = {path.stem: results[0]["accuracy"] for path, results in zip(files, read_answers(files), strict=True)}
+    seeds = [path.stem.partition("-")[2] for path in _files(folder, kind)]
+    return [
+        100 * (shares[f"{kind}-{seed}"] - shares[f"{other}-{seed}"]) for seed in seeds if f"{other}-{seed}" in shares
+    ]
 
 
-def _answers(folder: Path, kind: str) -> list[Path]:
+def _files(folder: Path, kind: str) -> list[Path]:
     """The files of a kind's results, by seed."""
     return sorted(folder.glob(f"{kind}-[0-9]*.json"))
 

@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from llava_stf_eval.tables.answers import read_answers
 from llava_stf_eval.tables.spread import spread
 
 # Of each kind its title and its projector.
@@ -49,13 +50,16 @@ def table(folder: Path, speed: Path) -> str:
     Args:
         folder: of runs.
         speed: the file of `llava_stf_eval.measurement.methods`.
+
+    Raises:
+        DataError: the results are about other questions.
     """
     seconds = {row["method"]: row["first token"] for row in json.loads(speed.read_text())["rows"]}
+    files = [(kind, path) for kind in TITLES for path in sorted(folder.glob(f"{kind}-[0-9]*.json"))]
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for kind in TITLES:
-        for path in folder.glob(f"{kind}-[0-9]*.json"):
-            for row in json.loads(path.read_text()):
-                found[kind][row["vision_tokens"]].append(100 * row["accuracy"])
+    for (kind, _), results in zip(files, read_answers(path for _, path in files), strict=True):
+        for result in results:
+            found[kind][result["vision_tokens"]].append(100 * result["accuracy"])
     lines = [
         "| | right answers, % at 16 | at 4 | at 1 | seeds | parameters, 7B | FLOPs an image, 7B | first token, s |",
         "| --- |" + " ---: |" * 7,

@@ -8,11 +8,11 @@ Accuracy is that of `llava_stf_eval.drawn`, mean and standard deviation over the
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from llava_stf_eval.tables.answers import read_answers
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
@@ -26,11 +26,16 @@ FAMILIES = {"text": "reading", "open": "open", "presence": "presence"}
 
 
 def table(folder: Path) -> str:
-    """Markdown, one row for each kind of model that the folder holds answers of."""
+    """Markdown, one row for each kind of model that the folder holds answers of.
+
+    Raises:
+        DataError: they are not about as many images, or at one seed about other questions.
+    """
+    files = [(kind, path) for kind in TITLES for path in sorted(folder.glob(f"{kind}-[0-9]*.json"))]
+    answers = read_answers((path for _, path in files), of_one_seed=False)
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for kind in TITLES:
-        for path in sorted(folder.glob(f"{kind}-[0-9]*.json")):
-            found[kind] += json.loads(path.read_text())
+    for (kind, _), results in zip(files, answers, strict=True):
+        found[kind] += results
     names = " | ".join(FAMILIES.values())
     lines = [f"| | tokens | all questions, % | {names} |", "| --- |" + " ---: |" * (2 + len(FAMILIES))]
     for kind, results in found.items():

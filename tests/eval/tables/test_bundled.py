@@ -5,10 +5,12 @@ import json
 from llava_stf.world import ALL
 from llava_stf_eval.tables.bundled import leads, table
 
+ASKED = {"images": 1000, "seed": 0, "questions": 6558}
+
 
 def write(folder, name, *shares, tokens=(16,)):
     results = [
-        {"accuracy": share, "vision_tokens": count, "families": dict.fromkeys(ALL, share)}
+        ASKED | {"accuracy": share, "vision_tokens": count, "families": dict.fromkeys(ALL, share)}
         for share, count in zip(shares, tokens, strict=True)
     ]
     (folder / f"{name}.json").write_text(json.dumps(results))

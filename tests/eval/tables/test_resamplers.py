@@ -4,12 +4,14 @@ import json
 
 from llava_stf_eval.tables.resamplers import costs, table
 
+ASKED = {"images": 1000, "seed": 0, "questions": 6558, "families": {}}
+
 
 def test_a_row_for_each_kind_with_the_mean_of_its_seeds(tmp_path):
     for seed, share in ((0, 0.5), (1, 0.54)):
-        rows = [{"vision_tokens": count, "accuracy": share - 0.1 * (count == 4)} for count in (16, 4)]
+        rows = [ASKED | {"vision_tokens": count, "accuracy": share - 0.1 * (count == 4)} for count in (16, 4)]
         (tmp_path / f"m3-{seed}.json").write_text(json.dumps(rows))
-    (tmp_path / "mqt-0.json").write_text(json.dumps([{"vision_tokens": 16, "accuracy": 0.4}]))
+    (tmp_path / "mqt-0.json").write_text(json.dumps([ASKED | {"vision_tokens": 16, "accuracy": 0.4}]))
     seconds = {"rows": [{"method": "pool", "first token": 3.2}, {"method": "mqt", "first token": 3}]}
     (tmp_path / "speed.json").write_text(json.dumps(seconds))
     (tmp_path / "none").mkdir()

@@ -13,7 +13,9 @@ from llava_stf_eval.tables.tiles import table
 
 def test_a_row_for_each_kind_with_the_mean_of_its_seeds(tmp_path):
     for seed, share in ((0, 0.5), (1, 0.54)):
-        result = {"accuracy": share, "vision_tokens": 336, "families": {"text": 0.25, "open": share, "presence": 0.75}}
+        families = {"text": 0.25, "open": share, "presence": 0.75}
+        asked = {"images": 250, "seed": seed, "questions": 700 + seed, "families": families}
+        result = {**asked, "accuracy": share, "vision_tokens": 336}
         (tmp_path / f"all-{seed}.json").write_text(json.dumps([result]))
     (tmp_path / "pool-0.json").write_text(json.dumps([{**result, "vision_tokens": 88}]))
     _, _, *rows = table(tmp_path).splitlines()

@@ -1,0 +1,50 @@
+"""The results that tables set beside each other, as `llava_stf_eval.drawn` writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from llava_stf.errors import DataError
+
+
+def read_answers(paths: Iterable[Path], *, of_one_seed: bool = True) -> list[list[dict[str, Any]]]:
+    """The results in each file, if all are about the same questions: a quick try's must not be averaged with a run's.
+
+    Args:
+        paths: of files that `llava_stf_eval.drawn` wrote.
+        of_one_seed: whether the held-out images must be those of one seed. Where not, those of another seed need only
+            be as many, with questions of the same families.
+
+    Returns:
+        For each path, the results of its file.
+
+    Raises:
+        DataError: two results are about other questions; it names their files.
+    """
+    read = [(path, json.loads(path.read_text())) for path in paths]
+    told = [(path, result) for path, results in read for result in results]
+    for (one, mine), (other, theirs) in combinations(told, 2):
+        differ = (of_one_seed or mine["seed"] == theirs["seed"]) and _questions(mine) != _questions(theirs)
+        if differ or _kind(mine) != _kind(theirs):
+            raise DataError(
+                f"Expected results about the same questions, found {one} about {_named(mine)} and {other} about "
+                f"{_named(theirs)}; move those of another run out of the folder, or ask again."
+            )
+    return [results for _, results in read]
+
+
+def _questions(result: dict[str, Any]) -> tuple[int, int]:
+    return result["seed"], result["questions"]
+
+
+def _kind(result: dict[str, Any]) -> tuple[int, set[str]]:
+    return result["images"], set(result["families"])
+
+
+def _named(result: dict[str, Any]) -> str:
+    families = ", ".join(result["families"])
+    return f"{result['questions']} on {result['images']} images of seed {result['seed']} ({families})"
