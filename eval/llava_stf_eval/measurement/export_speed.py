@@ -27,6 +27,7 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from llava_stf import apply_stf
 from llava_stf.errors import ExportError, LlavaStfError
 from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
+from llava_stf.io.command import run
 from llava_stf.io.publish import publish, write_json
 from llava_stf_eval.measurement.process import memory
 from llava_stf_eval.speed.machine import describe_machine
@@ -189,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import LlavaStfError
+from llava_stf.io.command import run
 from llava_stf.loading.testing import write_tiny_llava
 from llava_stf.training.finetune import main as finetune_main
 from llava_stf.training.trainer import FinetuneTrainer
@@ -179,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

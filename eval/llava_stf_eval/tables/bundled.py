@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from llava_stf.io.command import run
 from llava_stf.world import ALL, BENCHMARKS
 from llava_stf_eval.tables.answers import read_answers
 from llava_stf_eval.tables.spread import spread
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

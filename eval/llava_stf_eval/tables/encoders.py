@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
+from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf_eval.tables.seconds import cpu_seconds
 
@@ -160,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,6 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from llava_stf.io.command import run
 from llava_stf_eval.tables.answers import read_answers
 from llava_stf_eval.tables.spread import spread
 
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

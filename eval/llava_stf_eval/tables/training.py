@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
+from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf_eval.tables.seconds import cpu_seconds
 
@@ -215,4 +216,4 @@ def _plain(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
