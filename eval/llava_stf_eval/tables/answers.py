@@ -37,6 +37,20 @@ def read_answers(paths: Iterable[Path], *, of_one_seed: bool = True) -> list[lis
     return [results for _, results in read]
 
 
+def read_kinds(folder: Path, kinds: Iterable[str], *, of_one_seed: bool = True) -> dict[str, dict[str, list[Any]]]:
+    """The results in the files KIND-SEED.json of a folder, by kind and by seed, without kinds that it has none of.
+
+    Raises:
+        DataError: as `read_answers`.
+    """
+    files = [(kind, path) for kind in kinds for path in sorted(folder.glob(f"{kind}-[0-9]*.json"))]
+    found: dict[str, dict[str, list[Any]]] = {}
+    answers = read_answers((path for _, path in files), of_one_seed=of_one_seed)
+    for (kind, path), results in zip(files, answers, strict=True):
+        found.setdefault(kind, {})[path.stem.removeprefix(f"{kind}-")] = results
+    return found
+
+
 def _questions(result: dict[str, Any]) -> tuple[int, int]:
     return result["seed"], result["questions"]
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llava_stf.io.command import run
 from llava_stf.world import ALL, BENCHMARKS
-from llava_stf_eval.tables.answers import read_answers
+from llava_stf_eval.tables.answers import read_kinds
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
@@ -41,11 +42,10 @@ def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
     Raises:
         DataError: they are about other questions.
     """
-    files = [(title, path) for kind, title in TITLES.items() for path in _files(folder, kind)]
     columns: dict[str, list[dict[str, Any]]] = {}
-    for (title, _), results in zip(files, read_answers(path for _, path in files), strict=True):
-        for result in results:
-            columns.setdefault(f"{title} ({result['vision_tokens']})", []).append(result)
+    for kind, seeds in read_kinds(folder, TITLES).items():
+        for result in chain.from_iterable(seeds.values()):
+            columns.setdefault(f"{TITLES[kind]} ({result['vision_tokens']})", []).append(result)
     return columns
 
 
@@ -72,17 +72,9 @@ def leads(folder: Path, kind: str, other: str) -> list[float]:
     Raises:
         DataError: they are about other questions.
     """
-    files = [path for one in (kind, other) for path in _files(folder, one)]
-    shares = {path.stem: results[0]["accuracy"] for path, results in zip(files, read_answers(files), strict=True)}
-    seeds = [path.stem.partition("-")[2] for path in _files(folder, kind)]
-    return [
-        100 * (shares[f"{kind}-{seed}"] - shares[f"{other}-{seed}"]) for seed in seeds if f"{other}-{seed}" in shares
-    ]
-
-
-def _files(folder: Path, kind: str) -> list[Path]:
-    """The files of a kind's results, by seed."""
-    return sorted(folder.glob(f"{kind}-[0-9]*.json"))
+    found = read_kinds(folder, (kind, other))
+    mine, theirs = found.get(kind, {}), found.get(other, {})
+    return [100 * (mine[seed][0]["accuracy"] - theirs[seed][0]["accuracy"]) for seed in mine if seed in theirs]
 
 
 def main() -> None:

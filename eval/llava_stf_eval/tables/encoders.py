@@ -88,13 +88,8 @@ def encoder_table(found: dict[str, dict[str, Any]]) -> str:
     """
     rows = ["| pre-training | kNN, class token | kNN, mean | linear, class token | linear, mean | CPU seconds |"]
     rows.append("|" + " --- |" * 6)
+    kinds = {"knn-class": MAIN_NEIGHBOURS, "knn-mean": MAIN_NEIGHBOURS, "linear-class": "last", "linear-mean": "last"}
     for name, result in found.items():
-        kinds = {
-            "knn-class": MAIN_NEIGHBOURS,
-            "knn-mean": MAIN_NEIGHBOURS,
-            "linear-class": "last",
-            "linear-mean": "last",
-        }
         cells = [f"{result[kind][figure]:.1f}" if kind in result else "" for kind, figure in kinds.items()]
         rows.append(f"| {TITLES[name]} | {' | '.join(cells)} | {result.get('cpu_seconds', '')} |")
     return "\n".join(rows) + "\n"

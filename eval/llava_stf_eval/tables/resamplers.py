@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llava_stf.io.command import run
-from llava_stf_eval.tables.answers import read_answers
+from llava_stf_eval.tables.answers import read_kinds
 from llava_stf_eval.tables.spread import spread
 
 # Of each kind its title and its projector.
@@ -56,10 +57,9 @@ def table(folder: Path, speed: Path) -> str:
         DataError: the results are about other questions.
     """
     seconds = {row["method"]: row["first token"] for row in json.loads(speed.read_text())["rows"]}
-    files = [(kind, path) for kind in TITLES for path in sorted(folder.glob(f"{kind}-[0-9]*.json"))]
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (kind, _), results in zip(files, read_answers(path for _, path in files), strict=True):
-        for result in results:
+    for kind, seeds in read_kinds(folder, TITLES).items():
+        for result in chain.from_iterable(seeds.values()):
             found[kind][result["vision_tokens"]].append(100 * result["accuracy"])
     lines = [
         "| | right answers, % at 16 | at 4 | at 1 | seeds | parameters, 7B | FLOPs an image, 7B | first token, s |",

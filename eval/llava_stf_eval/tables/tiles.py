@@ -8,12 +8,11 @@ Accuracy is that of `llava_stf_eval.drawn`, mean and standard deviation over the
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from llava_stf.io.command import run
-from llava_stf_eval.tables.answers import read_answers
+from llava_stf_eval.tables.answers import read_kinds
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
@@ -32,11 +31,8 @@ def table(folder: Path) -> str:
     Raises:
         DataError: they are not about as many images, or at one seed about other questions.
     """
-    files = [(kind, path) for kind in TITLES for path in sorted(folder.glob(f"{kind}-[0-9]*.json"))]
-    answers = read_answers((path for _, path in files), of_one_seed=False)
-    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for (kind, _), results in zip(files, answers, strict=True):
-        found[kind] += results
+    kinds = read_kinds(folder, TITLES, of_one_seed=False)
+    found = {kind: list(chain.from_iterable(seeds.values())) for kind, seeds in kinds.items()}
     names = " | ".join(FAMILIES.values())
     lines = [f"| | tokens | all questions, % | {names} |", "| --- |" + " ---: |" * (2 + len(FAMILIES))]
     for kind, results in found.items():
