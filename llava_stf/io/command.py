@@ -10,14 +10,19 @@ from llava_stf.errors import LlavaStfError
 from llava_stf.io.signals import report, terminable
 
 
-def run(main: Callable[[], object]) -> NoReturn:
-    """Run a module's `main` and exit: with 0, 2 and one sentence for a `LlavaStfError`, or a signal's code."""
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a command: 0, 2 and one sentence on stderr for a `LlavaStfError`, or a signal's code."""
     try:
         with terminable():
-            main()
+            work()
     except KeyboardInterrupt as stop:
-        sys.exit(report(stop))
+        return report(stop)
     except LlavaStfError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+        return 2
+    return 0
+
+
+def run(main: Callable[[], object]) -> NoReturn:
+    """Run a module's `main` and exit with its `exit_code`."""
+    sys.exit(exit_code(main))

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_stf.errors import LlavaStfError
+from llava_stf.io.command import exit_code
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
-from llava_stf.io.signals import keeping, report, terminable
+from llava_stf.io.signals import keeping
 from llava_stf.models.model_card import write_card
 from llava_stf.training.config import FinetuneConfig, parse
 from llava_stf.training.sharding import check_processes, check_sharding, sharding, whole_weights
@@ -199,16 +199,13 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when trained, 2 with one sentence on stderr for an error of the user's."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    try:
+
+    def work() -> None:
         config = parse(sys.argv[1:] if argv is None else argv)
-        with terminable(), keeping(lambda: f"{describe_newest(Path(config.output))}; go on with --resume"):
+        with keeping(lambda: f"{describe_newest(Path(config.output))}; go on with --resume"):
             finetune(config)
-    except KeyboardInterrupt as stop:
-        return report(stop)
-    except LlavaStfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
