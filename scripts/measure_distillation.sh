@@ -17,6 +17,9 @@ count=${IMAGES:-512} steps=${STEPS:-100} asked=${ASKED:-300} photos=${PHOTOS:-} 
 sources="drawn ${photos:+photos} ${cifar:+cifar} ${photos:+${cifar:+mosaics}} noise inverted"
 data=$out/data/instruct.json
 
+source "$root/scripts/one_budget.sh"
+one_budget "$out" "$count images of a source, $steps steps, $asked images"
+
 [ -f "$data" ] || "$python" -m llava_stf.world --out "$out/data" --count "$count" --seed 31
 
 llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the name of one on the path

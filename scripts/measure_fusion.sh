@@ -8,13 +8,17 @@
 # (fused), that with random weights (random), TokenPacker and MQT, all at 16 tokens; MBTF alone at 64 (blocks); one model
 # for 64, 16 and 4 (nested), M3's for 16, 4 and 1 (m3); two for 4 tokens alone (pool4, fused4). Whatever has weights of its
 # own is aligned first, alone. SEEDS="0 1 2"; IMAGES=1000 held-out images are asked about. DTYPE=float32 computes in
-# float32, which some CPUs multiply faster than bfloat16. Prints tables; runs side by side may share a FOLDER.
+# float32, which some CPUs multiply faster than bfloat16. Prints tables; runs side by side may share a FOLDER, which is for
+# one START, STEPS and IMAGES.
 set -euo pipefail
 root=$(dirname "$0")/..
 out=${1:-runs/fusion}
 python=${PYTHON:-$root/.venv/bin/python}
-start=${START:-tiny-full} steps=${STEPS:-2000} dtype=${DTYPE:-bfloat16}
+start=${START:-tiny-full} steps=${STEPS:-2000} images=${IMAGES:-1000} dtype=${DTYPE:-bfloat16}
 export OMP_NUM_THREADS=${THREADS:-1} TOKENIZERS_PARALLELISM=false
+
+source "$root/scripts/one_budget.sh"
+one_budget "$out" "$steps steps from ${start##*/}, $images images"
 
 train() { # KIND OPTIONS
     [ -f "$out/$1-$seed/config.json" ] ||
@@ -24,7 +28,7 @@ train() { # KIND OPTIONS
 }
 answers() { # KIND OPTIONS
     [ -f "$out/$1-$seed.json" ] ||
-        "$python" -m llava_stf_eval.drawn --images "${IMAGES:-1000}" --output "$out/$1-$seed.json" \
+        "$python" -m llava_stf_eval.drawn --images "$images" --output "$out/$1-$seed.json" \
             --model "$out/$1-$seed" --dtype "$dtype" "${@:2}"
 }
 kind() { # NAME

@@ -7,21 +7,18 @@
 # Images are drawn at 224 px with shapes and letters as large as the bundled model's, whose tower sees 112 px: four tiles
 # show them as they are, one shows them at half their size. The bundled LLaVA's weights are trained on the same images
 # as a LLaVA-1.5 (one tile), and as a LLaVA-NeXT at all tokens, by mean pooling and by STF at a quarter; the tower stays
-# frozen. SEEDS="0 1 2" of training and of the IMAGES=250 held-out images, STEPS=250 optimizer steps of 8 images each; a
-# FOLDER is for one number of steps, and for one of images.
+# frozen. SEEDS="0 1 2" of training and of the IMAGES=250 held-out images, STEPS=250 optimizer steps of 8 images each; one FOLDER
+# is for one number of steps and images.
 set -euo pipefail
 root=$(dirname "$0")/..
 out=${1:-runs/tiles}
 python=${PYTHON:-$root/.venv/bin/python}
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-steps=${STEPS:-250}
+steps=${STEPS:-250} images=${IMAGES:-250}
 world="--side 224 --family open --family text --family presence"
 
-mkdir -p "$out"
-[ -f "$out/steps" ] || echo "$steps" > "$out/steps"
-[ "$(< "$out/steps")" = "$steps" ] || {
-    echo "$out holds runs of $(< "$out/steps") steps, not of $steps; name another folder" >&2 && exit 2
-}
+source "$root/scripts/one_budget.sh"
+one_budget "$out" "$steps steps, $images images"
 [ -f "$out/data/instruct.json" ] || "$python" -m llava_stf.world --out "$out/data" --count $((8 * steps)) --seed 51 $world
 [ -d "$out/next" ] || "$python" -m llava_stf_eval.measurement.make_tiled "$out/next"
 
@@ -32,7 +29,7 @@ train() { # KIND OPTIONS
         --cpu-threads 1 --seed "$seed" "${@:2}" > "$out/$1-$seed.log" 2>&1
 }
 ask() { # KIND OPTIONS
-    [ -f "$out/$1-$seed.json" ] || "$python" -m llava_stf_eval.drawn --images "${IMAGES:-250}" --seed "$seed" $world \
+    [ -f "$out/$1-$seed.json" ] || "$python" -m llava_stf_eval.drawn --images "$images" --seed "$seed" $world \
         --output "$out/$1-$seed.json" "${@:2}"
 }
 

@@ -15,6 +15,8 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 steps=${STEPS:-300}
 config=$root/scripts/configs/encoders/drawn-quick.yaml
 
+source "$root/scripts/one_budget.sh"
+one_budget "$out" "$steps steps"
 [ -f "$out/drawn/instruct.json" ] || "$python" -m llava_stf.world --out "$out/drawn" --count 6000 --seed 51
 [ -f "$out/data/instruct.json" ] || "$python" -m llava_stf.world --out "$out/data" --count 4800 --seed 31 --captions
 

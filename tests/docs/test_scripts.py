@@ -59,8 +59,22 @@ def test_a_script_runs_from_any_folder(name, tmp_path):
     assert not FROM_HERE.findall(calls)
 
 
-def test_one_folder_of_tiles_is_for_one_number_of_steps(tmp_path):
-    for steps, code in (("3", 0), ("3", 0), ("4", 2)):
-        _, done = run("tiles", tmp_path, STEPS=steps)
+@pytest.mark.parametrize(
+    ("name", "setting", "budget"),
+    [
+        ("distillation", "IMAGES", "{} images of a source, 100 steps, 300 images"),
+        ("distillation", "STEPS", "512 images of a source, {} steps, 300 images"),
+        ("distillation", "ASKED", "512 images of a source, 100 steps, {} images"),
+        ("fusion", "START", "2000 steps from {}, 1000 images"),
+        ("fusion", "STEPS", "{} steps from tiny-full, 1000 images"),
+        ("fusion", "IMAGES", "2000 steps from tiny-full, {} images"),
+        ("tiles", "STEPS", "{} steps, 250 images"),
+        ("tiles", "IMAGES", "250 steps, {} images"),
+        ("towers", "STEPS", "{} steps"),
+    ],
+)
+def test_one_folder_is_for_one_budget(name, setting, budget, tmp_path):
+    for value, code in (("3", 0), ("3", 0), ("4", 2)):
+        _, done = run(name, tmp_path, **{setting: value})
         assert done.returncode == code, done.stderr
-    assert "holds runs of 3 steps, not of 4; name another folder" in done.stderr
+    assert f"holds results of {budget.format(3)}, not of {budget.format(4)}; name another folder" in done.stderr
