@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llava_stf_eval.protocols import BENCHMARKS
+from llava_stf_eval.report.compare import highest_score, strata_of
 from llava_stf_eval.report.runs import Run, table_order
-from llava_stf_eval.report.scores import bundled_patches, maximum, published_of, title
+from llava_stf_eval.report.scores import bundled_patches, published_of, title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,19 +25,23 @@ DPI = 130
 
 @dataclass(frozen=True)
 class Series:
-    """One line of the radar and one colour of the bars: a run, or a published row."""
+    """One line of the radar and one colour of the bars: a run, or a published row.
+
+    `highest` is what right answers to all of its questions score.
+    """
 
     label: str
     scores: dict[str, float]
+    highest: dict[str, float]
     published: bool
 
 
 def series_of(runs: Sequence[Run]) -> list[Series]:
     """The runs' scores, then the published rows they may be compared with; a range stands at its middle."""
-    series = [
-        Series(run.label, {name: r.score for name, r in run.benchmarks.items() if r.score is not None}, False)
-        for run in runs
-    ]
+    series = []
+    for run in runs:
+        scores = {name: result.score for name, result in run.benchmarks.items() if result.score is not None}
+        series.append(Series(run.label, scores, {name: _highest(run, name) for name in scores}, False))
     for run in runs:
         row = published_of(run)
         label = f"{row.title}, {row.budget} (published)" if row else ""
@@ -43,7 +49,8 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
             continue
         ranges = {name: row.scores.get(name.partition(":")[0]) for name in run.benchmarks}
         scores = {name: (found[0] + found[1]) / 2 for name, found in ranges.items() if found is not None}
-        series.append(Series(label, scores, True))
+        highest = {name: float(BENCHMARKS[name.partition(":")[0]].scale) for name in scores}
+        series.append(Series(label, scores, highest, True))
     return series
 
 
@@ -60,7 +67,8 @@ def draw_radar(runs: Sequence[Run], *, dark: bool = False) -> bytes | None:
         return None
     alone = len(series) == 1
     best = {
-        name: maximum(name) if alone else max((s.scores.get(name, 0.0) for s in series), default=0.0) for name in names
+        name: series[0].highest[name] if alone else max((s.scores.get(name, 0.0) for s in series), default=0.0)
+        for name in names
     }
     shares = [[s.scores[n] / best[n] if n in s.scores and best[n] else math.nan for n in names] for s in series]
     lowest = min((share for row in shares for share in row if not math.isnan(share)), default=0.0)
@@ -110,12 +118,12 @@ def draw_bars(runs: Sequence[Run], *, dark: bool = False) -> bytes:
     for place, (item, colour) in enumerate(zip(series, _colours(series), strict=True)):
         shown = [(at, name) for at, name in enumerate(names) if name in item.scores]
         where = [at - 0.42 + (place + 0.5) * width for at, _ in shown]
-        heights = [100 * item.scores[name] / maximum(name) for _, name in shown]
+        heights = [100 * item.scores[name] / item.highest[name] for _, name in shown]
         style = {"hatch": "///", "fill": False, "edgecolor": colour} if item.published else {"color": colour}
         axes.bar(where, heights, 0.92 * width, label=item.label, **style)
         for x, height, (_, name) in zip(where, heights, shown, strict=True):
             value = item.scores[name]
-            text = f"{value:.0f}" if maximum(name) > 100 else f"{value:.1f}"
+            text = f"{value:.0f}" if item.highest[name] > 100 else f"{value:.1f}"
             axes.text(x, height + 1, text, ha="center", fontsize=7, color=INK[dark])
     axes.set_xticks(range(len(names)), [title(name) for name in names], color=INK[dark])
     axes.set_ylim(0, 108)
@@ -127,6 +135,12 @@ def draw_bars(runs: Sequence[Run], *, dark: bool = False) -> bytes:
         side.set_color(RULE[dark])
     _legend(figure, dark)
     return _png(figure)
+
+
+def _highest(run: Run, benchmark: str) -> float:
+    """Of the questions that the run was asked: MME has no more than 200 for each category in them."""
+    strata, _ = strata_of(benchmark, run.protocol, [(sample, sample) for sample in run.samples(benchmark)])
+    return highest_score(benchmark, strata)
 
 
 def _rings(lowest: float) -> tuple[float, list[float]]:

@@ -73,12 +73,6 @@ def title(benchmark: str) -> str:
     return f"{known}, {split}" if split else known
 
 
-def maximum(benchmark: str) -> float:
-    """The highest possible score."""
-    name = benchmark.partition(":")[0]
-    return BENCHMARKS[name].scale if name in BENCHMARKS else 100.0
-
-
 def bundled_patches(run: Run) -> int | None:
     """Patches of an image in the bundled model of a run; None for another model."""
     config = files("llava_stf").joinpath("assets", run.model, "config.json")

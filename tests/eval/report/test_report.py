@@ -22,8 +22,10 @@ from llava_stf_eval.report import load_run, load_runs, print_scores, write_repor
 from llava_stf_eval.report import write as report_write
 from llava_stf_eval.report.images import embed_images
 from llava_stf_eval.report.page import fair_share
+from llava_stf_eval.report.plots import series_of
 from llava_stf_eval.report.published import find_published, published_counts, published_rows
 from llava_stf_eval.report.scores import footnotes, score_rows
+from llava_stf_eval.scoring.mme import PERCEPTION
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 SCORED = {
@@ -45,7 +47,7 @@ def write_run(folder, scores, *, wrong=3, answer=HOSTILE, **other):
             lines.append({
                 "id": str(number), "question": f"{name} {number} & <b>?</b>", "prompt": "USER: ?", "answer": answer,
                 "reference": ["yes", "yes", "Yes"], "score": float(number == 0), "image_id": str(number),
-                "image": image, "category": None,
+                "image": image, "category": PERCEPTION[number] if name == "mme" else None,
             })  # fmt: skip
         (folder / "samples" / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     record = {
@@ -297,7 +299,7 @@ def test_table_says_what_failed_and_fits_eighty_columns(tmp_path, capsys, monkey
 
 
 def test_report_of_one_run(tmp_path):
-    folder = write_run(tmp_path / "run", dict.fromkeys(BENCHMARKS, 66.0))
+    folder = write_run(tmp_path / "run", dict.fromkeys(BENCHMARKS, 66.0) | {"ocrbench": 1.0})
     (folder / "report.html").write_text("an earlier report")
     written = write_report(folder)
     assert {path.name for path in written} == {"report.html", "bars.png", "radar.png"}
@@ -342,9 +344,13 @@ def test_page_stands_alone_and_is_escaped(tmp_path):
 
 def test_report_puts_runs_side_by_side(tmp_path):
     full = write_run(
-        tmp_path / "full", dict.fromkeys(BENCHMARKS, 70.0), method="full", vision_tokens=576, protocol="lmms-eval"
+        tmp_path / "full",
+        dict.fromkeys(BENCHMARKS, 70.0) | {"ocrbench": 1.0},
+        method="full",
+        vision_tokens=576,
+        protocol="lmms-eval",
     )
-    fused = write_run(tmp_path / "fused", dict.fromkeys(BENCHMARKS, 69.5))
+    fused = write_run(tmp_path / "fused", dict.fromkeys(BENCHMARKS, 69.5) | {"ocrbench": 1.0})
     write_report(full, others=[fused])
     assert not (fused / "report.html").exists()
     page = Reader((full / "report.html").read_text())
@@ -354,6 +360,15 @@ def test_report_puts_runs_side_by_side(tmp_path):
         "my-llava-7b · full · 576 tokens",
         "my-llava-7b · stf · 144 tokens",
     }
+
+
+def test_bars_stand_below_what_the_questions_asked_can_score(tmp_path):
+    """Four of MME's categories give 800, four questions of OCRBench 4; a published row is of all of them."""
+    folder = write_run(tmp_path / "run", {"gqa": 60.0, "mme": 790.0, "ocrbench": 3.0}, method="stf", vision_tokens=144)
+    own, published = series_of([load_run(folder)])
+    assert own.highest == {"gqa": 100, "mme": 800, "ocrbench": 4}
+    assert published.highest == {name: BENCHMARKS[name].scale for name in published.scores}
+    assert published.highest["mme"] == 2000
 
 
 def test_no_radar_of_two_benchmarks_and_none_left_from_before(tmp_path):
