@@ -51,8 +51,12 @@ def generation_options(
     settings = options.get("generation_config") or model.generation_config
     if options.get("stop_strings", settings.stop_strings):
         options.setdefault("tokenizer", tokenizer)
-    if rows > 1:
-        options["prompt_lookup_num_tokens"] = None  # faster for one row, not done for several
+    reduction = getattr(model.model, "reduction", None)
+    if rows > 1 or (reduction is not None and reduction.method.reads_prompt):
+        # Faster for one row, not done for several; and what reads the prompt would read guesses at its answer.
+        options["prompt_lookup_num_tokens"] = None
+    if reduction is not None and reduction.method.reads_prompt:
+        options["prefill_chunk_size"] = None  # saves memory, and the prompt is read whole
     options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
     options["suppress_tokens"] = with_suppressed(options, model.generation_config, model.config, tokenizer)
     return options

@@ -17,7 +17,7 @@ from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.change import make_change, undo_change
 from llava_stf.reduction.fusion import FusingMethod, untrained
 from llava_stf.reduction.method import Method
-from llava_stf.reduction.options import check_options
+from llava_stf.reduction.options import checked_options
 from llava_stf.reduction.pool import Pool
 from llava_stf.reduction.stf import Stf
 
@@ -43,7 +43,7 @@ def check_reduction(config: LlavaConfig, method: str | Method, vision_tokens: in
     found = find_method(method) if isinstance(method, str) else method
     if not isinstance(found, Method):
         raise FusionError(f"A model is reduced by one method, given by its name or as a Method; found {method!r}.")
-    check_options(found)
+    found = checked_options(found)
     if isinstance(config, FusionConfig):
         raise FusionError(f"'{found.name}' is for a plain LLaVA; found one that fuses tokens by '{config.fusion}'.")
     patches = patch_grid(config) ** 2

@@ -46,6 +46,11 @@ class ClassTokenMethod(TrainingFreeMethod):
                 f"found '{config.vision_config.model_type}' with select strategy "
                 f"'{config.vision_feature_select_strategy}'."
             )
+        if state_index(config.vision_feature_layer, config.vision_config.num_hidden_layers) < 1:
+            raise FusionError(
+                f"{self.title} reads the attention in the block below the selected hidden state; found "
+                f"vision_feature_layer {config.vision_feature_layer}, which no block has made."
+            )
 
     def measure(self, model: ReducedLlavaModel, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selected state [B, 1 + N, C], and what `class_attention` finds in the block that made it."""

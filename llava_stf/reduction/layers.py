@@ -22,6 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from llava_stf.errors import FusionError
+from llava_stf.reduction.cache_rows import Moved, keep_beside
 from llava_stf.reduction.layer_tokens import Tokens
 from llava_stf.reduction.model import ReducedLlavaModel, TrainingFreeMethod
 from llava_stf.reduction.tensors import gather_tokens
@@ -50,6 +51,10 @@ class _Lost:
 
     prompt: int
     stages: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def moved(self, rows: Moved) -> _Lost:
+        """See `keep_beside`."""
+        return _Lost(self.prompt, {layer: (rows(mask), rows(shift)) for layer, (mask, shift) in self.stages.items()})
 
 
 @dataclass
@@ -152,13 +157,16 @@ class LayerDropping(TrainingFreeMethod):
         return LayerDroppingModel
 
     def hooks(self, model: LlavaForConditionalGeneration) -> list[RemovableHandle]:
-        """One before each layer of the LLM, which prunes where a stage begins."""
+        """One before each layer of the LLM, which prunes where a stage begins, and one before all, which refuses."""
         llm, reduction = model.model.language_model, model.model.reduction
         counts = self.vision_tokens_per_layer(len(llm.layers), reduction.patches, reduction.vision_tokens)
         stages = {layer: count for layer, count in enumerate(counts) if layer and count != counts[layer - 1]}
         return [
-            layer.register_forward_pre_hook(partial(_before_layer, self, llm, stages, index), with_kwargs=True)
-            for index, layer in enumerate(llm.layers)
+            model.register_forward_pre_hook(partial(_check_pass, self), with_kwargs=True),
+            *(
+                layer.register_forward_pre_hook(partial(_before_layer, self, llm, stages, index), with_kwargs=True)
+                for index, layer in enumerate(llm.layers)
+            ),
         ]
 
     def image_tokens(self, model: ReducedLlavaModel, pixel_values: Tensor) -> Tensor:
@@ -207,12 +215,31 @@ class LayerDroppingModel(ReducedLlavaModel):
                     "mask [B, T]; a static cache and images in a later pass do not work."
                 )
             image = input_ids == self.config.image_token_id
+            if (image.sum(-1) % self.reduction.patches).any():
+                raise FusionError(
+                    f"{title} prunes a whole prompt with its images at once: a row of this pass ends within an image "
+                    f"of {self.reduction.patches} tokens; leave prefill_chunk_size out."
+                )
         if cache is not None and not seen:
             vars(cache).pop(STATE, None)  # of a prompt that the cache was emptied of
         lost = _Lost(attention_mask.shape[1]) if image is not None else vars(cache).get(STATE) if seen else None
         state = _Pass(attention_mask, image, self.reduction.patches, lost)
         return super().forward(
             input_ids=input_ids, pixel_values=pixel_values, attention_mask=attention_mask, **kwargs, **{STATE: state}
+        )
+
+
+def _check_pass(method: LayerDropping, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Hook before the whole model: refuse what would be read as text of the prompt, or be missed in the output."""
+    if kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
+        return
+    if kwargs.get("labels") is not None:
+        raise FusionError(f"{method.title} has fewer logits than labels: a model that it prunes cannot be trained.")
+    logits = kwargs.get("logits_to_keep", 0)
+    if find_cache(kwargs) is not None and isinstance(logits, int) and logits > 1:
+        raise FusionError(
+            f"{method.title} prunes by what the prompt says, and the last {logits - 1} of these tokens are guesses at "
+            "its answer: leave prompt_lookup_num_tokens and assistant_model out."
         )
 
 
@@ -243,7 +270,7 @@ def _before_layer(
         if state.image is not None:
             hidden = state.drop(method, llm, index, stages[index], hidden, kwargs["position_embeddings"])
             if cache is not None:
-                setattr(cache, STATE, state.lost)
+                keep_beside(cache, STATE, state.lost)
         assert state.positions is not None
         left, moved = state.lost.stages[index]
         mask = torch.cat([left, state.attention_mask[:, state.lost.prompt :]], dim=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from llava_stf.errors import FusionError
 from llava_stf.models.fusion.budget import patch_grid
 from llava_stf.models.fusion.tiles import refuse_tiles
 from llava_stf.reduction.method import Change
@@ -30,6 +31,8 @@ class M3(Pool):
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
         """Also refuse a class with tiles or videos, whose windows are nested otherwise."""
         refuse_tiles(config, self.title)
+        if self.attention_bias:
+            raise FusionError("M3 has no attention_bias; take Pool(attention_bias=True), which has one budget.")
         super().check(config, patches, vision_tokens)
 
     def fuse(self, model: LlavaForConditionalGeneration, window: int | Sequence[int], seed: int) -> Change:

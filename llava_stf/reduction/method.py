@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,19 +81,33 @@ class Method(ABC):
         return None
 
 
+class Encoded(threading.local):
+    """What a method with `attention_bias` reads and merges in a forward pass, in the thread that makes the pass.
+
+    Attributes:
+        ids: of the pass, int64 [B, T].
+        tokens: of the images that were encoded last, [images, M, H].
+        sizes: patches of each of these tokens, float32 [images, M].
+    """
+
+    ids: Tensor | None = None
+    tokens: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[Encoded], tuple[()]]:
+        """A copy of the model is in no pass."""
+        return Encoded, ()
+
+
 @dataclass
 class Reduction:
-    """A method without weights and its budget, as it stands on the inner model under `reduction`.
-
-    `sizes` is what a method with `attention_bias` has merged: patches of each token of the images that were encoded
-    last, float32 [images, M].
-    """
+    """A method without weights and its budget, as it stands on the inner model under `reduction`."""
 
     method: Method
     patches: int
     vision_tokens: int
     seed: int
-    sizes: Tensor | None = None
+    encoded: Encoded = field(default_factory=Encoded)
 
     @property
     def prompt_tokens(self) -> int:

@@ -145,6 +145,8 @@ class ReducedLlavaModel(LlavaModel):
         method = self.reduction.method
         assert isinstance(method, TrainingFreeMethod)
         tokens = method.image_tokens(self, pixel_values)
+        if method.attention_bias:
+            self.reduction.encoded.tokens = tokens
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=list(tokens))
 
     def patch_states(self, pixel_values: Tensor) -> Tensor:

@@ -67,9 +67,13 @@ def parse_options(texts: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def check_options(method: Method) -> None:
-    """Raise `FusionError` where a method was made with a value that its option does not have."""
-    with_options(method, {name: getattr(method, name) for name in option_types(method)})
+def checked_options(method: Method) -> Method:
+    """The method with its options' values as they are meant, such as 3 for "3".
+
+    Raises:
+        FusionError: it was made with a value that its option does not have.
+    """
+    return with_options(method, {name: getattr(method, name) for name in option_types(method)})
 
 
 def changed_options(method: Method) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class SizedPool(TrainingFreeMethod):
         reduction = model.reduction
         window = resolve_window(model.config, reduction.vision_tokens)
         tokens = pool_tokens(model.multi_modal_projector(model.patch_states(pixel_values)), window)
-        reduction.sizes = tokens.new_full(tokens.shape[:2], window**2, dtype=torch.float32)
+        reduction.encoded.sizes = tokens.new_full(tokens.shape[:2], window**2, dtype=torch.float32)
         return tokens
 
 

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens of a pass, P tokens in the cache before it, I images of
 
 from __future__ import annotations
 
-import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from transformers import DynamicCache, LlavaConfig, LlavaForConditionalGeneratio
 
 from llava_stf.errors import FusionError
 from llava_stf.models.fusion.modeling import CACHE
+from llava_stf.reduction.cache_rows import Moved, keep_beside
 from llava_stf.reduction.layers import find_cache
 
-_KEPT = "_llava_stf_key_bias"  # attribute of a cache: the bias of its keys, [B, P]
+_KEPT = "_llava_stf_key_bias"  # attribute of a cache
 _MASKABLE = ("sdpa", "eager")
 
 
@@ -35,22 +36,39 @@ def check_size_bias(config: LlavaConfig, name: str) -> None:
         raise FusionError(f"attention_bias of '{name}' needs an LLM whose layers all attend to the whole prompt.")
 
 
+@dataclass
+class _KeyBias:
+    """The bias of the keys in a cache, [B, P]."""
+
+    values: Tensor
+
+    def moved(self, rows: Moved) -> _KeyBias:
+        """See `keep_beside`."""
+        return _KeyBias(rows(self.values))
+
+
 class SizeBias:
-    """Adds log s to the attention to image tokens, in every layer of one model's LLM."""
+    """Adds log s to the attention to image tokens, in every layer of one model's LLM.
+
+    What encodes images sets `sizes` of `reduction.encoded`, patches of each image token, float32 [I, M].
+    """
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         self._inner = model.model
-        self._pass = threading.local()
 
     def hooks(self) -> list[RemovableHandle]:
-        """Puts it on the model, whose `reduction.sizes` are patches of each image token, [I, M] of the last images."""
+        """Puts it on the model."""
         return [
             self._inner.register_forward_pre_hook(self._see_ids, with_kwargs=True),
             self._inner.language_model.register_forward_pre_hook(self._add, with_kwargs=True),
         ]
 
     def _see_ids(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._pass.ids = args[0] if args else kwargs.get("input_ids")
+        encoded = self._inner.reduction.encoded
+        encoded.ids = args[0] if args else kwargs.get("input_ids")
+        image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if image is None or image.last_hidden_state is not encoded.tokens:
+            encoded.sizes = None  # those of other images
 
     def _add(self, llm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if llm.config._attn_implementation not in _MASKABLE:
@@ -67,26 +85,32 @@ class SizeBias:
         past = 0 if cache is None else cache.get_seq_length()
         bias = torch.cat([self._known(cache, past, states), self._new(states)], dim=1)
         if cache is not None:
-            setattr(cache, _KEPT, bias)
+            keep_beside(cache, _KEPT, _KeyBias(bias))
         return args, kwargs | {"attention_mask": _mask(bias, past, given, states.dtype)}
 
     def _known(self, cache: Any, past: int, states: Tensor) -> Tensor:
         """The bias of the keys in the cache, [B, P]."""
-        known = getattr(cache, _KEPT, states.new_zeros(len(states), 0))
-        if known.shape[1] < past or len(states) % len(known):
+        kept = getattr(cache, _KEPT, None)
+        known = states.new_zeros(len(states), 0) if kept is None or not past else kept.values
+        if known.shape[1] < past or len(known) != len(states):
             raise FusionError("With attention_bias a cache must be one that this model has filled from its beginning.")
-        return known[:, :past].repeat_interleave(len(states) // len(known), dim=0)
+        return known[:, :past]
 
     def _new(self, states: Tensor) -> Tensor:
         """The bias of the keys of this pass, [B, T]."""
-        ids = self._pass.ids
+        ids, sizes = self._inner.reduction.encoded.ids, self._inner.reduction.encoded.sizes
         if ids is None:
             raise FusionError("With attention_bias a prompt is told by input_ids, in which image tokens can be found.")
         places = (ids == self._inner.config.image_token_id).to(states.device)
         bias = states.new_zeros(ids.shape)
         if places.any():
-            sizes = self._inner.reduction.sizes
-            images = (places.sum(1) // sizes.shape[1]).tolist()
+            if sizes is None:
+                raise FusionError(
+                    "With attention_bias images are encoded for the pass that reads their tokens, and read whole: give "
+                    "pixel_values, and leave prefill_chunk_size out."
+                )
+            counts = places.sum(1)
+            images = (counts // sizes.shape[1]).tolist()
             bias[places] = sizes[rows_of_images(images, len(sizes))].log().flatten().to(bias)
         return bias
 

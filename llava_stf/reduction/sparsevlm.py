@@ -113,8 +113,10 @@ class SparseVLM(LayerDropping):
     renumber = True
 
     def check(self, config: LlavaConfig, patches: int, vision_tokens: int) -> None:
-        """Also refuse a budget that leaves no token beside the clusters."""
+        """Also refuse an LLM of one layer, and a budget that leaves no token beside the clusters."""
         super().check(config, patches, vision_tokens)
+        if config.text_config.num_hidden_layers < 2:
+            raise FusionError("SparseVLM drops tokens behind a layer of the LLM and before another; found one layer.")
         before = patches
         for after in self.stages(config.text_config.num_hidden_layers, patches, vision_tokens).values():
             if after < before and kept_count(before, after) < 1:
@@ -135,7 +137,13 @@ class SparseVLM(LayerDropping):
         return dict(zip(starts, [*counts, vision_tokens][-len(starts) :], strict=True)) if starts else {}
 
     def start(self, tokens: Tokens) -> Tensor:
-        """The words that rate."""
+        """The words that rate.
+
+        Raises:
+            FusionError: a prompt has an image and no text behind it.
+        """
+        if not (tokens.behind().any(-1) | ~tokens.image.any(-1)).all():
+            raise FusionError("SparseVLM rates an image by the words behind it, and found none; put the question last.")
         return text_raters(tokens.hidden, tokens.image, tokens.behind())
 
     def choose(self, llm: LlamaModel, layer: int, tokens: Tokens, count: int) -> tuple[Tensor, Tensor]:

@@ -151,6 +151,6 @@ class ToMe(TrainingFreeMethod):
         schedule = patches_after(len(blocks), reduction.patches, reduction.vision_tokens)
         for block, left in zip(blocks, schedule, strict=True):
             x, size = merging_block(block, x, size, left, self.order)
-        reduction.sizes = x.new_ones(x.shape[:2]) if size is None else size
-        reduction.sizes = reduction.sizes[:, 1:]
+        size = x.new_ones(x.shape[:2], dtype=torch.float32) if size is None else size
+        reduction.encoded.sizes = size[:, 1:]
         return model.multi_modal_projector(x[:, 1:])

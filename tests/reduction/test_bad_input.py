@@ -6,6 +6,13 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextCo
 from llava_stf import LlavaStfConfig, apply_pooling, load_model
 from llava_stf.errors import FusionError
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction, remove_reduction
+from llava_stf.reduction.divprune import DivPrune
+from llava_stf.reduction.fastv import FastV
+from llava_stf.reduction.holov import HoloV
+from llava_stf.reduction.m3 import M3
+from llava_stf.reduction.pool import Pool
+from llava_stf.reduction.tome import ToMe
+from llava_stf.reduction.visionzip import VisionZip
 
 CLASS_TOKEN = ["tome", "visionzip", "vispruner", "holov", "prumerge+"]
 IN_THE_LLM = ["fastv", "dart", "pyramiddrop", "sparsevlm"]
@@ -90,3 +97,37 @@ def test_several_methods_at_once_or_none(methods):
 
 def test_no_stage_where_the_llm_is_too_shallow():
     assert "3" in refusal(check_reduction, llava_7b(layers=3), "pyramiddrop", 144)
+
+
+@pytest.mark.parametrize(
+    ("method", "meant"),
+    [
+        (
+            VisionZip(order="RASTER", contextual="Added", class_token="false"),
+            VisionZip(order="raster", class_token=False),
+        ),
+        (ToMe(order="Authors", attention_bias="false"), ToMe()),
+        (Pool(attention_bias="false"), Pool()),
+        (DivPrune(dtype="FLOAT32"), DivPrune()),
+        (FastV(full_layers="3"), FastV(full_layers=3)),
+        (HoloV(crops="4"), HoloV(crops=4)),
+    ],
+    ids=lambda method: method.name,
+)
+def test_options_are_taken_as_they_are_meant(method, meant):
+    assert check_reduction(llava_7b(), method, 144) == meant
+
+
+@pytest.mark.parametrize("method", [VisionZip(order="column"), FastV(full_layers="few"), Pool(attention_bias="maybe")])
+def test_an_option_without_such_a_value(method):
+    assert f"of method '{method.name}' is" in refusal(check_reduction, llava_7b(), method, 144)
+
+
+@pytest.mark.parametrize("name", ["visionzip", "vispruner", "holov", "prumerge+"])
+def test_a_state_that_no_block_has_made(name):
+    assert "vision_feature_layer 0" in refusal(check_reduction, llava_7b(select=0), name, 144)
+
+
+def test_what_one_layer_or_several_budgets_do_not_go_with():
+    assert "found one layer" in refusal(check_reduction, llava_7b(layers=1), "sparsevlm", 144)
+    assert "M3 has no attention_bias" in refusal(check_reduction, llava_7b(), M3(attention_bias=True), 144)

@@ -40,7 +40,7 @@ def test_a_token_weighs_as_its_patches_would(llava):
     inputs, model = encoded(llava, (IMAGES, "What is it?")), llava.model
     logits = model(**inputs).logits[0]
     tokens = torch.cat(model.get_image_features(inputs["pixel_values"]).pooler_output)
-    sizes = model.model.reduction.sizes
+    sizes = model.model.reduction.encoded.sizes
     assert sizes.sum(1).tolist() == [16, 16]
     places = inputs["input_ids"][0] == model.config.image_token_id
     times = torch.ones(len(places), dtype=torch.long)

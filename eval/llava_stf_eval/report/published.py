@@ -12,7 +12,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from llava_stf.errors import LlavaStfError
+
 MODEL_7B, MODEL_13B, MODEL_7B_LORA = "llava-1.5-7b", "llava-1.5-13b", "llava-1.5-7b-lora"
+HALF_A_TOKEN = 0.5  # rows give whole tokens
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def find_published(
     method: str,
     vision_tokens: int | None = None,
     *,
-    mean_tokens: int | None = None,
+    mean_tokens: float | None = None,
     options: Mapping[str, Any] | None = None,
     model: str = MODEL_7B,
 ) -> Published | None:
@@ -90,16 +93,22 @@ def find_published(
     Args:
         method: its name.
         vision_tokens: the budget as tokens kept of an image; FastV's row of 192 keeps 166.
-        mean_tokens: or as the mean over the LLM's layers, or the number that published tables give for it; one of the
-            two.
+        mean_tokens: or as the mean over the LLM's layers, as `Method.mean_tokens` gives it, or the number that
+            published tables give for it, either to the nearest token; one of the two.
         options: in which the method differs from its defaults, such as `{"full_layers": 3}` of FastV.
         model: of whose rows.
+
+    Raises:
+        LlavaStfError: both budgets are given, or none.
     """
     if (vision_tokens is None) == (mean_tokens is None):
-        raise ValueError("Expected either vision_tokens or mean_tokens.")
+        raise LlavaStfError("A published row is found by vision_tokens or by mean_tokens; give one of the two.")
     for row in published_rows():
-        means = (row.mean_tokens, row.table_tokens)
-        same = row.vision_tokens == vision_tokens if mean_tokens is None else mean_tokens in means
+        means = [mean for mean in (row.mean_tokens, row.table_tokens) if mean is not None]
+        if mean_tokens is None:
+            same = row.vision_tokens == vision_tokens
+        else:
+            same = any(abs(mean - mean_tokens) <= HALF_A_TOKEN for mean in means)
         if same and (row.model, row.method, row.options) == (model, method, dict(options or {})):
             return row
     return None

@@ -20,7 +20,7 @@ from llava_stf_eval.tables.answers import read_kinds
 from llava_stf_eval.tables.spread import spread
 
 TITLES = {
-    "full": "100 %",
+    "full": "all tokens",
     "blocks": "MBTF alone",
     "pool": "mean pooling",
     "spatial": "STF alone",
@@ -36,30 +36,27 @@ TITLES = {
 COMPARED = {"fused": "pool", "fused4": "pool4"}
 
 
-def columns_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The results of each kind of model and budget, over the seeds, under the title of their column.
+def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of each kind of model and budget, over the seeds, under the title of their row.
 
     Raises:
         DataError: they are about other questions.
     """
-    columns: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for kind, seeds in read_kinds(folder, TITLES).items():
         for result in chain.from_iterable(seeds.values()):
-            columns.setdefault(f"{TITLES[kind]} ({result['vision_tokens']})", []).append(result)
-    return columns
+            rows.setdefault(f"{TITLES[kind]} ({result['vision_tokens']})", []).append(result)
+    return rows
 
 
 def table(folder: Path) -> str:
-    """Markdown: a row for each family, a column for each kind of model that the folder holds answers of."""
-    columns = columns_of(folder)
-    lines = [f"| questions | mirrors | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
-    for family in ALL:
-        cells = (
-            f"{100 * statistics.mean(one['families'][family] for one in results):.1f}" for results in columns.values()
-        )
-        lines.append(f"| {family} | {BENCHMARKS[family]} | {' | '.join(cells)} |")
-    cells = (spread([100 * result["accuracy"] for result in results]) for results in columns.values())
-    lines.append(f"| **all** | | {' | '.join(cells)} |")
+    """Markdown: a row for each kind of model and budget that the folder holds answers of, a column for each family."""
+    lines = [f"| tokens in brackets | {' | '.join(ALL)} | **all** | seeds |", "| --- |" + " ---: |" * (len(ALL) + 2)]
+    lines.append(f"| mirrors | {' | '.join(BENCHMARKS[family] for family in ALL)} | | |")
+    for title, results in rows_of(folder).items():
+        shares = (100 * statistics.mean(one["families"][family] for one in results) for family in ALL)
+        cells = [*(f"{share:.1f}" for share in shares), spread([100 * one["accuracy"] for one in results])]
+        lines.append(f"| {title} | {' | '.join(cells)} | {len(results)} |")
     for kind, other in COMPARED.items():
         if ahead := leads(folder, kind, other):
             lines += ["", f"{kind} less {other}, points: {spread(ahead)} over {len(ahead)} seeds."]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.reduction import METHODS
+from llava_stf.reduction.options import with_options
 from llava_stf_eval.protocols import BENCHMARKS
 from llava_stf_eval.report import __main__ as command
 from llava_stf_eval.report import load_run, load_runs, print_scores, write_report
@@ -126,6 +127,14 @@ def test_published_budgets_are_means_over_layers(mean, kept, gqa):
     assert f"{mean} tokens in the mean over layers, {kept} kept" in row.budget
 
 
+def test_a_published_row_is_found_by_the_mean_that_its_method_gives():
+    for row in published_rows():
+        method = METHODS.get(row.method)
+        if row.model == "llava-1.5-7b" and method is not None and row.vision_tokens is not None:
+            mean = with_options(method, row.options).mean_tokens(32, 576, row.vision_tokens)
+            assert find_published(row.method, mean_tokens=mean, options=row.options) is row
+
+
 def test_published_rows_of_other_options_and_of_pruning_in_steps():
     assert find_published("fastv", 192) is None  # would be a mean of 216
     assert find_published("fastv", 288) is None
@@ -133,7 +142,7 @@ def test_published_rows_of_other_options_and_of_pruning_in_steps():
     assert find_published("sparsevlm", 192) is None
     assert find_published("sparsevlm-1.0", mean_tokens=192).text("gqa") == "57.6"
     assert find_published("pyramiddrop", mean_tokens=64).text("mmbench") == "33.3-58.8"
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(LlavaStfError, match="one of the two"):
         find_published("fastv")
 
 

@@ -1,4 +1,4 @@
-"""The table of the bundled models: a column for each kind and budget, the mean of its seeds, and STF's lead."""
+"""The table of the bundled models: a row for each kind and budget, the mean of its seeds, and STF's lead."""
 
 import json
 
@@ -16,22 +16,24 @@ def write(folder, name, *shares, tokens=(16,)):
     (folder / f"{name}.json").write_text(json.dumps(results))
 
 
-def test_a_column_for_each_kind_and_budget_and_the_lead_over_pooling_of_the_same_seed(tmp_path):
+def test_a_row_for_each_kind_and_budget_and_the_lead_over_pooling_of_the_same_seed(tmp_path):
     write(tmp_path, "pool-0", 0.8)
     write(tmp_path, "pool-1", 0.82)
     write(tmp_path, "fused-0", 0.83)
     write(tmp_path, "fused-1", 0.86)
     write(tmp_path, "fused-2", 0.9)
     write(tmp_path, "nested-0", 0.9, 0.85, 0.7, tokens=(64, 16, 4))
-    header, _, first, *_, last, _, ahead = table(tmp_path).splitlines()
-    columns = ["mean pooling (16)", "**STF and MBTF** (16)", "one model (64)", "one model (16)", "one model (4)"]
-    assert header == f"| questions | mirrors | {' | '.join(columns)} |"
-    assert first == "| open | VQAv2 | 81.0 | 86.3 | 90.0 | 85.0 | 70.0 |"
-    assert last == "| **all** | | 81.0 ± 1.4 | 86.3 ± 3.5 | 90.0 | 85.0 | 70.0 |"
+    header, _, mirrors, pool, fused, *nested, _, ahead = table(tmp_path).splitlines()
+    assert header == f"| tokens in brackets | {' | '.join(ALL)} | **all** | seeds |"
+    assert mirrors.startswith("| mirrors | VQAv2 | GQA | ")
+    assert pool == "| mean pooling (16) | " + "81.0 | " * len(ALL) + "81.0 ± 1.4 | 2 |"
+    assert fused == "| **STF and MBTF** (16) | " + "86.3 | " * len(ALL) + "86.3 ± 3.5 | 3 |"
+    assert [row.split(" | ")[0] for row in nested] == ["| one model (64)", "| one model (16)", "| one model (4)"]
+    assert nested[2].endswith(" | 70.0 | 70.0 | 1 |")
     assert ahead == "fused less pool, points: 3.5 ± 0.7 over 2 seeds."
 
 
 def test_no_lead_is_said_without_both(tmp_path):
     write(tmp_path, "full-0", 0.9, tokens=(64,))
     assert not leads(tmp_path, "fused", "pool")
-    assert table(tmp_path).splitlines()[-1].startswith("| **all**")
+    assert table(tmp_path).splitlines()[-1].startswith("| all tokens (64) | 90.0 ")
