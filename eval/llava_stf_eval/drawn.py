@@ -19,7 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava_stf.errors import DataError
+from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf.world import ALL, BENCHMARKS, SIDE, Question, draw, is_right, questions_of
@@ -172,7 +172,7 @@ def main() -> None:
         "--method", action="append", default=[], help="method to ask the bundled plain LLaVA by; repeatable"
     )
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the methods; repeatable")
-    parser.add_argument("--vision-tokens", type=int, default=16, help="tokens that the methods keep")
+    parser.add_argument("--vision-tokens", type=int, help="tokens that the methods keep, by default 16")
     parser.add_argument("--images", type=int, default=1500)
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; as in the files by default")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
@@ -182,9 +182,17 @@ def main() -> None:
     options = parser.parse_args()
     if not options.full and not options.model and not options.method:
         options.model = ["tiny-full", "tiny"]
-    own = parse_options(options.option)
+    if options.vision_tokens is not None and not options.method:
+        raise LlavaStfError("--vision-tokens is what each --method keeps, and none is given; models take --budget.")
+    if options.option and not options.method:
+        raise LlavaStfError("--option is of each --method, and none is given.")
+    if options.budget and not options.model:
+        raise LlavaStfError(
+            "--budget is what each --model is asked at, and none is given; methods take --vision-tokens."
+        )
+    own, kept = parse_options(options.option), 16 if options.vision_tokens is None else options.vision_tokens
     given = {} if options.dtype is None else {"dtype": options.dtype}
-    asked = [ModelOptions("tiny-full", name, options.vision_tokens, own, **given) for name in options.method]
+    asked = [ModelOptions("tiny-full", name, kept, own, **given) for name in options.method]
     methods = [method.resolved() for method in asked]
     loaded = chain(
         ((name, load_model(name, vision_tokens="all", **given)) for name in options.full),

@@ -76,8 +76,8 @@ def detect_format(path: Path) -> Source:
         if lora:
             raise CheckpointError(
                 f"{folder} holds LoRA weights ({lora[0]}), which are a difference to a base model; merge them into it "
-                "with the tool that trained them (PEFT's merge_and_unload, LLaVA's merge_lora_weights.py) and convert "
-                "the merged folder."
+                "with the tool that trained them (PEFT's merge_and_unload, LLaVA's merge_lora_weights.py) and take the "
+                "merged folder. PEFT's also go on a loaded base, by PeftModel.from_pretrained(llava.model, folder)."
             )
         files = [folder / name for name in _ADAPTER_FILES if (folder / name).is_file()][:1]
     if not files:

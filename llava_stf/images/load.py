@@ -114,7 +114,9 @@ def _from_path(path: str, max_pixels: int | None) -> Image.Image:
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"No image file at {name}; check the path.") from error
+        of_windows = "\\" in path and Path(path.replace("\\", "/")).is_file()
+        hint = "write / where the path has a backslash" if of_windows else "check the path"
+        raise ImageError(f"No image file at {name}; {hint}.") from error
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; give the path of one image file.") from error
     except (OSError, ValueError) as error:

@@ -32,8 +32,9 @@ def merge_lora(src: str | Path, dst: str | Path, *, dtype: str | None = None) ->
     folder = Path(src).expanduser()
     if not is_lora_folder(folder):
         raise CheckpointError(
-            f"{folder} is no result of finetuning with LoRA: expected {ADAPTER_CONFIG}, {ADAPTER_WEIGHTS} and "
-            "config.json."
+            f"{folder} is no result of finetuning with LoRA by this package: expected {ADAPTER_CONFIG}, "
+            f"{ADAPTER_WEIGHTS} and config.json of the trained model. Merge another adapter into its base by "
+            "PeftModel.from_pretrained(load_model(base, vision_tokens='all').model, folder).merge_and_unload()."
         )
     lora = read_lora_folder(folder)
     processor, _ = read_processor(folder, lora.config)

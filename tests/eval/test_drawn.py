@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from llava_stf import LlavaStf, load_model
+from llava_stf.errors import LlavaStfError
 from llava_stf.loading.testing import tiny_llava_next
 from llava_stf.world import is_right
 from llava_stf_eval import drawn
@@ -72,3 +73,17 @@ def test_command_writes_the_results(stf_folder, plain_folder, tmp_path, monkeypa
     full, fused = json.loads(output.read_text())
     assert (full["vision_tokens"], fused["vision_tokens"]) == (16, 4)
     assert "ms to first token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--model", "tiny", "--vision-tokens", "64"], "models take --budget"),
+        (["--full", "tiny-full", "--budget", "16"], "methods take --vision-tokens"),
+        (["--model", "tiny", "--option", "order=raster"], "--option is of each --method"),
+    ],
+)
+def test_an_option_of_what_is_not_asked_is_refused(arguments, named, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["drawn", *arguments])
+    with pytest.raises(LlavaStfError, match=named):
+        drawn.main()

@@ -188,6 +188,16 @@ def test_files_that_are_no_image_are_named(tmp_path: Path) -> None:
         load_image("a \udcff.png")
 
 
+def test_a_path_of_windows_is_known(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError, match="write / where the path has a backslash"):
+        load_image("images\\one.png")
+    with pytest.raises(ImageError, match="check the path"):
+        load_image("images\\two.png")
+
+
 def test_a_decompression_bomb_is_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bomb.png"
     Image.new("1", (300, 300)).save(file)
