@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -20,6 +21,9 @@ from transformers.generation.streamers import BaseStreamer
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
+
+# Before 5.24 transformers gives the parts of a prompt that is read in parts without its images.
+_CHUNKS_HAVE_IMAGES = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
 
 
 def generation_options(
@@ -52,11 +56,12 @@ def generation_options(
     if options.get("stop_strings", settings.stop_strings):
         options.setdefault("tokenizer", tokenizer)
     reduction = getattr(model.model, "reduction", None)
-    if rows > 1 or (reduction is not None and reduction.method.reads_prompt):
+    reads_prompt = reduction is not None and reduction.method.reads_prompt
+    if rows > 1 or reads_prompt:
         # Faster for one row, not done for several; and what reads the prompt would read guesses at its answer.
         options["prompt_lookup_num_tokens"] = None
-    if reduction is not None and reduction.method.reads_prompt:
-        options["prefill_chunk_size"] = None  # saves memory, and the prompt is read whole
+    if reads_prompt or not _CHUNKS_HAVE_IMAGES:
+        options["prefill_chunk_size"] = None  # it saves memory, and answers stay those of the prompt in one piece
     options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
     options["suppress_tokens"] = with_suppressed(options, model.generation_config, model.config, tokenizer)
     return options

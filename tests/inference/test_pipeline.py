@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import llava_stf  # noqa: F401 - registers the model type
+from llava_stf import load_model
 from llava_stf.errors import CheckpointError, FusionError, ImageError, PromptError
 from llava_stf.inference import LlavaStf, measure_first_token
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
+from llava_stf.world import draw
 
 POSITIONS = 512  # of the small models' LLM
 
@@ -219,6 +220,16 @@ def test_stop_strings_and_prompt_lookup_need_no_more_than_the_option(llava: Llav
     stop = next(character for character in expected[0] if character.isalnum())
     stopped = llava.ask(*pairs[0], max_new_tokens=6, stop_strings=[stop])
     assert stopped == expected[0][: expected[0].index(stop) + 1].strip()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-full"])
+def test_a_prompt_that_is_read_in_parts_keeps_its_images(name: str) -> None:
+    bundled = load_model(name, dtype="float32")
+    pairs = [(draw(index, split="held_out")[1], "What shape is at the top?") for index in range(4)]
+    expected = bundled.ask_batch(pairs)
+    assert len(set(expected)) > 1
+    assert [bundled.ask(*pair, prefill_chunk_size=8) for pair in pairs] == expected
+    assert bundled.ask_batch(pairs, prefill_chunk_size=45) == expected
 
 
 def test_a_model_without_numbers_is_a_sentence(llava: LlavaStf, images: list[np.ndarray]) -> None:

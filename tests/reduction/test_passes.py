@@ -25,6 +25,8 @@ from llava_stf.world import draw
 DROPPING = [FastV(), PyramidDrop(), DART(), SparseVLM()]
 BIASED = [Pool(attention_bias=True), ToMe(attention_bias=True)]
 IMAGES = [Image.fromarray(draw(index, split="held_out")[1]) for index in range(2)]
+# From 5.24 on transformers encodes images before it reads a prompt, and reads them in its parts, too.
+ENCODED_BEFORE = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
 PAIRS = [(IMAGES[0], "What colour is the square?"), (IMAGES[1], "How many shapes are there in the image?")]
 
 
@@ -101,7 +103,9 @@ def test_guesses_at_the_answer_are_no_part_of_the_prompt(dropping):
 
 
 def test_a_prompt_is_read_whole(dropping):
-    assert dropping.ask(*PAIRS[0], prefill_chunk_size=8) == dropping.ask(*PAIRS[0])
+    assert dropping.ask(*PAIRS[1], prefill_chunk_size=8) == dropping.ask(*PAIRS[1])
+    if not ENCODED_BEFORE:
+        return
     inputs = encoded(dropping, PAIRS[0])
     with pytest.raises(FusionError, match="ends within an image"):
         dropping.model.generate(**inputs, prefill_chunk_size=45, do_sample=False, max_new_tokens=2)
@@ -131,8 +135,8 @@ def test_sizes_are_those_of_the_images_in_the_pass(biased):
     thread.start()
     thread.join()
     assert inner.reduction.encoded.sizes is sizes
-    if "mm_encoder_outputs" not in inspect.signature(LlavaModel.forward).parameters:
-        return  # transformers before 5.24 takes no encoded images
+    if not ENCODED_BEFORE:
+        return
     biased.model.get_image_features(other["pixel_values"])
     inputs = {name: first[name] for name in ("input_ids", "attention_mask")}
     with pytest.raises(FusionError, match="encoded for the pass that reads"):
