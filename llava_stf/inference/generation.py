@@ -22,7 +22,7 @@ from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
-# Before 5.24 transformers gives the parts of a prompt that is read in parts without its images.
+# transformers 5.17 reads the parts of a prompt that is read in parts without its images, later ones encode these before.
 _CHUNKS_HAVE_IMAGES = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
 
 

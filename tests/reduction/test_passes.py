@@ -25,7 +25,7 @@ from llava_stf.world import draw
 DROPPING = [FastV(), PyramidDrop(), DART(), SparseVLM()]
 BIASED = [Pool(attention_bias=True), ToMe(attention_bias=True)]
 IMAGES = [Image.fromarray(draw(index, split="held_out")[1]) for index in range(2)]
-# From 5.24 on transformers encodes images before it reads a prompt, and reads them in its parts, too.
+# From 5.18 on transformers encodes images before it reads a prompt, and reads them in its parts, too.
 ENCODED_BEFORE = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
 PAIRS = [(IMAGES[0], "What colour is the square?"), (IMAGES[1], "How many shapes are there in the image?")]
 
