@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     GenerationConfig,
     LlavaForConditionalGeneration,
@@ -22,8 +23,8 @@ from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
-# transformers 5.17 reads the parts of a prompt that is read in parts without its images, later ones encode these before.
-_CHUNKS_HAVE_IMAGES = "mm_encoder_outputs" in inspect.signature(LlavaForConditionalGeneration.forward).parameters
+# Before 5.23 transformers reads a prompt in parts without its images.
+_CHUNKS_HAVE_IMAGES = Version(transformers.__version__) >= Version("5.23.0")
 
 
 def generation_options(
