@@ -48,7 +48,9 @@ def with_options(method: Method, options: Mapping[str, Any]) -> Method:
             raise FusionError(f"Method '{method.name}' has no options, found {name}={value}.")
         if name not in types:
             raise FusionError(f"Method '{method.name}' has no option '{name}': {nearest(name, types)}")
-        values[name] = _value(method, name, value, types[name])
+        value = _value(method, name, value, types[name])
+        if value != getattr(method, name):
+            values[name] = value
     return dataclasses.replace(method, **values) if values else method  # type: ignore[type-var]
 
 
