@@ -109,8 +109,7 @@ class SizeBias:
                     "With attention_bias images are encoded for the pass that reads their tokens, and read whole: give "
                     "pixel_values, and leave prefill_chunk_size out."
                 )
-            counts = places.sum(1)
-            images = (counts // sizes.shape[1]).tolist()
+            images = (places.sum(1) // sizes.shape[1]).tolist()
             bias[places] = sizes[rows_of_images(images, len(sizes))].log().flatten().to(bias)
         return bias
 

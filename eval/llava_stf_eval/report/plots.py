@@ -54,13 +54,12 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     return series
 
 
-def draw_radar(runs: Sequence[Run], *, dark: bool = False) -> bytes | None:
-    """A PNG with one axis for each benchmark that every run has a score of; None for fewer than three.
+def draw_radar(series: Sequence[Series], *, dark: bool = False) -> bytes | None:
+    """A PNG with one axis for each benchmark that every run in `series_of` has a score of; None for fewer than three.
 
     One series is shown as the share of the highest possible score. Several are shown as the share of the best of them
     on that axis, and the rings begin where the weakest lies: differences are visible, and the rings say how large.
     """
-    series = series_of(runs)
     own = [item.scores for item in series if not item.published]
     names = [name for name in own[0] if all(name in scores for scores in own)]
     if len(names) < FEWEST_AXES:
@@ -108,9 +107,8 @@ def draw_radar(runs: Sequence[Run], *, dark: bool = False) -> bytes | None:
     return _png(figure)
 
 
-def draw_bars(runs: Sequence[Run], *, dark: bool = False) -> bytes:
+def draw_bars(series: Sequence[Series], *, dark: bool = False) -> bytes:
     """A PNG with a group of bars for each benchmark, in per cent of its highest score; hatched bars are published."""
-    series = series_of(runs)
     names = sorted({name for item in series if not item.published for name in item.scores}, key=table_order)
     figure = _figure((max(6.5, 1.0 + len(names) * (0.45 + 0.3 * max(2, len(series)))), 4.6), dark)
     axes = figure.add_subplot(facecolor=PAPER[dark])

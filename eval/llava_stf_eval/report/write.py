@@ -10,7 +10,7 @@ from llava_stf.io.publish import write_file
 from llava_stf_eval.protocols import BENCHMARKS, USUAL
 from llava_stf_eval.report.images import data_uri
 from llava_stf_eval.report.page import Item, Page, Plot, Table, fair_share, render
-from llava_stf_eval.report.plots import draw_bars, draw_radar
+from llava_stf_eval.report.plots import draw_bars, draw_radar, series_of
 from llava_stf_eval.report.published import published_rows
 from llava_stf_eval.report.runs import RIGHT, Run, load_runs
 from llava_stf_eval.report.scores import HEADERS, NONE, footnotes, score_rows, side_by_side, title
@@ -30,9 +30,10 @@ def write_report(folder: Path | str, others: Sequence[Path | str] = ()) -> list[
         DataError: a folder holds no finished run, or a damaged one.
     """
     runs = load_runs([folder, *others])
-    files: dict[str, bytes] = {"bars.png": draw_bars(runs)}
-    plots = [_plot("Bars: every benchmark's score", files["bars.png"], draw_bars(runs, dark=True))]
-    radar, dark_radar = draw_radar(runs), draw_radar(runs, dark=True)
+    series = series_of(runs)
+    files: dict[str, bytes] = {"bars.png": draw_bars(series)}
+    plots = [_plot("Bars: every benchmark's score", files["bars.png"], draw_bars(series, dark=True))]
+    radar, dark_radar = draw_radar(series), draw_radar(series, dark=True)
     if radar is not None and dark_radar is not None:
         files["radar.png"] = radar
         plots.insert(0, _plot("Radar: the scores, an axis for each benchmark", radar, dark_radar))
