@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import transformers
-from packaging.version import Version
 from transformers import (
     GenerationConfig,
     LlavaForConditionalGeneration,
@@ -21,10 +20,11 @@ from transformers.generation.streamers import BaseStreamer
 
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
+from llava_stf.io.requirements import release_of
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
 # Before 5.23 transformers reads a prompt in parts without its images.
-_CHUNKS_HAVE_IMAGES = Version(transformers.__version__) >= Version("5.23.0")
+_CHUNKS_HAVE_IMAGES = (release_of(transformers.__version__) or (5, 23)) >= (5, 23)
 
 
 def generation_options(

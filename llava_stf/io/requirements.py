@@ -12,6 +12,12 @@ __version__ = "0.1.0"  # as in pyproject.toml
 MINIMUM = {"torch": (2, 11), "transformers": (5, 17)}
 
 
+def release_of(found: str) -> tuple[int, int] | None:
+    """The first two numbers of a version, `None` where it does not begin with them."""
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    return None if numbers is None else (int(numbers[1]), int(numbers[2]))
+
+
 def check_requirements() -> None:
     """Look at the installed versions; imports nothing.
 
@@ -23,8 +29,8 @@ def check_requirements() -> None:
             found = version(name)
         except PackageNotFoundError:
             continue  # its import says so
-        numbers = re.match(r"(\d+)\.(\d+)", found)
-        if numbers is not None and (int(numbers[1]), int(numbers[2])) < needed:
+        release = release_of(found)
+        if release is not None and release < needed:
             least = ".".join(map(str, needed))
             raise MissingDependencyError(
                 f"llava_stf needs {name} {least} or newer, found {found}: pip install --upgrade '{name}>={least}'"
