@@ -7,7 +7,7 @@ SERVING_VENV ?= .venv-serving
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := demo
-.PHONY: demo test test-distributed test-deepspeed test-cluster test-serving test-oldest test-newest test-versions docs lint format bench bench-kernels
+.PHONY: demo test test-distributed test-deepspeed test-cluster test-serving test-oldest test-newest test-versions docs tables lint format bench bench-kernels
 .NOTPARALLEL:
 
 demo: $(VENV)/.installed
@@ -77,6 +77,10 @@ test-newest: .venv-newest/.installed
 test-serving: $(SERVING_VENV)/.installed
 	OMP_NUM_THREADS=1 $(SERVING_VENV)/bin/python -m pytest tests/vllm \
 		tests/eval/serving/test_run.py::test_vllms_client_and_ours_count_the_same
+
+# The tables of README.md and the guides, from the results in docs/.
+tables: $(VENV)/.installed
+	$(BIN)/python -m llava_stf_eval.tables
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

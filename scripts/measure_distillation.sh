@@ -66,4 +66,4 @@ for seed in ${SEEDS:-0 1 2}; do
 done
 [ -f "$out/untrained.json" ] || "$python" -m llava_stf_eval.drawn --full tiny-full --method pool --vision-tokens 16 \
     --images "$asked" --output "$out/untrained.json"
-"$python" -m llava_stf_eval.tables.distillation "$out"
+"$python" -m llava_stf_eval.tables.distillation "$out" --output "$out/distillation.json"

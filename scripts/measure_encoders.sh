@@ -41,3 +41,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     measure "$method"
 done
 "$python" -m llava_stf_eval.tables.encoders encoders "$out" --output "$root/docs/encoders"
+"$python" -m llava_stf_eval.tables "$root"

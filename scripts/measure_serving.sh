@@ -28,4 +28,5 @@ bench medium-vllm $medium --clients 8 --requests 32 $vllm "--enforce-eager --max
 bench medium-transformers $medium --clients 8 --requests 32 --engine transformers
 # 36 blocks of 128 tokens for the requests, one for vLLM: how many of them run at once?
 bench medium-vllm-36-blocks $medium --clients 24 --requests 48 --kv-blocks 37 $vllm "--enforce-eager --max-model-len 1024"
-"$python" -m llava_stf_eval.serving.tables "$out" --output "$root/docs/serving" --document "$root/docs/serving.md"
+"$python" -m llava_stf_eval.serving.tables "$out" --output "$root/docs/serving"
+"$python" -m llava_stf_eval.tables "$root"

@@ -60,3 +60,4 @@ for method in ${METHODS:-mocov3 patchmix aps mgc mos}; do
     both "$method"
 done
 "$python" -m llava_stf_eval.tables.encoders towers "$out" --output "$root/docs/encoders"
+"$python" -m llava_stf_eval.tables "$root"

@@ -46,3 +46,4 @@ for seed in ${SEEDS:-0 1 2}; do
     finetune "distill-features-$seed" $distilled --vision-tokens 16 --feature-weight 1
 done
 "$python" -m llava_stf_eval.tables.training report "$out" --output "$root/docs/training"
+"$python" -m llava_stf_eval.tables "$root"

@@ -1,6 +1,6 @@
 """What exporting changes in answers: the bundled models on drawn held-out images, PyTorch beside every precision.
 
-    python -m llava_stf_eval.measurement.export_answers --images 152 --output docs/speed/export-answers.json
+    python -m llava_stf_eval.measurement.export_answers --images 152 --output docs/evaluate/exports.json
 
 Each row has the share of right answers and how many are, id for id, those of PyTorch in float32.
 """

@@ -1,9 +1,8 @@
 """The measured part of docs/serving.md, made from the results of `scripts/measure_serving.sh`.
 
-    python -m llava_stf_eval.serving.tables runs/serving --output docs/serving --document docs/serving.md
+    python -m llava_stf_eval.serving.tables runs/serving --output docs/serving
 
-Copies NAME/serving.json and its figure to OUTPUT/NAME.json and .png, and writes their tables, in the order of their
-names, between `<!-- serving:start -->` and `<!-- serving:end -->` of the document.
+Copies NAME/serving.json and its figure to OUTPUT/NAME.json and .png; `llava_stf_eval.tables` makes the tables of them.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from llava_stf.errors import LlavaStfError
 from llava_stf.io.command import run
 from llava_stf_eval.measurement.result import is_complete, read_result
 from llava_stf_eval.serving.output import FIGURE, RESULT, failures, markdown
-
-START, END = "<!-- serving:start -->", "<!-- serving:end -->"
 
 
 def collect(folder: Path, output: Path) -> dict[str, dict[str, Any]]:
@@ -52,28 +49,13 @@ def section(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def insert(text: str, block: str) -> str:
-    """The document with `block` between the markers.
-
-    Raises:
-        LlavaStfError: these are not there once each.
-    """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end) or START in after or END in before + after:
-        raise LlavaStfError(f"Expected {START} and, behind it, {END} in the document, once each.")
-    return f"{before}{START}\n{block}{END}{after}"
-
-
 def main() -> None:
-    """Put the tables of a folder of results into the document."""
+    """Copy a folder of results to where the tables are made of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--document", type=Path, required=True)
     options = parser.parse_args()
-    block = section(collect(options.folder, options.output))
-    options.document.write_text(insert(options.document.read_text(), block))
+    collect(options.folder, options.output)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 from llava_stf.io.command import run
 from llava_stf.world import ALL, BENCHMARKS
 from llava_stf_eval.tables.answers import read_kinds
-from llava_stf_eval.tables.spread import spread
+from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
     "full": "all tokens",
@@ -33,7 +33,7 @@ TITLES = {
     "pool4": "mean pooling",
     "fused4": "STF and MBTF",
 }
-COMPARED = {"fused": "pool", "fused4": "pool4"}
+COMPARED = (("fused", "pool"), ("spatial", "pool"), ("fused", "spatial"), ("fused4", "pool4"))
 
 
 def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -51,27 +51,30 @@ def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def table(folder: Path) -> str:
     """Markdown: a row for each kind of model and budget that the folder holds answers of, a column for each family."""
-    lines = [f"| tokens in brackets | {' | '.join(ALL)} | **all** | seeds |", "| --- |" + " ---: |" * (len(ALL) + 2)]
-    lines.append(f"| mirrors | {' | '.join(BENCHMARKS[family] for family in ALL)} | | |")
+    rows = [["mirrors", *(BENCHMARKS[family] for family in ALL), "", ""]]
     for title, results in rows_of(folder).items():
         shares = (100 * statistics.mean(one["families"][family] for one in results) for family in ALL)
-        cells = [*(f"{share:.1f}" for share in shares), spread([100 * one["accuracy"] for one in results])]
-        lines.append(f"| {title} | {' | '.join(cells)} | {len(results)} |")
-    for kind, other in COMPARED.items():
-        if ahead := leads(folder, kind, other):
-            lines += ["", f"{kind} less {other}, points: {spread(ahead)} over {len(ahead)} seeds."]
-    return "\n".join(lines)
+        whole = spread([100 * one["accuracy"] for one in results])
+        rows.append([title, *(f"{share:.1f}" for share in shares), whole, str(len(results))])
+    shown = markdown(["tokens in brackets", *ALL, "**all**", "seeds"], rows)
+    compared = [sentence for pair in COMPARED if (sentence := lead(folder, *pair))]
+    return "\n".join([shown, "", *compared] if compared else [shown])
 
 
-def leads(folder: Path, kind: str, other: str) -> list[float]:
-    """How far a kind is ahead of another one, in points, for each seed that both have.
+def lead(folder: Path, kind: str, other: str) -> str:
+    """How far a kind is ahead of another one, over the seeds that both have, as an item of a list; "" without any.
 
     Raises:
         DataError: they are about other questions.
     """
     found = read_kinds(folder, (kind, other))
     mine, theirs = found.get(kind, {}), found.get(other, {})
-    return [100 * (mine[seed][0]["accuracy"] - theirs[seed][0]["accuracy"]) for seed in mine if seed in theirs]
+    pairs = [(mine[seed][0], theirs[seed][0]) for seed in mine if seed in theirs]
+    if not pairs:
+        return ""
+    ahead = spread([100 * (one["accuracy"] - two["accuracy"]) for one, two in pairs], 2)
+    names = f"{TITLES[kind].strip('*')} less {TITLES[other].strip('*')}, {pairs[0][0]['vision_tokens']} tokens"
+    return f"* {names}: {ahead} points over {len(pairs)} seed{'s' * (len(pairs) > 1)}."
 
 
 def main() -> None:

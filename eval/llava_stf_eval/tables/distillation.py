@@ -1,6 +1,6 @@
 """What a projector learns from images of several sources: what `scripts/measure_distillation.sh` measured, as a table.
 
-    python -m llava_stf_eval.tables.distillation FOLDER
+    python -m llava_stf_eval.tables.distillation FOLDER --output docs/training/distillation.json
 
 Accuracy is that of `llava_stf_eval.tables.training`, on held-out drawn images; the divergence from the teacher is that
 of `llava_stf_eval.measurement.divergence`. Mean and standard deviation over the seeds.
@@ -11,11 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
+from llava_stf.errors import DataError
 from llava_stf.io.command import run
-from llava_stf_eval.tables.spread import spread
+from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
+    "tiny-full": "all tokens (the teacher)",
+    "pool": "mean pooling, no training",
     "drawn": "drawn images, as those that are asked about",
     "photos": "photographs",
     "cifar": "CIFAR pictures",
@@ -23,31 +28,50 @@ TITLES = {
     "noise": "noise",
     "inverted": "images inverted from the teacher",
 }
-UNTRAINED = {"tiny-full": "all tokens (the teacher)", "pool": "mean pooling, no training"}
 
 
-def table(folder: Path) -> str:
-    """Markdown: models without training, then one row for each source that the folder holds runs of."""
-    lines = [
-        "| distilled on | right answers, % | divergence, nats a token | seeds |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for result in json.loads((folder / "untrained.json").read_text()):
-        lines.append(f"| {UNTRAINED[result['model']]} | {100 * result['accuracy']:.1f} | | |")
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """What each model answers: those without training, then the runs of each source, seed by seed.
+
+    Raises:
+        DataError: the folder holds no answers of the models without training, which the script asks last.
+    """
+    untrained = folder / "untrained.json"
+    if not untrained.is_file():
+        raise DataError(f"Expected {untrained}, found none; run scripts/measure_distillation.sh first.")
+    found = [{"source": row["model"], "accuracy": row["accuracy"]} for row in json.loads(untrained.read_text())]
+    for source in TITLES:
+        for told in sorted(folder.glob(f"{source}-[0-9]*/divergence.json")):
+            accuracy = json.loads((told.parent / "accuracy.json").read_text())[-1]["accuracy"]
+            seed = int(told.parent.name.removeprefix(f"{source}-"))
+            divergence = json.loads(told.read_text())["divergence"]
+            found.append({"source": source, "seed": seed, "accuracy": accuracy, "divergence": divergence})
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: models without training, then one row for each source that there are runs of."""
+    cells = []
     for source, title in TITLES.items():
-        runs = sorted(path.parent for path in folder.glob(f"{source}-[0-9]*/divergence.json"))
+        runs = [row for row in rows if row["source"] == source]
+        trained = [row["divergence"] for row in runs if "divergence" in row]
         if runs:
-            shares = [100 * json.loads((run / "accuracy.json").read_text())[-1]["accuracy"] for run in runs]
-            distances = [json.loads((run / "divergence.json").read_text())["divergence"] for run in runs]
-            lines.append(f"| {title} | {spread(shares)} | {spread(distances, 3)} | {len(runs)} |")
-    return "\n".join(lines)
+            shares = spread([100 * row["accuracy"] for row in runs])
+            seeds = [spread(trained, 3), str(len(runs))] if trained else ["", ""]
+            cells.append([title, shares, *seeds])
+    return markdown(["distilled on", "right answers, %", "divergence, nats a token", "seeds"], cells)
 
 
 def main() -> None:
-    """Print the table of the folder that the command line names."""
+    """Print the table of the folder that the command line names, and write what it is made of."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    print(table(parser.parse_args().folder))
+    parser.add_argument("--output", type=Path, help="also write its rows to this JSON file")
+    options = parser.parse_args()
+    rows = read_runs(options.folder)
+    print(table(rows))
+    if options.output:
+        write_json(options.output, rows)
 
 
 if __name__ == "__main__":

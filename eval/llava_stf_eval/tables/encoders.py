@@ -5,7 +5,7 @@
     python -m llava_stf_eval.tables.encoders encoders FOLDER --output docs/encoders
     python -m llava_stf_eval.tables.encoders towers FOLDER --output docs/encoders
 
-`encoders` and `towers` write FILE.md, a table, and FILE.json with all that was measured, of what is in FOLDER.
+`encoders` and `towers` write encoders.json and towers.json with all that was measured, of what is in FOLDER.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.seconds import cpu_seconds
 
 TITLES = {
@@ -86,13 +87,13 @@ def encoder_table(found: dict[str, dict[str, Any]]) -> str:
 
     What was not measured is left blank.
     """
-    rows = ["| pre-training | kNN, class token | kNN, mean | linear, class token | linear, mean | CPU seconds |"]
-    rows.append("|" + " --- |" * 6)
     kinds = {"knn-class": MAIN_NEIGHBOURS, "knn-mean": MAIN_NEIGHBOURS, "linear-class": "last", "linear-mean": "last"}
+    rows = []
     for name, result in found.items():
         cells = [f"{result[kind][figure]:.1f}" if kind in result else "" for kind, figure in kinds.items()]
-        rows.append(f"| {TITLES[name]} | {' | '.join(cells)} | {result.get('cpu_seconds', '')} |")
-    return "\n".join(rows) + "\n"
+        rows.append([TITLES[name], *cells, str(result.get("cpu_seconds", ""))])
+    columns = "kNN, class token", "kNN, mean", "linear, class token", "linear, mean", "CPU seconds"
+    return markdown(["pre-training", *columns], rows)
 
 
 def read_towers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -117,19 +118,13 @@ def read_towers(folder: Path) -> dict[str, dict[str, Any]]:
 def tower_table(towers: dict[str, dict[str, Any]]) -> str:
     """A Markdown table, two rows per tower, right answers in percent per family."""
     families = list(next(iter(towers.values()))["one"]["families"])
-    rows = [f"| tower | states | all | {' | '.join(families)} |", "|" + " --- |" * (len(families) + 3)]
+    rows = []
     for name, results in towers.items():
         for states, result in results.items():
             cells = [result["accuracy"], *(result["families"][family] for family in families)]
             title = TITLES.get(name, "the bundled model's own")
-            rows.append(f"| {title} | {states} | " + " | ".join(f"{100 * cell:.1f}" for cell in cells) + " |")
-    return "\n".join(rows) + "\n"
-
-
-def _write(results: dict[str, Any], table: str, output: Path, name: str) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    (output / f"{name}.md").write_text(table)
-    write_json(output / f"{name}.json", results)
+            rows.append([title, states, *(f"{100 * cell:.1f}" for cell in cells)])
+    return markdown(["tower", "states", "all", *families], rows, words=2)
 
 
 def main() -> None:
@@ -148,11 +143,9 @@ def main() -> None:
     elif known.command == "embedded":
         write_bundled(known.output)
     elif known.command == "encoders":
-        encoders = read_encoders(known.folder)
-        _write(encoders, encoder_table(encoders), known.output, "encoders")
+        write_json(known.output / "encoders.json", read_encoders(known.folder))
     else:
-        towers = read_towers(known.folder)
-        _write(towers, tower_table(towers), known.output, "towers")
+        write_json(known.output / "towers.json", read_towers(known.folder))
 
 
 if __name__ == "__main__":

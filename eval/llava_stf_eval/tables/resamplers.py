@@ -18,7 +18,7 @@ from typing import Any
 
 from llava_stf.io.command import run
 from llava_stf_eval.tables.answers import read_kinds
-from llava_stf_eval.tables.spread import spread
+from llava_stf_eval.tables.markdown import markdown, spread
 
 # Of each kind its title and its projector.
 TITLES = {
@@ -61,17 +61,16 @@ def table(folder: Path, speed: Path) -> str:
     for kind, seeds in read_kinds(folder, TITLES).items():
         for result in chain.from_iterable(seeds.values()):
             found[kind][result["vision_tokens"]].append(100 * result["accuracy"])
-    lines = [
-        "| | right answers, % at 16 | at 4 | at 1 | seeds | parameters, 7B | FLOPs an image, 7B | first token, s |",
-        "| --- |" + " ---: |" * 7,
-    ]
+    rows = []
     for kind, (title, fusion) in TITLES.items():
         if kind in found:
             parameters, flops = costs(fusion)
             cells = [spread(found[kind][count]) if found[kind][count] else "" for count in (16, 4, 1)]
-            counted = f"{parameters / 1e6:.0f} M | {flops / 1e9:.0f} G | {seconds[fusion]:.2f}"
-            lines.append(f"| {title} | {' | '.join(cells)} | {len(found[kind][16])} | {counted} |")
-    return "\n".join(lines) if found else ""
+            counted = [f"{parameters / 1e6:.0f} M", f"{flops / 1e9:.0f} G", f"{seconds[fusion]:.2f}"]
+            rows.append([title, *cells, str(len(found[kind][16])), *counted])
+    counts = "right answers, % at 16", "at 4", "at 1", "seeds"
+    columns = *counts, "parameters, 7B", "FLOPs an image, 7B", "first token, s"
+    return markdown(["", *columns], rows) if rows else ""
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llava_stf.io.command import run
 from llava_stf_eval.tables.answers import read_kinds
-from llava_stf_eval.tables.spread import spread
+from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
     "one-tile": "the image as one tile",
@@ -33,14 +33,12 @@ def table(folder: Path) -> str:
     """
     kinds = read_kinds(folder, TITLES, of_one_seed=False)
     found = {kind: list(chain.from_iterable(seeds.values())) for kind, seeds in kinds.items()}
-    names = " | ".join(FAMILIES.values())
-    lines = [f"| | tokens | all questions, % | {names} |", "| --- |" + " ---: |" * (2 + len(FAMILIES))]
+    rows = []
     for kind, results in found.items():
         shares = [[100 * result["accuracy"] for result in results]]
         shares += [[100 * result["families"][family] for result in results] for family in FAMILIES]
-        cells = " | ".join(map(spread, shares))
-        lines.append(f"| {TITLES[kind]} | {results[0]['vision_tokens']} | {cells} |")
-    return "\n".join(lines)
+        rows.append([TITLES[kind], str(results[0]["vision_tokens"]), *map(spread, shares)])
+    return markdown(["", "tokens", "all questions, %", *FAMILIES.values()], rows)
 
 
 def main() -> None:

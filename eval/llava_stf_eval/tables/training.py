@@ -1,5 +1,7 @@
 """Accuracy against training steps: what `scripts/measure_training.sh` measures, and the table and plot made of it.
 
+`report` writes accuracy.json, all that was measured, and accuracy.png, the plot; the table is made of the first.
+
     python -m llava_stf_eval.tables.training evaluate RUN --images 300 --every 100
     python -m llava_stf_eval.tables.training report FOLDER --output docs/training
 
@@ -20,6 +22,7 @@ from typing import Any
 from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.seconds import cpu_seconds
 
 ACCURACY = "accuracy.json"
@@ -122,22 +125,31 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def read_report(file: Path) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Accuracies without training, and the kinds of run, of the accuracy.json that `report` wrote."""
+    report = json.loads(file.read_text())
+    runs = {
+        name: {**run, "points": [Point(**point) for point in run["points"]]} for name, run in report["runs"].items()
+    }
+    return report["untrained"], runs
+
+
 def table(untrained: dict[str, float], runs: dict[str, dict[str, Any]]) -> str:
     """A Markdown table, one row per kind of run and budget, accuracy in percent after 100, 200 and 300 steps.
 
     Kinds that were not run are left out. A mean over fewer seeds than others says over how many.
     """
     seeds = max(point.seeds for run in runs.values() for point in run["points"])
-    rows = [f"| no training, all 64 tokens (the teacher) | 64 | {100 * untrained['all']:.1f} | | | | |"]
-    rows += [f"| no training, mean pooling | {count} | {100 * untrained[count]:.1f} | | | | |" for count in ("16", "4")]
+    rows = [["no training, all 64 tokens (the teacher)", "64", f"{100 * untrained['all']:.1f}", "", "", "", ""]]
+    for fewer in ("16", "4"):
+        rows.append(["no training, mean pooling", fewer, f"{100 * untrained[fewer]:.1f}", "", "", "", ""])
     for name, title in _titles(runs).items():
         for count in (16, 4):
             points = {point.step: point for point in runs[name]["points"] if point.vision_tokens == count}
             if points:
-                cells = " | ".join(_cell(points.get(step), seeds) for step in (100, 200, 300))
-                rows.append(f"| {title} | {count} | | {cells} | {runs[name]['cpu_seconds']:.0f} |")
-    head = "| | tokens | no step | 100 steps | 200 steps | 300 steps | CPU seconds |"
-    return "\n".join([head, "|" + " --- |" * 7, *rows]) + "\n"
+                cells = [_cell(points.get(step), seeds) for step in (100, 200, 300)]
+                rows.append([title, str(count), "", *cells, f"{runs[name]['cpu_seconds']:.0f}"])
+    return markdown(["", "tokens", "no step", "100 steps", "200 steps", "300 steps", "CPU seconds"], rows)
 
 
 def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Path) -> None:
@@ -179,7 +191,8 @@ def _cell(point: Point | None, seeds: int) -> str:
     if point is None:
         return ""
     fewer = f" ({point.seeds} of {seeds} seeds)" if point.seeds < seeds else ""
-    return f"{100 * point.mean:.1f} ± {100 * point.deviation:.1f}{fewer}"
+    deviation = f" ± {100 * point.deviation:.1f}" if point.seeds > 1 else ""
+    return f"{100 * point.mean:.1f}{deviation}{fewer}"
 
 
 def _step(checkpoint: Path) -> int:
@@ -205,7 +218,6 @@ def main() -> None:
         return
     runs, untrained = read_runs(options.folder), evaluate_untrained(IMAGES)
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "accuracy.md").write_text(table(untrained, runs))
     plot(untrained, runs, options.output / "accuracy.png")
     results = {"untrained": untrained, "runs": {name: _plain(run) for name, run in runs.items()}}
     write_json(options.output / ACCURACY, results)

@@ -14,7 +14,7 @@ from llava_stf_eval.serving.models import Served
 from llava_stf_eval.serving.output import COLUMNS, RESULT, failures, markdown, save_figure, table
 from llava_stf_eval.serving.run import Plan, measure
 from llava_stf_eval.serving.servers import find_target, serving
-from llava_stf_eval.serving.tables import END, START, collect, insert, section
+from llava_stf_eval.serving.tables import collect, section
 from llava_stf_eval.serving.vllm_client import has_vllm
 
 PLAN = {"clients": [2], "requests": 4, "new_tokens": 3, "client": "own"}
@@ -148,7 +148,7 @@ def test_a_load_without_an_answer_is_shown_as_none(compared, tmp_path) -> None:
     assert save_figure(tmp_path, compared).read_bytes().startswith(b"\x89PNG")
 
 
-def test_results_reach_the_document_between_its_markers(compared, tmp_path) -> None:
+def test_results_are_copied_to_where_their_tables_are_made(compared, tmp_path) -> None:
     for name in ("b-run", "a-run"):
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / RESULT, compared)
@@ -157,14 +157,8 @@ def test_results_reach_the_document_between_its_markers(compared, tmp_path) -> N
     assert sorted(file.name for file in (tmp_path / "docs").iterdir()) == [
         "a-run.json", "a-run.png", "b-run.json", "b-run.png",
     ]  # fmt: skip
-    text = insert(f"# Title\n{START}\nold\n{END}\nrest\n", section(found))
-    assert text.startswith(f"# Title\n{START}\n**a-run**\n\n| model |")
-    assert text.endswith(f"{END}\nrest\n")
-    assert "old" not in text
-    assert insert(text, section(found)) == text
-    for broken in ("no markers", f"{END}{START}", f"{START}{END}{START}"):
-        with pytest.raises(LlavaStfError, match="once each"):
-            insert(broken, "")
+    assert section(found).startswith("**a-run**\n\n| model |")
+    assert "\n**b-run**\n\n| model |" in section(found)
     write_json(tmp_path / "b-run" / RESULT, {**compared, "complete": False})
     with pytest.raises(LlavaStfError, match="broken off; finish it with bench serve --resume"):
         collect(tmp_path, tmp_path / "docs")

@@ -56,7 +56,7 @@ def test_of_other_seeds_as_many_images_are_enough(write):
     ("kind", "tabulate"),
     [
         pytest.param("fused", bundled.table, id="bundled"),
-        pytest.param("fused", lambda folder: bundled.leads(folder, "fused", "pool"), id="leads"),
+        pytest.param("fused", lambda folder: bundled.lead(folder, "fused", "pool"), id="lead"),
         pytest.param("fused", lambda folder: resamplers.table(folder, folder / "speed.json"), id="resamplers"),
         pytest.param("stf", tiles.table, id="tiles"),
     ],

@@ -3,7 +3,7 @@
 import json
 
 from llava_stf.world import ALL
-from llava_stf_eval.tables.bundled import leads, table
+from llava_stf_eval.tables.bundled import lead, table
 
 ASKED = {"images": 1000, "seed": 0, "questions": 6558}
 
@@ -30,10 +30,10 @@ def test_a_row_for_each_kind_and_budget_and_the_lead_over_pooling_of_the_same_se
     assert fused == "| **STF and MBTF** (16) | " + "86.3 | " * len(ALL) + "86.3 ± 3.5 | 3 |"
     assert [row.split(" | ")[0] for row in nested] == ["| one model (64)", "| one model (16)", "| one model (4)"]
     assert nested[2].endswith(" | 70.0 | 70.0 | 1 |")
-    assert ahead == "fused less pool, points: 3.5 ± 0.7 over 2 seeds."
+    assert ahead == "* STF and MBTF less mean pooling, 16 tokens: 3.50 ± 0.71 points over 2 seeds."
 
 
 def test_no_lead_is_said_without_both(tmp_path):
     write(tmp_path, "full-0", 0.9, tokens=(64,))
-    assert not leads(tmp_path, "fused", "pool")
+    assert not lead(tmp_path, "fused", "pool")
     assert table(tmp_path).splitlines()[-1].startswith("| all tokens (64) | 90.0 ")

@@ -2,7 +2,10 @@
 
 import json
 
-from llava_stf_eval.tables.distillation import table
+import pytest
+
+from llava_stf.errors import DataError
+from llava_stf_eval.tables.distillation import read_runs, table
 
 
 def test_a_row_for_each_source_with_the_mean_of_its_seeds(tmp_path):
@@ -14,10 +17,17 @@ def test_a_row_for_each_source_with_the_mean_of_its_seeds(tmp_path):
         (tmp_path / run / "accuracy.json").write_text(json.dumps(rows))
         (tmp_path / run / "divergence.json").write_text(json.dumps({"divergence": distance, "images": 9}))
     (tmp_path / "noise-2").mkdir()  # not done yet
-    _, _, *rows = table(tmp_path).splitlines()
+    runs = read_runs(tmp_path)
+    assert [(run["source"], run.get("seed")) for run in runs[2:]] == [("drawn", 0), ("noise", 0), ("noise", 1)]
+    _, _, *rows = table(json.loads(json.dumps(runs))).splitlines()
     assert rows == [
         "| all tokens (the teacher) | 91.0 | | |",
         "| mean pooling, no training | 40.0 | | |",
         "| drawn images, as those that are asked about | 80.0 | 0.100 | 1 |",
         "| noise | 52.0 ± 2.8 | 0.300 ± 0.071 | 2 |",
     ]
+
+
+def test_a_folder_whose_runs_are_not_done_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"untrained\.json, found none; run scripts/measure_distillation\.sh first"):
+        read_runs(tmp_path)

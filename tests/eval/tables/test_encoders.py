@@ -50,8 +50,8 @@ def test_encoders_that_were_measured_stand_in_the_table_in_a_fixed_order(tmp_pat
     (tmp_path / "aps.knn-mean.json").write_text(json.dumps({"knn": {"20": 35.0}}))  # stopped after it
     lines = encoder_table(read_encoders(tmp_path)).splitlines()
     assert lines[2:] == [
-        "| random weights | 30.0 | 30.0 | 50.0 | 50.0 |  |",
-        "| APS |  | 35.0 |  |  |  |",
+        "| random weights | 30.0 | 30.0 | 50.0 | 50.0 | |",
+        "| APS | | 35.0 | | | |",
         "| MOS (reconstruction) | 41.0 | 41.0 | 50.0 | 50.0 | 121 |",
     ]
 
