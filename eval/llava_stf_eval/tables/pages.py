@@ -47,6 +47,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/bundled.md": {"bundled": lambda docs: bundled.table(docs / "bundled")},
     "docs/encoders.md": {"encoders": _encoders, "towers": _towers},
     "docs/evaluate.md": {"benchmarks": evaluation.benchmarks_table, "turns": evaluation.turns_table},
+    "docs/export.md": {"exports": evaluation.exports_table},
     "docs/reduction.md": {
         "methods": methods.answers_table,
         "choosing": speed.choosing_table,
