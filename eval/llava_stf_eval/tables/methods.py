@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_stf_eval.tables.answers import read_answers, read_kinds
-from llava_stf_eval.tables.markdown import markdown
+from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
     "full": "all tokens",
@@ -123,6 +123,24 @@ def summary_table(docs: Path) -> str:
         "KV cache of the prompt",
     )
     return markdown(["", "trained", *columns], rows, words=2)
+
+
+def size_table(docs: Path) -> str:
+    """Markdown, two rows for each method: without and with the size of merged tokens in the LLM's attention, by seed."""
+    kinds = read_kinds(docs / "reduction" / "size", ("plain", "biased"), of_one_seed=False)
+    seeds, rows = list(kinds["plain"]), []
+    shares = {
+        (kind, result["model"], seed): 100 * result["accuracy"]
+        for kind, found in kinds.items()
+        for seed, results in found.items()
+        for result in results
+    }
+    for method in ("pool", "tome"):
+        plain, biased = ([shares[kind, method, seed] for seed in seeds] for kind in ("plain", "biased"))
+        gains = [more - less for less, more in zip(plain, biased, strict=True)]
+        rows.append([TITLES[method], *(f"{share:.1f}" for share in plain), ""])
+        rows.append([f"{TITLES[method]}, `attention_bias=true`", *(f"{share:.1f}" for share in biased), spread(gains)])
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "gain"], rows)
 
 
 def _image_tokens(row: dict[str, Any]) -> float:

@@ -54,6 +54,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
         "clock": speed.clock_table,
         "selection": speed.selection_table,
         "resamplers": _resamplers,
+        "size": methods.size_table,
     },
     "docs/serving.md": {"serving": _serving},
     "docs/speed.md": {
