@@ -126,7 +126,7 @@ def summary_table(docs: Path) -> str:
 
 
 def size_table(docs: Path) -> str:
-    """Markdown, two rows for each method: without and with the size of merged tokens in the LLM's attention, by seed."""
+    """Markdown, two rows for each method, without and with the size of merged tokens in the LLM's attention."""
     kinds = read_kinds(docs / "reduction" / "size", ("plain", "biased"), of_one_seed=False)
     seeds, rows = list(kinds["plain"]), []
     shares = {
