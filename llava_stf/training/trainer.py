@@ -40,14 +40,14 @@ class FinetuneTrainer(CheckpointTrainer):
     Modifications:
         train: stops with a checkpoint on SIGTERM and SIGINT; a finished run that is resumed takes no step more.
         get_train_dataloader, _get_train_sampler: an order that depends on seed and epoch alone; patient workers.
-        create_optimizer: AdamW over one parameter group per part of the model; under DeepSpeed, too, a step without any
-            image leaves the projector as it is.
+        create_optimizer: AdamW over one parameter group per part of the model; a step without any image leaves the
+            projector as it is, also where its batches are given one.
         training_step: brings the batch to the step's vision tokens, to each of them one after the other where a step
             has several; counts samples and tokens, and remembers losses and sample ids.
         compute_loss: a share of the mean over the step's vision tokens.
         _get_grad_norm: stops the run at a loss or gradient that is not finite, before the weights change.
         get_batch_samples: measures how long the process waits for its data; where weights are sharded, all processes
-            have images in a forward pass, or none has.
+            have images in a forward pass, or none has; where the projector alone is trained, every batch has one.
         log: samples and LLM tokens (no padding) per second since the last line, over all processes, and the share of
             the time that this process waited for data.
     """
@@ -67,6 +67,9 @@ class FinetuneTrainer(CheckpointTrainer):
         """
         super().__init__(config, **kwargs)
         self._filler = filler
+        # Where the projector alone is trained, a batch of text alone has no gradient, and no backward pass. Under
+        # DeepSpeed what gets no gradient in a pass keeps that of an earlier step, which counts in its norm.
+        self._needs_image = self.is_deepspeed_enabled or config.learning_rates.keys() == {"projector"}
         if self.is_fsdp_enabled:
             prepare_plugin(self.accelerator.state.fsdp_plugin, self.model)
         self.budgets, self.prepared_budget = budgets, prepared_budget
@@ -119,12 +122,12 @@ class FinetuneTrainer(CheckpointTrainer):
                 weight_decay=self.finetune_config.weight_decay,
             )
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, self.finetune_config.adam_beta2), fused=True)
-            if self.is_deepspeed_enabled:
+            if self._needs_image:
                 self.optimizer.register_step_pre_hook(self._leave_unused_projector)
         return self.optimizer
 
     def _leave_unused_projector(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Take back the gradient of zeros that a step of text alone has under DeepSpeed: momentum would move it."""
+        """Take back the gradient of zeros that a step has whose only images are fillers: momentum would move it."""
         if not self._has_images:
             for group in optimizer.param_groups:
                 if group["part"] == "projector":
@@ -168,19 +171,19 @@ class FinetuneTrainer(CheckpointTrainer):
         return self._alike_in_all_processes(batches), items
 
     def _alike_in_all_processes(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give a batch of text alone an image where another process has one in the same forward pass.
+        """Give a batch of text alone an image where it needs one, or another process has one in the same forward pass.
 
-        Every process has to take part when a sharded tower and projector are gathered. Under DeepSpeed all have one in
-        every pass: what gets no gradient in a pass keeps that of an earlier step there, and counts in its norm.
+        Every process has to take part when a sharded tower and projector are gathered.
         """
-        if self._filler is None or not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self._filler is None or not (self.is_fsdp_enabled or self._needs_image):
             return batches
         found = torch.tensor(["pixel_values" in batch for batch in batches], dtype=torch.int64, device=self.args.device)
         anywhere = self.accelerator.reduce(found, reduction="sum").tolist()
         self._has_images = any(anywhere)
-        always = self.is_deepspeed_enabled
         return [
-            with_filler(batch, self._filler()) if (others or always) and "pixel_values" not in batch else batch
+            with_filler(batch, self._filler())
+            if (others or self._needs_image) and "pixel_values" not in batch
+            else batch
             for batch, others in zip(batches, anywhere, strict=True)
         ]
 

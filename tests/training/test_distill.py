@@ -90,6 +90,29 @@ def test_the_projector_alone_is_trained_and_comes_nearer(run, tmp_path, llava_ba
     assert load_model(output).vision_tokens == QUARTER
 
 
+def turns(*texts):
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
+
+
+def test_text_alone_teaches_the_projector_nothing_and_leaves_it_as_it_is(run, tmp_path, data_folder):
+    """Steps hold samples of one modality here, so some have no image at all."""
+    text = [{"id": f"t{n}", "conversations": turns("Hello?", "Hello there.")} for n in range(4)]
+    shown = [
+        {"id": f"i{n}", "image": "red.png", "conversations": turns("<image>\nWhat?", "A square.")} for n in range(2)
+    ]
+    for name, rows in (("mixed", text + shown), ("images", shown)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    options = {"stage": "distill", "per_device_batch_size": 2, "images": str(data_folder), "save_steps": 1}
+    options |= {"save_total_limit": 9, "scheduler": "constant_with_warmup", "warmup_ratio": 0}
+    output = run("mixed", data=tmp_path / "mixed.json", max_steps=3, **options)
+    found = losses(output)
+    assert sum(loss > 1e-6 for loss in found) == 1  # the one step with images
+    assert sorted(found)[:2] == pytest.approx([0, 0], abs=1e-6)
+    alone = run("images", data=tmp_path / "images.json", max_steps=1, **options)
+    for name, value in weights(alone).items():
+        torch.testing.assert_close(weights(output)[name], value, rtol=0, atol=1e-6, msg=name)
+
+
 def test_the_teacher_has_no_adapters(run):
     """At all tokens teacher and student differ by the adapters alone, which start as nothing."""
     options = {"lora_rank": 4, "lora_dropout": 0.0, "learning_rate": 0.3, "projector_learning_rate": 0.0}
