@@ -9,6 +9,7 @@ that file is moved there last.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,12 +63,19 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Pa
     With `overwrite` the other run stays until `remove_run`.
 
     Raises:
-        LlavaStfError: the folder holds another run which this one neither resumes nor overwrites, or cannot be written.
+        LlavaStfError: the folder holds another run which this one neither resumes nor overwrites, or a model without a
+            checkpoint to go on from, or cannot be written.
     """
     checkpoint = newest_checkpoint(output)
-    if not (resume or overwrite) and (checkpoint is not None or (output / LAST_FILE).exists()):
+    has_model = (output / LAST_FILE).exists()
+    if not (resume or overwrite) and (checkpoint is not None or has_model):
         raise LlavaStfError(
             f"the output folder {output} already holds a run: give --resume to go on, --overwrite to replace it, "
+            "or another folder"
+        )
+    if resume and checkpoint is None and has_model:  # a base say; a run from its start would end by writing over it
+        raise LlavaStfError(
+            f"the output folder {output} holds a model, and no checkpoint to go on from: give --overwrite to replace it, "
             "or another folder"
         )
     try:

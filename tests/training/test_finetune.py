@@ -1,6 +1,7 @@
 """Training runs on a tiny model: what changes, what stays, and how a run goes on after an interruption."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,14 @@ def test_resumed_run_ends_where_the_uninterrupted_one_does(run):
 
 def test_resume_without_a_checkpoint_starts_afresh(run):
     assert (run(max_steps=1, resume=True) / "config.json").exists()
+
+
+def test_a_model_without_a_checkpoint_is_not_resumed_and_left_alone(run, llava_base, tmp_path):
+    shutil.copytree(llava_base, tmp_path / "base")
+    before = weights(llava_base)
+    with pytest.raises(LlavaStfError, match="holds a model, and no checkpoint to go on from"):
+        run("base", base=str(tmp_path / "base"), max_steps=1, resume=True)
+    assert changed_parts(before, weights(tmp_path / "base")) == set()
 
 
 def test_another_runs_output_is_refused_and_left_alone(run):
