@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 LAST_FILE = "config.json"
+_NAME = re.compile(r"checkpoint-\d+")
 _OPTIONS = "run_options.json"
 _STATE = "state.pt"
 _MODEL_FILES = (
@@ -75,16 +76,15 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Pa
         )
     if resume and checkpoint is None and has_model:  # a base say; a run from its start would end by writing over it
         raise LlavaStfError(
-            f"the output folder {output} holds a model, and no checkpoint to go on from: give --overwrite to replace it, "
-            "or another folder"
+            f"the output folder {output} holds a model, and no checkpoint to go on from: give --overwrite to replace "
+            "it, or another folder"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LlavaStfError(f"cannot create the output folder {output}: {error.strerror}") from error
-    complete = set(_complete_checkpoints(output))
-    for folder in [*output.glob("checkpoint-*"), output / PARTIAL]:
-        if folder not in complete:
+    for folder in [*_checkpoints(output), output / PARTIAL]:
+        if checkpoint_step(folder) < 0:
             shutil.rmtree(folder, ignore_errors=True)  # every process of a run does this, at about the same time
     return None if overwrite else checkpoint
 
@@ -232,5 +232,10 @@ def reported_writing(what: str, output: Path) -> Iterator[None]:
         ) from error
 
 
+def _checkpoints(output: Path) -> list[Path]:
+    """By their names, which a copy of one (`checkpoint-500-best`) does not have: that is the user's own."""
+    return [path for path in output.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+
+
 def _complete_checkpoints(output: Path) -> list[Path]:
-    return [path for path in output.glob("checkpoint-*") if checkpoint_step(path) >= 0]
+    return [path for path in _checkpoints(output) if checkpoint_step(path) >= 0]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.runs import newest_checkpoint, prepare_output
+from llava_stf.io.runs import newest_checkpoint, prepare_output, remove_run
 from llava_stf.training.config import from_values
 from llava_stf.training.finetune import load_start, main, training_arguments
 from llava_stf.training.optim import part_of
@@ -158,6 +158,18 @@ def test_incomplete_checkpoints_are_not_resumed_from_and_removed(tmp_path):
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert prepare_output(tmp_path, resume=True) == tmp_path / "checkpoint-10"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
+def test_folders_that_only_begin_as_checkpoints_do_are_the_users_own(tmp_path):
+    for name in ("checkpoint-5", "checkpoint-7-best", "checkpoint-notes"):
+        (tmp_path / name).mkdir()
+    for name in ("checkpoint-5", "checkpoint-7-best"):
+        (tmp_path / name / "trainer_state.json").write_text('{"global_step": 7}')
+    assert prepare_output(tmp_path, resume=True) == tmp_path / "checkpoint-5"
+    prepare_output(tmp_path, resume=False, overwrite=True)
+    remove_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7-best", "checkpoint-notes"]
+    assert prepare_output(tmp_path, resume=False) is None
 
 
 def test_bf16_computes_in_bfloat16_on_a_cpu_with_float32_weights(tmp_path, llava_base, data_folder):
