@@ -156,23 +156,26 @@ def read_visual(source: str, frames: int | None = None) -> "Image | Video":
 
 
 def figure_path(asked: Path | None, name: str) -> Path:
-    """Where a figure goes without taking the place of a file that this package has not drawn.
+    """Where a figure goes without taking the place of a file that this package has not drawn; nothing is written yet.
 
     Args:
         asked: what --output says.
         name: without --output; if another file has it, the first of name-2, name-3, ... that is free.
 
     Raises:
-        LlavaStfError: there is no such folder, or another file is where --output says.
+        LlavaStfError: there is no such folder, it takes no files, or another file is where --output says.
     """
     from llava_stf.errors import LlavaStfError
+    from llava_stf.io.publish import refuse_unwritable
 
     if asked is None:
+        refuse_unwritable(Path())
         stem, suffix = os.path.splitext(name)
         names = (name, *(f"{stem}-{number}{suffix}" for number in range(2, 1000)))
         return next(path for path in map(Path, names) if _may_be_drawn(path))
     if not asked.absolute().parent.is_dir():
         raise LlavaStfError(f"There is no folder {asked.absolute().parent} to write {asked.name} to; create it.")
+    refuse_unwritable(asked.parent)
     if not _may_be_drawn(asked):
         raise LlavaStfError(f"{asked} is no figure of llava-stf and is not overwritten; name another --output.")
     return asked

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -69,6 +70,21 @@ def refuse_existing(dst: Path) -> None:
     """
     if os.path.lexists(dst):
         raise LlavaStfError(f"{dst} exists already and is not overwritten; remove it or take another name.")
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that a folder, or what it would be made in, takes files: before the work whose result is to go there.
+
+    Raises:
+        LlavaStfError: it does not.
+    """
+    whole = folder.absolute()
+    there = next(place for place in (whole, *whole.parents) if os.path.exists(place))
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise LlavaStfError(f"{folder} cannot be written to: {error.strerror or error}; name another place.") from error
 
 
 def write_file(path: Path, content: bytes | str) -> Path:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.json import parse_json
-from llava_stf.io.publish import commit
+from llava_stf.io.publish import commit, refuse_unwritable
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +83,7 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool = False) -> Pa
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LlavaStfError(f"cannot create the output folder {output}: {error.strerror}") from error
+    refuse_unwritable(output)
     for folder in [*_checkpoints(output), output / PARTIAL]:
         if checkpoint_step(folder) < 0:
             shutil.rmtree(folder, ignore_errors=True)  # every process of a run does this, at about the same time

@@ -85,3 +85,6 @@ def test_commands_refuse_before_a_model_is_loaded(
     assert (result.code, result.out) == (2, "")
     assert "is not overwritten" in result.err
     assert mine.read_bytes() == images[0].read_bytes()
+    result = run(*(word.format(image=images[0]) for word in command), "--output", "/proc/self/figure.png")
+    assert (result.code, result.out) == (2, "")
+    assert "/proc/self cannot be written to" in result.err

@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 
 from llava_stf.errors import LlavaStfError
-from llava_stf.io.publish import publish, reserve, write_file
+from llava_stf.io.publish import publish, refuse_unwritable, reserve, write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
@@ -69,6 +69,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_one_sentence(tmp_path: Path)
     assert (path.read_text(), list(tmp_path.iterdir())) == ("old", [path])
     with pytest.raises(LlavaStfError, match="cannot be written: File exists"):
         write_file(path / "below.json", "new")
+
+
+def test_a_folder_that_takes_no_files_is_known_before_anything_is_made_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below", Path("/proc/self"), Path("/proc/self/below")):
+        with pytest.raises(LlavaStfError, match=f"{folder} cannot be written to: .*; name another place"):
+            refuse_unwritable(folder)
+    refuse_unwritable(tmp_path / "one" / "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_reserved_file_is_nobody_elses_and_stays_as_it_was_if_it_is_not_written(tmp_path: Path) -> None:

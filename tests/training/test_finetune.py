@@ -160,6 +160,11 @@ def test_incomplete_checkpoints_are_not_resumed_from_and_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
+def test_an_output_that_takes_no_files_is_refused_before_the_first_step():
+    with pytest.raises(LlavaStfError, match="/proc/self cannot be written to"):
+        prepare_output(Path("/proc/self"), resume=False)
+
+
 def test_folders_that_only_begin_as_checkpoints_do_are_the_users_own(tmp_path):
     for name in ("checkpoint-5", "checkpoint-7-best", "checkpoint-notes"):
         (tmp_path / name).mkdir()
