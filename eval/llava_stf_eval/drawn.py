@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.command import run
-from llava_stf.io.publish import write_json
+from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.world import ALL, BENCHMARKS, SIDE, Question, draw, is_right, questions_of
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def held_out(
     `side` is that of the images, in pixels.
 
     Raises:
-        DataError: there is no image.
+        DataError: there is no image, or no question of these families.
     """
     from PIL import Image
 
@@ -72,6 +72,8 @@ def held_out(
         image = Image.fromarray(pixels)
         asked = questions_of(scene, index, seed=seed, split="held_out", families=families, count=len(families))
         pairs += [(image, question) for question in asked]
+    if not pairs:
+        raise DataError(f"the first {images} images of seed {seed} have no question of {', '.join(families)}; ask more")
     return pairs
 
 
@@ -190,6 +192,8 @@ def main() -> None:
         raise LlavaStfError(
             "--budget is what each --model is asked at, and none is given; methods take --vision-tokens."
         )
+    if options.output:
+        refuse_unwritable(options.output.parent)
     own, kept = parse_options(options.option), 16 if options.vision_tokens is None else options.vision_tokens
     given = {} if options.dtype is None else {"dtype": options.dtype}
     asked = [ModelOptions("tiny-full", name, kept, own, **given) for name in options.method]

@@ -44,8 +44,10 @@ def chats(images: int, turns: int, seed: int = 0) -> list[tuple[Image.Image, lis
     So every family of questions is as frequent at one turn as at another.
 
     Raises:
-        LlavaStfError: more turns than any image has questions.
+        LlavaStfError: more turns than any image has questions, or no image.
     """
+    if images < 1:
+        raise LlavaStfError(f"questions are asked about 1 image or more, found {images}")
     if not 1 <= turns <= MOST_TURNS:
         raise LlavaStfError(f"turns must be 1 to {MOST_TURNS}, the most questions about an image; found {turns}.")
     found: list[tuple[Image.Image, list[Question]]] = []

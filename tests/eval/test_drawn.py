@@ -75,15 +75,21 @@ def test_command_writes_the_results(stf_folder, plain_folder, tmp_path, monkeypa
     assert "ms to first token" in capsys.readouterr().out
 
 
+def test_images_without_a_question_of_the_families_are_refused():
+    with pytest.raises(LlavaStfError, match="the first 1 images of seed 1 have no question of text; ask more"):
+        drawn.held_out(1, 1, families=("text",))
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (["--model", "nowhere/x", "--output", "/proc/self/a.json"], "/proc/self cannot be written to"),
         (["--model", "tiny", "--vision-tokens", "64"], "models take --budget"),
         (["--full", "tiny-full", "--budget", "16"], "methods take --vision-tokens"),
         (["--model", "tiny", "--option", "order=raster"], "--option is of each --method"),
     ],
 )
-def test_an_option_of_what_is_not_asked_is_refused(arguments, named, monkeypatch):
+def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(arguments, named, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["drawn", *arguments])
     with pytest.raises(LlavaStfError, match=named):
         drawn.main()

@@ -22,6 +22,8 @@ def test_from_image_to_image_another_question_comes_first():
     assert found[1][1][-1:] + found[1][1][:1] == again[1][1][::-1]
     with pytest.raises(LlavaStfError, match=r"1 to 8.*found 9"):
         chats(1, 9)
+    with pytest.raises(LlavaStfError, match="1 image or more, found 0"):
+        chats(0, 2)
 
 
 @pytest.mark.parametrize("method", [None, "divprune"])

@@ -21,7 +21,7 @@ from llava_stf.export.write import export_model
 from llava_stf.inference import user_turn
 from llava_stf.io.command import run
 from llava_stf.io.exports import Format, KvCache, Weights
-from llava_stf.io.publish import write_json
+from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.world.questions import is_right
 from llava_stf_eval.drawn import MAX_NEW_TOKENS, held_out
 from llava_stf_eval.speed.machine import describe_machine
@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="format-weights-cache; repeatable; default: all")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.output:
+        refuse_unwritable(options.output.parent)
     pairs = held_out(options.images, seed=0)
     rows: list[dict[str, Any]] = []
     for name in options.model or ["tiny"]:

@@ -28,7 +28,7 @@ from llava_stf import apply_stf
 from llava_stf.errors import ExportError, LlavaStfError
 from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
 from llava_stf.io.command import run
-from llava_stf.io.publish import publish, write_json
+from llava_stf.io.publish import publish, refuse_unwritable, write_json
 from llava_stf_eval.measurement.process import memory
 from llava_stf_eval.speed.machine import describe_machine
 from llava_stf_eval.speed.shapes import shape_config
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, help="a folder that keeps them for another run of the same shape")
     parser.add_argument("--output", type=Path, default=Path("runs/export-cpu.json"))
     options = parser.parse_args()
+    refuse_unwritable(options.output.parent)
     context = multiprocessing.get_context("fork")
     with TemporaryDirectory() as name:
         folder = options.exports or Path(name) / "exports"

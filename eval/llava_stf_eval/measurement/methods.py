@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from llava_stf.io.command import run
-from llava_stf.io.publish import write_json
+from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.reduction import METHODS
 from llava_stf.reduction.layers import LayerDropping
 from llava_stf_eval.speed.machine import describe_machine
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted")
     parser.add_argument("--output", type=Path, default=Path("runs/methods-cpu.json"))
     options = parser.parse_args()
+    refuse_unwritable(options.output.parent)
     torch.set_num_threads(1)
     vision, text = SHAPES[options.shape]
     vision["num_hidden_layers"] = options.blocks or vision["num_hidden_layers"]
@@ -124,7 +125,6 @@ def main() -> None:
         "machine": describe_machine(model.device), "shape": options.shape, "layers": text["num_hidden_layers"],
         "blocks": vision["num_hidden_layers"], "text_tokens": TEXT, "rounds": options.rounds, "rows": rows,
     }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.output, result)
 
 

@@ -11,7 +11,6 @@ their formulas in plain loops, one token and one row at a time, which must choos
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llava_stf.io.command import run
+from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.reduction.dart import least_alike
 from llava_stf.reduction.divprune import farthest_first, most_diverse
 from llava_stf.reduction.holov import HoloV
@@ -124,6 +124,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--output", type=Path, help="also write the milliseconds to this JSON file")
     options = parser.parse_args()
+    if options.output:
+        refuse_unwritable(options.output.parent)
     torch.set_num_threads(1)
     runs = selections(options.count)
     ours, loops = runs["DivPrune, behind the distances"]
@@ -142,7 +144,7 @@ def main() -> None:
         cells = f"{looped:.1f} | {looped / taken:.1f}x" if looped else " | "
         print(f"| {name} | {taken:.1f} | {cells} |")
     if options.output:
-        options.output.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(options.output, found)
 
 
 if __name__ == "__main__":
