@@ -84,8 +84,9 @@ def _list_values(text: str, path: Path) -> Iterator[_Value]:
             start += 1
         return start
 
-    position, expects_value = skip_space(text.index("[") + 1), False
+    position, expects_value = text.index("[") + 1, False
     try:
+        position = skip_space(position)
         while expects_value or text[position] != "]":
             try:
                 value, end = decoder.raw_decode(text, position)

@@ -147,6 +147,8 @@ def test_malformed_samples_are_named(tmp_path, data_folder, llava_processor, rec
     [
         ("", "no samples"),
         ("[]", "no samples"),
+        ("[", "breaks off or is damaged at byte 1"),
+        ("[ \n", "breaks off or is damaged at byte"),
         ('[{"id": 1}, {"id": 2}', "damaged at byte"),
         ('[{"id": 1} {"id": 2}]', "expected ','"),
         ('[{"question": 1, "answer": 2}, 7]', "'conversations' or 'messages'; the first has 'question', 'answer'"),
