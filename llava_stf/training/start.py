@@ -44,6 +44,10 @@ def check_start(config: FinetuneConfig) -> None:
             raise LlavaStfError(
                 f"stage distill needs a base that can teach, a LLaVA, and {config.base} is a language model"
             )
+        if config.vision_tokens == "all" and config.init not in ("pool", "random"):
+            raise LlavaStfError(
+                f"vision_tokens all has a plain projector, and {config.init} is for a fused one: drop one"
+            )
         return
     from llava_stf.loading import read_config
 
@@ -99,7 +103,9 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
         resolve_windows(base, config.vision_tokens)
         if config.reduction not in ("stf", "pool"):
             refuse_tiles(base, f"reduction {config.reduction}")
-        if config.reduction == "stf" and config.init not in ("pool", "random") and config.vision_tokens != "all":
+        if config.vision_tokens == "all" and config.init != "pool":
+            raise FusionError(f"vision_tokens all keeps the base's own projector: leave out init {config.init}")
+        if config.reduction == "stf" and config.init not in ("pool", "random"):
             load_adapter(config.init).check(base)
     elif config.reduction != "stf" or config.init != "pool":
         raise FusionError(f"{config.base} has a fused projector of its own: leave out reduction and init")

@@ -49,6 +49,13 @@ def test_a_fused_base_keeps_its_projector(stf_folder, data_folder, tmp_path, opt
     assert message in refused(base, data_folder, tmp_path, **options)
 
 
+def test_all_tokens_have_no_projector_to_start(llava_base, data_folder, tmp_path):
+    base = without_weights(llava_base, tmp_path / "base")
+    for init in ("random", "nowhere.safetensors"):
+        message = refused(base, data_folder, tmp_path, vision_tokens="all", init=init)
+        assert message == f"vision_tokens all keeps the base's own projector: leave out init {init}"
+
+
 def test_a_projector_file_of_other_widths(llava_base, stf_folder, data_folder, tmp_path):
     projector = load_model(stf_folder).model.model.multi_modal_projector.state_dict()
     name = "spatial_fusion.linear_2.weight"
