@@ -17,7 +17,7 @@ from llava_stf.reduction.catalogue import METHODS
 from llava_stf.reduction.change import make_change, undo_change
 from llava_stf.reduction.fusion import FusingMethod, untrained
 from llava_stf.reduction.method import Method
-from llava_stf.reduction.options import checked_options
+from llava_stf.reduction.options import checked_options, checked_seed
 from llava_stf.reduction.pool import Pool
 from llava_stf.reduction.stf import Stf
 
@@ -77,11 +77,12 @@ def apply_reduction(
         The same model. Undone by `remove_reduction`.
 
     Raises:
-        FusionError: as `check_reduction`, or the model is no plain LLaVA; everything is then as it was.
+        FusionError: as `check_reduction`, the seed is none, or the model is no plain LLaVA; everything is then as it
+            was.
     """
     family_of(model)
     found = check_reduction(model.config, method, vision_tokens)
-    return make_change(model, processor, found.plan(model, vision_tokens, seed))
+    return make_change(model, processor, found.plan(model, vision_tokens, checked_seed(seed)))
 
 
 def apply_stf(
@@ -116,12 +117,13 @@ def apply_stf(
 
     Raises:
         FusionError: the model is no plain LLaVA, its projector is quantized, wrapped, sharded or offloaded, the window
-            does not divide the grid, or a warm start does not fit; everything is then as it was.
+            does not divide the grid, a warm start does not fit, or an option has no such value; everything is then as
+            it was.
         CheckpointError: the adapter file does not fit.
         KernelError: Triton kernels were asked for and cannot run here; the model is then as it was.
     """
     method = Stf(fusion_layers=fusion_layers, init=init, kernels=kernels, pool_frames=pool_frames)
-    return make_change(model, processor, method.fuse(model, window, seed))
+    return make_change(model, processor, method.fuse(model, window, checked_seed(seed)))
 
 
 def apply_pooling(
@@ -179,7 +181,7 @@ def apply_fusing(
     found = find_method(method)
     if not isinstance(found, FusingMethod):
         raise FusionError(f"'{method}' has no projector that could be trained.")
-    return make_change(model, processor, found.fuse(model, window, seed))
+    return make_change(model, processor, found.fuse(model, window, checked_seed(seed)))
 
 
 def apply_untrained(

@@ -56,7 +56,16 @@ class Method(ABC):
         """Mean of `vision_tokens_per_layer`: the budget by which methods are compared.
 
         FastV that keeps 166, 98 or 30 of 576 after 2 of 32 layers has a mean of 192, 128 or 64.
+
+        Raises:
+            FusionError: the LLM has no layer, or not 1 to all of the patches are kept.
         """
+        counts = (num_layers, patches, vision_tokens)
+        if any(type(count) is not int for count in counts) or num_layers < 1 or not 1 <= vision_tokens <= patches:
+            raise FusionError(
+                f"A mean is over 1 layer or more, of 1 to all {patches!r} patches; found {num_layers!r} layers and "
+                f"{vision_tokens!r} vision tokens."
+            )
         layers = self.vision_tokens_per_layer(num_layers, patches, vision_tokens)
         return sum(layers) / len(layers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llava_stf.errors import FusionError, nearest
@@ -76,6 +77,17 @@ def checked_options(method: Method) -> Method:
         FusionError: it was made with a value that its option does not have.
     """
     return with_options(method, {name: getattr(method, name) for name in option_types(method)})
+
+
+def checked_seed(seed: int) -> int:
+    """The seed of what a method draws.
+
+    Raises:
+        FusionError: it is no whole number that torch takes for one.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**64:
+        raise FusionError(f"seed must be a whole number of 64 bits, found {seed!r}.")
+    return int(seed)
 
 
 def changed_options(method: Method) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, SiglipVisionConfig
 
-from llava_stf import LlavaStfConfig, apply_pooling, load_model
-from llava_stf.errors import FusionError
+from llava_stf import LlavaStfConfig, apply_pooling, apply_stf, load_model
+from llava_stf.errors import CheckpointError, FusionError
 from llava_stf.reduction import METHODS, apply_reduction, check_reduction, remove_reduction
+from llava_stf.reduction.apply import apply_fusing
 from llava_stf.reduction.divprune import DivPrune
 from llava_stf.reduction.fastv import FastV
 from llava_stf.reduction.holov import HoloV
 from llava_stf.reduction.m3 import M3
 from llava_stf.reduction.pool import Pool
+from llava_stf.reduction.stf import Stf
 from llava_stf.reduction.tome import ToMe
 from llava_stf.reduction.visionzip import VisionZip
 
@@ -131,3 +133,41 @@ def test_a_state_that_no_block_has_made(name):
 def test_what_one_layer_or_several_budgets_do_not_go_with():
     assert "found one layer" in refusal(check_reduction, llava_7b(layers=1), "sparsevlm", 144)
     assert "M3 has no attention_bias" in refusal(check_reduction, llava_7b(), M3(attention_bias=True), 144)
+
+
+@pytest.mark.parametrize("seed", ["a", "3", 1.5, None, True, 2**64])
+def test_a_seed_that_is_none(seed, plain_folder):
+    model, processor = load_model(plain_folder, vision_tokens="all")
+    for call, options in (
+        (apply_stf, {}),
+        (apply_fusing, {"method": "tokenpacker", "window": 2}),
+        (apply_reduction, {"method": "random", "vision_tokens": 4}),
+    ):
+        assert f"found {seed!r}" in refusal(call, model, processor, seed=seed, **options)
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+
+
+@pytest.mark.parametrize("layers", ["all", [], ["a"], [1.5], True])
+def test_fusion_layers_that_are_none(layers, plain_folder):
+    model, processor = load_model(plain_folder, vision_tokens="all")
+    for call, options in ((apply_stf, {"fusion_layers": layers}), (apply_reduction, {"method": Stf(layers)})):
+        budget = {} if call is apply_stf else {"vision_tokens": 4}
+        said = "fusion_layers must be whole numbers of hidden states, found"
+        assert said in refusal(call, model, processor, **options, **budget)
+
+
+def test_fusion_layers_as_a_tuple_are_a_list(plain_folder):
+    model, processor = load_model(plain_folder, vision_tokens="all")
+    assert apply_stf(model, processor, fusion_layers=(1, 2)).config.fusion_layers == [1, 2]
+
+
+@pytest.mark.parametrize("init", [5, None])
+def test_a_start_that_is_none(init, plain_folder):
+    with pytest.raises(CheckpointError, match=f"an adapter file; there is no file '{init}'"):
+        apply_stf(*load_model(plain_folder, vision_tokens="all"), init=init)
+
+
+@pytest.mark.parametrize("counts", [(0, 576, 144), (32, 576, 0), (32, 576, 577), (32, 576, "144"), (32, 576, 144.0)])
+@pytest.mark.parametrize("name", ["divprune", "sparsevlm"])
+def test_a_mean_of_nothing(name, counts):
+    assert "1 to all 576 patches" in refusal(METHODS[name].mean_tokens, *counts)

@@ -87,6 +87,8 @@ class FusionConfig:
             if self.fusion in _DEFAULT_LAYERS and isinstance(layers, int):
                 layers = _DEFAULT_LAYERS[self.fusion](vision.num_hidden_layers, layers)
             self.fusion_layers = layers
+        if not self.fusion_states or any(type(layer) is not int for layer in self.fusion_states):
+            raise FusionError(f"fusion_layers must be whole numbers of hidden states, found {self.fusion_layers!r}.")
         if self.fusion == "mqt" and (len(self.fusion_states) != 1 or vision.hidden_size % 4):
             raise FusionError(
                 "MQT reads one state of a tower whose width is a multiple of 4, found the states "
@@ -94,6 +96,8 @@ class FusionConfig:
             )
         for layer in self.fusion_states:
             state_index(layer, vision.num_hidden_layers)
+        if not isinstance(self.fusion_layers, int):
+            self.fusion_layers = self.fusion_states
         self.vision_feature_layer = self.fusion_layers
         if self.fusion_weight_window is None:
             self.fusion_weight_window = self.fusion_window
@@ -110,7 +114,7 @@ class FusionConfig:
         self.use_window(self.fusion_window)
 
     def _check_window(self, window: int) -> None:
-        if window not in window_sides(self):
+        if type(window) is not int or window not in window_sides(self):
             vision = self.vision_config
             raise FusionError(
                 f"fusion_window {window} does not divide the grid of {self.grid}x{self.grid} patches "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def load_adapter(path: str | Path) -> Adapter:
     Raises:
         CheckpointError: the file is absent, damaged, or does not hold exactly the eight tensors.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not isinstance(path, (str, PathLike)) or not Path(path).is_file():
         raise CheckpointError(f"init must be 'pool', 'random' or an adapter file; there is no file '{path}'.")
+    path = Path(path)
     reader = Reader()
     state = {}
     for name, stored in read_index([path]).items():
