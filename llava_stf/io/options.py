@@ -96,13 +96,14 @@ def check_ranges(options: Any, ranges: Mapping[str, Iterable[str]]) -> None:
         ranges: names of fields by what they must be, one of the keys of `_RANGES`.
 
     Raises:
-        LlavaStfError: a field that is not None is not, or is no finite number.
+        LlavaStfError: a field that is not None is not, or is no finite number at all.
     """
     for said, names in ranges.items():
         for name in names:
             value = getattr(options, name)
-            if value is not None and not (isfinite(value) and _RANGES[said](value)):
-                raise LlavaStfError(f"{name} must be {said}, found {value}")
+            number = isinstance(value, int | float) and isfinite(value)
+            if value is not None and not (number and _RANGES[said](value)):
+                raise LlavaStfError(f"{name} must be {said}, found {value!r}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

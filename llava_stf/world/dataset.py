@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,13 @@ def generator(split: str, seed: int, index: int, part: int) -> np.random.Generat
     """The random stream of one image: `part` 0 draws scene and pixels, 1 the questions.
 
     Raises:
-        DataError: an unknown split or numbers outside 32 bits (which would spill into their neighbours' words).
+        DataError: an unknown split, or seed and index that are no whole numbers of 32 bits (others would spill into
+            their neighbours' words).
     """
     if split not in SPLITS:
         raise DataError(f"Expected a split of {', '.join(SPLITS)}, found {split!r}.")
-    if not (0 <= seed < 2**32 and 0 <= index < 2**32):
-        raise DataError(f"Expected seed and index from 0 to 2**32 - 1, found {seed} and {index}.")
+    if not all(isinstance(number, Integral) and 0 <= number < 2**32 for number in (seed, index)):
+        raise DataError(f"Expected seed and index from 0 to 2**32 - 1, found {seed!r} and {index!r}.")
     return np.random.default_rng([SPLITS[split], seed, index, part])
 
 

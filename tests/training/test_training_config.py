@@ -82,6 +82,12 @@ def test_wrong_options_are_refused_in_one_sentence(flags, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("seed", ["a", "3", float("nan"), -1])
+def test_numbers_that_are_none_are_refused_without_a_file_too(seed):
+    with pytest.raises(LlavaStfError, match=f"seed must be at least 0 and below 2.*, found {seed!r}"):
+        FinetuneConfig(base="b", data="d", output="o", seed=seed)
+
+
 @pytest.mark.parametrize("text", ["- base\n", "base: [\n", "learning_rates: 3\n"])
 def test_wrong_files_are_refused(tmp_path, text):
     file = tmp_path / "run.yaml"

@@ -80,6 +80,12 @@ def test_wrong_requests_are_refused_and_leave_nothing(tmp_path: Path, wrong: dic
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("seed", ["1", 1.5, None, -1, 2**32])
+def test_a_seed_that_is_none_is_refused(seed) -> None:
+    with pytest.raises(DataError, match="Expected seed and index from 0 to"):
+        draw(0, seed=seed)
+
+
 def test_a_data_set_is_not_overwritten_and_a_folder_that_takes_none_is_said(tmp_path: Path) -> None:
     write_dataset(tmp_path / "out", 3, seed=0)
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
