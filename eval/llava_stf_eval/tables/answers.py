@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
+from llava_stf.io.json import parse_json
+
+FIELDS = ("seed", "questions", "images", "families", "accuracy", "vision_tokens")
+
+
+def read_measured(path: Path) -> Any:
+    """What a measuring command wrote as JSON.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}; measure it first.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged, {error}; remove it and measure it again.") from error
 
 
 def read_answers(paths: Iterable[Path], *, of_one_seed: bool = True) -> list[list[dict[str, Any]]]:
@@ -23,9 +39,12 @@ def read_answers(paths: Iterable[Path], *, of_one_seed: bool = True) -> list[lis
         For each path, the results of its file.
 
     Raises:
-        DataError: two results are about other questions; it names their files.
+        DataError: two results are about other questions, or a file holds something else; it names the files.
     """
-    read = [(path, json.loads(path.read_text())) for path in paths]
+    read = [(path, read_measured(path)) for path in paths]
+    for path, results in read:
+        if not isinstance(results, list) or not all(_is_result(result) for result in results):
+            raise DataError(f"{path} holds no results of llava_stf_eval.drawn; move it out of the folder.")
     told = [(path, result) for path, results in read for result in results]
     for (one, mine), (other, theirs) in combinations(told, 2):
         differ = (of_one_seed or mine["seed"] == theirs["seed"]) and _questions(mine) != _questions(theirs)
@@ -49,6 +68,10 @@ def read_kinds(folder: Path, kinds: Iterable[str], *, of_one_seed: bool = True) 
     for (kind, path), results in zip(files, answers, strict=True):
         found.setdefault(kind, {})[path.stem.removeprefix(f"{kind}-")] = results
     return found
+
+
+def _is_result(result: Any) -> bool:
+    return isinstance(result, dict) and result.keys() >= set(FIELDS)
 
 
 def _questions(result: dict[str, Any]) -> tuple[int, int]:

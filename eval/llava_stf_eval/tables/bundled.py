@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.world import ALL, BENCHMARKS
 from llava_stf_eval.tables.answers import read_kinds
@@ -50,12 +51,19 @@ def rows_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(folder: Path) -> str:
-    """Markdown: a row for each kind of model and budget that the folder holds answers of, a column for each family."""
+    """Markdown: a row for each kind of model and budget that the folder holds answers of, a column for each family.
+
+    Raises:
+        DataError: it holds none, or they are about other questions.
+    """
+    found = rows_of(folder)
+    if not found:
+        raise DataError(f"Expected answers of models in {folder}, found none; run scripts/measure_fusion.sh first.")
     rows = [["mirrors", *(BENCHMARKS[family] for family in ALL), "", ""]]
-    for title, results in rows_of(folder).items():
-        shares = (100 * statistics.mean(one["families"][family] for one in results) for family in ALL)
-        whole = spread([100 * one["accuracy"] for one in results])
-        rows.append([title, *(f"{share:.1f}" for share in shares), whole, str(len(results))])
+    for title, results in found.items():
+        shares = [[100 * one["families"][family] for one in results if family in one["families"]] for family in ALL]
+        cells = [f"{statistics.mean(share):.1f}" if share else "" for share in shares]
+        rows.append([title, *cells, spread([100 * one["accuracy"] for one in results]), str(len(results))])
     shown = markdown(["tokens in brackets", *ALL, "**all**", "seeds"], rows)
     compared = [sentence for pair in COMPARED if (sentence := lead(folder, *pair))]
     return "\n".join([shown, "", *compared] if compared else [shown])

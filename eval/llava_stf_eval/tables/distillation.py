@@ -9,13 +9,12 @@ of `llava_stf_eval.measurement.divergence`. Mean and standard deviation over the
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.answers import read_measured
 from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
@@ -34,17 +33,15 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     """What each model answers: those without training, then the runs of each source, seed by seed.
 
     Raises:
-        DataError: the folder holds no answers of the models without training, which the script asks last.
+        DataError: a result is missing or damaged, such as that of the models without training, asked last.
     """
-    untrained = folder / "untrained.json"
-    if not untrained.is_file():
-        raise DataError(f"Expected {untrained}, found none; run scripts/measure_distillation.sh first.")
-    found = [{"source": row["model"], "accuracy": row["accuracy"]} for row in json.loads(untrained.read_text())]
+    untrained = read_measured(folder / "untrained.json")
+    found = [{"source": row["model"], "accuracy": row["accuracy"]} for row in untrained]
     for source in TITLES:
         for told in sorted(folder.glob(f"{source}-[0-9]*/divergence.json")):
-            accuracy = json.loads((told.parent / "accuracy.json").read_text())[-1]["accuracy"]
+            accuracy = read_measured(told.parent / "accuracy.json")[-1]["accuracy"]
             seed = int(told.parent.name.removeprefix(f"{source}-"))
-            divergence = json.loads(told.read_text())["divergence"]
+            divergence = read_measured(told)["divergence"]
             found.append({"source": source, "seed": seed, "accuracy": accuracy, "divergence": divergence})
     return found
 

@@ -11,13 +11,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.answers import read_measured
 from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.seconds import cpu_seconds
 
@@ -71,7 +71,7 @@ def read_encoders(folder: Path) -> dict[str, dict[str, Any]]:
         files = {
             kind: folder / f"{name}.{kind}.json" for kind in ("knn-class", "knn-mean", "linear-class", "linear-mean")
         }
-        results = {kind: json.loads(file.read_text()) for kind, file in files.items() if file.is_file()}
+        results = {kind: read_measured(file) for kind, file in files.items() if file.is_file()}
         if results:
             found[name] = {kind: result[kind.partition("-")[0]] for kind, result in results.items()}
             seconds = folder / f"{name}.seconds"
@@ -106,7 +106,7 @@ def read_towers(folder: Path) -> dict[str, dict[str, Any]]:
     for name in ("embedded", *TITLES):
         files = {states: folder / f"llava-{name}-{states}.json" for states in ("one", "many")}
         if all(file.is_file() for file in files.values()):
-            towers[name] = {states: json.loads(file.read_text())[0] for states, file in files.items()}
+            towers[name] = {states: read_measured(file)[0] for states, file in files.items()}
     if not towers:
         raise DataError(
             f"Expected a tower with results of one state and of many in {folder}, found none; run "

@@ -6,12 +6,12 @@ Results are those of `bench tasks`, one folder for each run in docs/evaluate/, o
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from llava_stf_eval.report.published import find_published
 from llava_stf_eval.report.runs import load_run
 from llava_stf_eval.report.scores import NONE, title
+from llava_stf_eval.tables.answers import read_measured
 from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.methods import TITLES
 
@@ -39,7 +39,7 @@ def benchmarks_table(docs: Path) -> str:
 
 def turns_table(docs: Path) -> str:
     """Markdown, two rows for each method: right answers of each turn, read again and from the cache."""
-    found = json.loads((docs / "evaluate" / "turns.json").read_text())
+    found = read_measured(docs / "evaluate" / "turns.json")
     rows = []
     for row in found:
         for way, said in (("again", "read again"), ("cached", "from the cache")):
@@ -50,7 +50,7 @@ def turns_table(docs: Path) -> str:
 def exports_table(docs: Path) -> str:
     """Markdown, a row for each way to run the same model: right answers, and how many equal PyTorch's in float32."""
     rows = []
-    for row in json.loads((docs / "evaluate" / "exports.json").read_text())["rows"]:
+    for row in read_measured(docs / "evaluate" / "exports.json")["rows"]:
         library, weights, *cache = row["run_by"].split("-")
         way = f"{LIBRARIES[library]}, {weights}" + (", cache `u8`" if cache == ["u8"] else "")
         rows.append([way, f"{100 * row['right'] / row['questions']:.1f} %", f"{row['equal']:,}"])

@@ -6,13 +6,12 @@ in docs/bundled/. Times are those of the 7B shape in docs/speed/7b-cpu.json.
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_stf_eval.tables.answers import read_answers, read_kinds
+from llava_stf_eval.tables.answers import read_answers, read_kinds, read_measured
 from llava_stf_eval.tables.markdown import markdown, spread
 
 TITLES = {
@@ -87,7 +86,7 @@ def read_asked(docs: Path) -> dict[str, Asked]:
 
 def read_times(docs: Path) -> dict[str, dict[str, Any]]:
     """The rows of the 7B shape by method."""
-    return {row["method"]: row for row in json.loads((docs / "speed" / "7b-cpu.json").read_text())["rows"]}
+    return {row["method"]: row for row in read_measured(docs / "speed" / "7b-cpu.json")["rows"]}
 
 
 def answers_table(docs: Path) -> str:

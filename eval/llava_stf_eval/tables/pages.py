@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,13 @@ from llava_stf.io.publish import write_file
 from llava_stf_eval.measurement.result import read_result
 from llava_stf_eval.serving.tables import section
 from llava_stf_eval.tables import bundled, distillation, encoders, evaluation, methods, resamplers, speed, training
+from llava_stf_eval.tables.answers import read_measured
 
 END = "<!-- end of table -->"
 
 
 def _distillation(docs: Path) -> str:
-    return distillation.table(json.loads((docs / "training" / "distillation.json").read_text()))
+    return distillation.table(read_measured(docs / "training" / "distillation.json"))
 
 
 def _training(docs: Path) -> str:
@@ -25,11 +25,11 @@ def _training(docs: Path) -> str:
 
 
 def _encoders(docs: Path) -> str:
-    return encoders.encoder_table(json.loads((docs / "encoders" / "encoders.json").read_text()))
+    return encoders.encoder_table(read_measured(docs / "encoders" / "encoders.json"))
 
 
 def _towers(docs: Path) -> str:
-    return encoders.tower_table(json.loads((docs / "encoders" / "towers.json").read_text()))
+    return encoders.tower_table(read_measured(docs / "encoders" / "towers.json"))
 
 
 def _resamplers(docs: Path) -> str:

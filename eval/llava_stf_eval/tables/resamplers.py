@@ -10,14 +10,13 @@ of the projector at the width of LLaVA-1.5-7B, 144 of 576 tokens. First tokens a
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llava_stf.io.command import run
-from llava_stf_eval.tables.answers import read_kinds
+from llava_stf_eval.tables.answers import read_kinds, read_measured
 from llava_stf_eval.tables.markdown import markdown, spread
 
 # Of each kind its title and its projector.
@@ -56,7 +55,7 @@ def table(folder: Path, speed: Path) -> str:
     Raises:
         DataError: the results are about other questions.
     """
-    seconds = {row["method"]: row["first token"] for row in json.loads(speed.read_text())["rows"]}
+    seconds = {row["method"]: row["first token"] for row in read_measured(speed)["rows"]}
     found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for kind, seeds in read_kinds(folder, TITLES).items():
         for result in chain.from_iterable(seeds.values()):

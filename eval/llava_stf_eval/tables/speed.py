@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from llava_stf_eval.tables.answers import read_measured
 from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.methods import TITLES
 
 
 def read(docs: Path, name: str) -> dict[str, Any]:
     """A result of docs/speed/ by its name."""
-    found: dict[str, Any] = json.loads((docs / "speed" / f"{name}.json").read_text())
+    found: dict[str, Any] = read_measured(docs / "speed" / f"{name}.json")
     return found
 
 

@@ -11,6 +11,7 @@ import argparse
 from itertools import chain
 from pathlib import Path
 
+from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf_eval.tables.answers import read_kinds
 from llava_stf_eval.tables.markdown import markdown, spread
@@ -29,15 +30,18 @@ def table(folder: Path) -> str:
     """Markdown, one row for each kind of model that the folder holds answers of.
 
     Raises:
-        DataError: they are not about as many images, or at one seed about other questions.
+        DataError: it holds none, or they are not about as many images, or at one seed about other questions.
     """
     kinds = read_kinds(folder, TITLES, of_one_seed=False)
     found = {kind: list(chain.from_iterable(seeds.values())) for kind, seeds in kinds.items()}
+    if not found:
+        raise DataError(f"Expected answers of models in {folder}, found none; run scripts/measure_tiles.sh first.")
     rows = []
     for kind, results in found.items():
         shares = [[100 * result["accuracy"] for result in results]]
-        shares += [[100 * result["families"][family] for result in results] for family in FAMILIES]
-        rows.append([TITLES[kind], str(results[0]["vision_tokens"]), *map(spread, shares)])
+        shares += [[100 * one["families"][name] for one in results if name in one["families"]] for name in FAMILIES]
+        cells = [spread(share) if share else "" for share in shares]
+        rows.append([TITLES[kind], str(results[0]["vision_tokens"]), *cells])
     return markdown(["", "tokens", "all questions, %", *FAMILIES.values()], rows)
 
 

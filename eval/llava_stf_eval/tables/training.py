@@ -11,7 +11,6 @@ Accuracy is the share of right answers to the questions about held-out drawn ima
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 from collections import defaultdict
@@ -22,6 +21,7 @@ from typing import Any
 from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
+from llava_stf_eval.tables.answers import read_measured
 from llava_stf_eval.tables.markdown import markdown
 from llava_stf_eval.tables.seconds import cpu_seconds
 
@@ -64,14 +64,19 @@ def evaluate_run(run: Path, images: int, every: int | None = None) -> None:
             over, as other seeds have none there. `None` asks every checkpoint.
 
     Raises:
-        DataError: a planned checkpoint is not there.
+        DataError: there is no checkpoint, or a planned one is not there.
     """
     from llava_stf import load_model
     from llava_stf.loading import read_config
     from llava_stf_eval.drawn import evaluate
 
-    checkpoints = {_step(path): path for path in run.glob("checkpoint-*")}
-    steps = sorted(checkpoints) if every is None else range(every, max(checkpoints, default=every) + 1, every)
+    if every is not None and every < 1:
+        raise DataError(f"Expected 1 step or more between two checkpoints, found {every}.")
+    names = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in run.glob("checkpoint-*")}
+    checkpoints = {int(name[1]): path for path, name in names.items() if name is not None}
+    if not checkpoints:
+        raise DataError(f"Expected checkpoints in {run}, found none; train it first.")
+    steps = sorted(checkpoints) if every is None else range(every, max(checkpoints) + 1, every)
     for step in steps:
         if step not in checkpoints:
             raise DataError(f"Expected checkpoint-{step} in {run}, found none; remove the folder and train it again.")
@@ -105,8 +110,8 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
     for file in sorted(folder.glob(f"*/{ACCURACY}")):
         name, _, seed = file.parent.name.rpartition("-")
         earlier = folder / f"{CONTINUED[name]}-{seed}" if name in CONTINUED else None
-        offset = 0 if earlier is None else max(row["step"] for row in json.loads((earlier / ACCURACY).read_text()))
-        for row in json.loads(file.read_text()):
+        offset = 0 if earlier is None else max(row["step"] for row in read_measured(earlier / ACCURACY))
+        for row in read_measured(file):
             key = (row["step"] + offset, row["vision_tokens"])
             accuracies[name][key].append(row["accuracy"])
         parts = [file.parent] if earlier is None else [file.parent, earlier]
@@ -127,7 +132,7 @@ def read_runs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def read_report(file: Path) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
     """Accuracies without training, and the kinds of run, of the accuracy.json that `report` wrote."""
-    report = json.loads(file.read_text())
+    report = read_measured(file)
     runs = {
         name: {**run, "points": [Point(**point) for point in run["points"]]} for name, run in report["runs"].items()
     }
@@ -193,12 +198,6 @@ def _cell(point: Point | None, seeds: int) -> str:
     fewer = f" ({point.seeds} of {seeds} seeds)" if point.seeds < seeds else ""
     deviation = f" ± {100 * point.deviation:.1f}" if point.seeds > 1 else ""
     return f"{100 * point.mean:.1f}{deviation}{fewer}"
-
-
-def _step(checkpoint: Path) -> int:
-    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    assert match is not None, checkpoint
-    return int(match[1])
 
 
 def main() -> None:

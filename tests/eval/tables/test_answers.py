@@ -6,7 +6,7 @@ import re
 import pytest
 
 from llava_stf.errors import DataError
-from llava_stf_eval.tables import bundled, resamplers, tiles
+from llava_stf_eval.tables import bundled, distillation, resamplers, tiles
 from llava_stf_eval.tables.answers import read_answers
 
 RESULT = {"images": 250, "seed": 0, "questions": 700, "families": {"text": 0.5, "open": 0.6, "presence": 0.7},
@@ -30,6 +30,30 @@ def refuses(one, other):
 def test_answers_come_in_the_order_of_their_files(write):
     paths = [write("b"), write("a", accuracy=0.4, vision_tokens=4)]
     assert read_answers(paths) == [[RESULT], [RESULT | {"accuracy": 0.4, "vision_tokens": 4}]]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"), [("[", "is damaged"), ("{}", "holds no results"), ('[{"model": "tiny"}]', "holds no results")]
+)
+def test_a_file_of_something_else_is_named(tmp_path, content, named):
+    (tmp_path / "pool-0.json").write_text(content)
+    for ask in (bundled.table, tiles.table):
+        with pytest.raises(DataError, match=rf"pool-0\.json {named}"):
+            ask(tmp_path)
+    with pytest.raises(DataError, match=r"Cannot read .*speed\.json: No such file"):
+        resamplers.table(tmp_path, tmp_path / "speed.json")
+
+
+@pytest.mark.parametrize("ask", [bundled.table, tiles.table, distillation.read_runs])
+def test_a_folder_without_any_is_no_table(tmp_path, ask):
+    with pytest.raises(DataError, match=r"found none; run scripts/measure_|Cannot read .*untrained\.json"):
+        ask(tmp_path / "none")
+
+
+def test_a_family_that_was_not_asked_is_left_blank(write):
+    folder = write("pool-0", families={"text": 0.5}).parent
+    assert "| 50.0 |" in bundled.table(folder)
+    assert tiles.table(folder).endswith("| 16 | 60.0 | 50.0 |  |  |")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def test_every_planned_checkpoint_is_asked_at_every_budget(tmp_path):
     for step in (20, 33, 40):
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
         processor.save_pretrained(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(DataError, match=r"Expected checkpoints in .*nowhere, found none"):
+        evaluate_run(tmp_path / "nowhere", images=2)
+    assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(DataError, match="1 step or more between two checkpoints, found 0"):
+        evaluate_run(tmp_path, images=2, every=0)
     with pytest.raises(DataError, match="Expected checkpoint-10 in"):
         evaluate_run(tmp_path, images=2, every=10)
     assert not (tmp_path / "accuracy.json").exists()
