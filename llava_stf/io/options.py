@@ -89,10 +89,10 @@ def read_values(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_ranges(options: Any, ranges: Mapping[str, Iterable[str]]) -> None:
-    """Check numbers of an options dataclass.
+    """Check numbers among options.
 
     Args:
-        options: an instance.
+        options: an instance of a dataclass, or values by name.
         ranges: names of fields by what they must be, one of the keys of `_RANGES`.
 
     Raises:
@@ -100,7 +100,7 @@ def check_ranges(options: Any, ranges: Mapping[str, Iterable[str]]) -> None:
     """
     for said, names in ranges.items():
         for name in names:
-            value = getattr(options, name)
+            value = options[name] if isinstance(options, Mapping) else getattr(options, name)
             number = isinstance(value, int | float) and isfinite(value)
             if value is not None and not (number and _RANGES[said](value)):
                 raise LlavaStfError(f"{name} must be {said}, found {value!r}")

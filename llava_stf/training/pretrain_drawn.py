@@ -31,6 +31,7 @@ from torch import nn
 from llava_stf.errors import DataError
 from llava_stf.inference import LlavaStf
 from llava_stf.io.command import run
+from llava_stf.io.options import check_ranges
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
 from llava_stf.loading import load_model
 from llava_stf.models.fusion.budget import window_of_tokens
@@ -102,6 +103,15 @@ def pretrain_drawn(
         LlavaStfError: the folder holds a run that is not resumed, or one with other options, or cannot be written.
         DataError: the loss is not finite, or states are missing or of another tower.
     """
+    numbers = {"steps": steps, "batch_size": batch_size, "save_steps": save_steps, "stop_after": stop_after}
+    check_ranges(numbers, {"at least 1": numbers})
+    check_ranges({"learning_rate": learning_rate, "fades": fades}, {"at least 0": ("learning_rate", "fades")})
+    check_ranges({"seed": seed}, {"at least 0 and below 2**32": ("seed",)})
+    fused_by_stf = vision_tokens != "all" and reduction == "stf"
+    if not fused_by_stf and (init != "pool" or fusion_layers is not None):
+        raise DataError("init and fusion_layers are STF's: leave them out with all tokens or another reduction")
+    if vision_tokens == "all" and reduction != "stf":
+        raise DataError(f"all tokens are kept as they are: leave out reduction {reduction}, or say how many tokens")
     plan = PARTS[part]
     if (states is None) != plan.told:
         raise DataError(f"Part {part} is trained {'without' if plan.told else 'on'} states of a tower.")

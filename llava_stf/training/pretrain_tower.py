@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import CLIPVisionConfig, CLIPVisionModel, get_cosine_schedule_with_warmup
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from llava_stf.errors import LlavaStfError
 from llava_stf.io.command import run
+from llava_stf.io.options import check_ranges
 from llava_stf.io.runs import prepare_output, read_state, save_model, save_state
 from llava_stf.models.vision.states import select_hidden_states, skip_unused_blocks
 from llava_stf.training.rows import DTYPES
@@ -129,8 +131,15 @@ def pretrain_tower(
         Whether all images were seen, and the tower written.
 
     Raises:
-        LlavaStfError: the folder holds a run that is not resumed, or one with other options, or cannot be written.
+        LlavaStfError: the folder holds a run that is not resumed, or one with other options, or cannot be written; or
+            there are fewer images than a step takes.
     """
+    numbers = {"batch_size": batch_size, "save_steps": save_steps, "stop_after": stop_after}
+    check_ranges(numbers, {"at least 1": numbers})
+    check_ranges({"learning_rate": learning_rate}, {"at least 0": ("learning_rate",)})
+    check_ranges({"seed": seed}, {"at least 0 and below 2**32": ("seed",)})
+    if images < batch_size:
+        raise LlavaStfError(f"a step takes {batch_size} images, found {images}: nothing would be trained")
     checkpoint = prepare_output(output, resume=resume)
     decided: dict[str, object] = {"images": images, "batch_size": batch_size, "learning_rate": learning_rate}
     decided |= {"dtype": str(dtype), "seed": seed}

@@ -19,7 +19,7 @@ from llava_stf.training.drawn_steps import PARTS
 from llava_stf.training.learner import Learner
 from llava_stf.training.optim import parameter_groups
 from llava_stf.training.pretrain_drawn import pretrain_drawn
-from llava_stf.training.pretrain_tower import tower_config
+from llava_stf.training.pretrain_tower import pretrain_tower, tower_config
 from llava_stf.training.scene_words import SceneWords, flat_labels
 from llava_stf.world import FAMILIES, draw, patch_labels
 from llava_stf.world.scene import CHARACTERS, SHAPES
@@ -283,6 +283,31 @@ def test_states_are_of_the_tower_that_is_trained_behind(tmp_path, start):
 def test_states_go_with_the_parts_that_need_them(tmp_path, start, part, states):
     with pytest.raises(DataError, match="states of a tower"):
         pretrain_drawn(start / "start", start / "states" if states else None, tmp_path / "run", part=part, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_steps": 0}, "save_steps must be at least 1"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be at least 0"),
+        ({"reduction": "pool"}, "leave out reduction pool"),
+        ({"init": "random"}, "init and fusion_layers are STF's"),
+        ({"vision_tokens": [16], "reduction": "mqt", "fusion_layers": [-2]}, "init and fusion_layers are STF's"),
+    ],
+)
+def test_options_that_cannot_be_or_would_be_passed_over_are_refused(tmp_path, options, message):
+    with pytest.raises(LlavaStfError, match=message):
+        pretrain_drawn("tiny-full", None, tmp_path / "run", part="objects", **{"steps": 1, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_without_a_step_of_images_is_refused(tmp_path):
+    with pytest.raises(LlavaStfError, match="a step takes 32 images, found 31"):
+        pretrain_tower(tmp_path / "run", images=31)
+    with pytest.raises(LlavaStfError, match="save_steps must be at least 1"):
+        pretrain_tower(tmp_path / "run", images=64, save_steps=0)
+    assert not (tmp_path / "run").exists()
 
 
 def budget(tokens):
