@@ -14,6 +14,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from llava_stf.io.json import read_json
+from llava_stf.io.publish import write_file
 from llava_stf.models.auto_classes import MODEL_TYPES
 
 CARD = "README.md"
@@ -41,13 +42,14 @@ def write_card(
 
     Raises:
         CheckpointError: there is no config.json, or a broken one.
+        LlavaStfError: the card cannot be written.
     """
     config = read_json(folder / "config.json")
     file = folder / CARD
     if file.exists() and not _is_unedited(file.read_text(encoding="utf-8", errors="replace")):
         return False
     text = _text(config, base, license, training, measured)
-    file.write_text(f"{text}\n<!-- llava-stf card {_digest(text)} -->\n", encoding="utf-8")
+    write_file(file, f"{text}\n<!-- llava-stf card {_digest(text)} -->\n")  # half of one would pass for a user's own
     return True
 
 

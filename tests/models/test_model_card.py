@@ -1,10 +1,14 @@
 """Model cards: made from what the files tell, by whatever saves a model, never over a user's own."""
 
+import errno
+import os
+
 import pytest
 from huggingface_hub import ModelCard
 
 from llava_stf import convert_checkpoint, load_model
 from llava_stf.cli import main
+from llava_stf.errors import LlavaStfError
 from llava_stf.models.model_card import write_card
 
 
@@ -40,6 +44,20 @@ def test_a_card_of_the_users_own_stays(edit, stf_folder, tmp_path, capsys):
     assert main(["card", str(tmp_path)]) == 2
     assert "is not replaced" in capsys.readouterr().err
     assert card.read_text() == before
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_one_whole(stf_folder, tmp_path, monkeypatch):
+    load_model(stf_folder).model.save_pretrained(tmp_path)
+    assert write_card(tmp_path)
+    before = (tmp_path / "README.md").read_text()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LlavaStfError, match=r"README\.md cannot be written: No space left"):
+        write_card(tmp_path, measured="New.")
+    assert (tmp_path / "README.md").read_text() == before
 
 
 def test_the_command_writes_what_was_measured(stf_folder, tmp_path, capsys):
