@@ -109,7 +109,8 @@ class FinetuneConfig:
 
     streaming: bool = _option(False, "read a Hugging Face data set row by row, with no copy of it; needs max_steps")
     group_by_length: bool = _option(
-        True, "not in stage align: a step takes samples of similar length, all with or all without images: less padding"
+        True,
+        "not in stage align or of a stream: a step takes samples of similar length, all with or all without images",
     )
     max_bad_samples: float = _option(0.01, "share of samples that may be bad, and are replaced by others, at most")
 
