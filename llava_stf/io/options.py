@@ -9,6 +9,7 @@ else. jsonargparse and tyro would do both, but the one lets `null` in a file pas
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from math import isfinite
@@ -169,6 +170,8 @@ def _read_value(name: str, wanted: Any, value: Any) -> Any:
             return None
         if "," in given and any(get_origin(member) is tuple for member in members):
             given = [part for part in given.split(",") if part.strip()]
+        elif given.startswith("~"):  # a folder of the user's, that no shell has seen in a file or behind `--data=`
+            given = os.path.expanduser(given)
     try:
         rules = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
         return TypeAdapter(wanted, config=rules).validate_python(given)

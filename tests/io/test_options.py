@@ -83,6 +83,12 @@ def test_what_a_field_cannot_be_is_refused_in_one_sentence(tmp_path: Path, text:
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_of_the_users_own_needs_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(tmp_path, "name: ~/runs/mine").name == str(tmp_path / "runs" / "mine")
+    assert parse(tmp_path, "name: mine", "--name=~/other").name == str(tmp_path / "other")
+
+
 def test_flags_win_over_the_file_and_pairs_are_joined(tmp_path: Path) -> None:
     text = "rate: 1\nsteps: 5\nmore:\n  a: 1\n  b: 1\n"
     found = parse(tmp_path, text, "--rate", "2", "--steps=none", "--one-more", "b=[2]", "--one-more", "c=x", "--share")
