@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bitsandbytes 0.50.2, peft 0.21.2, transformers 5.24.0, torch 2.13.0; run 2026-12-01 on a Xeon with AVX512-BF16.
+# bitsandbytes 0.50.2, peft 0.21.2, transformers 5.24.0, torch 2.13.0; run 2026-12-01 on an AMD EPYC with AVX512-BF16.
 #
 # A Llama of 4-bit weights with LoRA (QLoRA) on a CPU: steps of training, once as loaded, once behind an evaluation, once
 # behind an evaluation and `state_dict()`. And LoRA merged into such weights, before and after an answer.
