@@ -51,7 +51,7 @@ train() { # SOURCE
     [ -f "$run/config.json" ] || "$python" -m llava_stf.training.finetune --output "$run" --resume \
         --data "$out/$1.jsonl" --images "$out/$1" --stage distill --base tiny-full --vision-tokens 16 \
         --learning-rate 1e-3 --adam-beta2 0.98 --per-device-batch-size 16 --max-steps "$steps" --save-steps "$steps" \
-        --logging-steps 10 --bf16 false --attn-implementation eager --cpu-threads 1 --seed "$seed" > "$run.log" 2>&1
+        --logging-steps 10 --bf16 false --cpu-threads 1 --seed "$seed" > "$run.log" 2>&1
     [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images "$asked"
     [ -f "$run/divergence.json" ] || "$python" -m llava_stf_eval.measurement.divergence "$run"
 }

@@ -26,7 +26,7 @@ llava-stf() { # COMMAND OPTIONS: the command line of $python, which may be the n
 finetune() { # RUN BASE OPTIONS
     [ -f "$1/config.json" ] ||
         "$python" -m llava_stf.training.finetune --output "$1" --base "$2" --resume --per-device-batch-size 16 \
-            --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --save-steps 300 --logging-steps 50 "${@:3}" \
+            --adam-beta2 0.98 --cpu-threads 1 --save-steps 300 --logging-steps 50 "${@:3}" \
             >> "$1.log" 2>&1
 }
 

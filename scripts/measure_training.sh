@@ -23,7 +23,7 @@ finetune() { # RUN OPTIONS
         TIMEFORMAT='%U %S'
         { time "$python" -m llava_stf.training.finetune --output "$run" --data "$out/data/instruct.json" --resume \
             --per-device-batch-size 16 --max-steps 300 --save-steps 100 --save-total-limit 1000 --logging-steps 20 \
-            --adam-beta2 0.98 --attn-implementation eager --cpu-threads 1 --seed "$seed" "${@:2}" \
+            --adam-beta2 0.98 --cpu-threads 1 --seed "$seed" "${@:2}" \
             >> "$run.log" 2>&1; } 2>> "$run.seconds"
     }
     [ -f "$run/accuracy.json" ] || "$python" -m llava_stf_eval.tables.training evaluate "$run" --images 300 --every 100

@@ -145,7 +145,7 @@ class FinetuneConfig:
         "float32", "dtype of the trained model, or of the adapters, on disk"
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = _option(
-        "sdpa", "attention; eager is the faster one on a CPU"
+        "sdpa", "attention; eager is slower, on a CPU too"
     )
     compile: bool = _option(False, "torch.compile tower and LLM: two minutes at the start, then about 1.4 times faster")
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, about a third more time")
