@@ -158,7 +158,10 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--model", action="append", default=[], help="model to ask, at its own vision tokens; repeatable"
+        "--model",
+        action="append",
+        default=[],
+        help="model to ask, at its own vision tokens; a plain LLaVA of yours has a quarter, see --full; repeatable",
     )
     parser.add_argument(
         "--budget",
@@ -176,7 +179,7 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="NAME=VALUE of the methods; repeatable")
     parser.add_argument("--vision-tokens", type=int, help="tokens that the methods keep, by default 16")
     parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16; as in the files by default")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default as `load_model` chooses")
     parser.add_argument("--seed", type=int, default=0, help="of the held-out images")
     parser.add_argument("--side", type=int, default=SIDE, help="of the images, in pixels")
     parser.add_argument("--family", action="append", default=[], choices=ALL, help="ask these alone; repeatable")
