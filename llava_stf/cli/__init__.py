@@ -5,6 +5,7 @@ SIGTERM. Only typer is imported here; what a command needs is imported when it r
 """
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -89,6 +90,8 @@ def _options(
     if not debug:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")
+        # PEFT imports it wherever it is installed, and without `kernels` it then warns of multiplications in 4 bits.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

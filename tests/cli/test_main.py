@@ -1,5 +1,6 @@
 """Exit codes, the one sentence of a user's error, and how light the command line is to start."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -107,6 +108,13 @@ def test_our_own_error_is_one_line_and_exit_code_1(run: Callable[..., Any], monk
     expected = "internal error: RuntimeError: two lines (llava-stf --debug shows where)\n"
     assert (result.code, result.err) == (1, expected)
     assert "Traceback" in run("--debug", "ask", "a.png", "What?").err
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], False), (["--debug"], True)])
+def test_warnings_of_libraries_need_debug(run: Callable[..., Any], flags: list[str], shown: bool) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    run(*flags, "ask", "missing.png", "?")
+    assert logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING) is shown
 
 
 def test_a_shell_sees_the_exit_code(tmp_path: Path) -> None:
