@@ -161,7 +161,7 @@ def main() -> None:
         "--model",
         action="append",
         default=[],
-        help="model to ask, at its own vision tokens; a plain LLaVA of yours has a quarter, see --full; repeatable",
+        help="model to ask, at its own vision tokens, see `load_model`; repeatable",
     )
     parser.add_argument(
         "--budget",

@@ -113,7 +113,7 @@ def check_job(job: BatchJob) -> LlavaConfig:
     config = read_config(job.model)
     ranks = job.vllm_options.get("tensor_parallel_size", 1)
     check_served(config, ranks if isinstance(ranks, int) and ranks > 0 else 1)
-    if not isinstance(config, FusionConfig) and _vision_tokens(job) != "all":
+    if not isinstance(config, FusionConfig) and _vision_tokens(job, config) != "all":
         raise FusionError(
             f"{job.model} is a plain LLaVA, and vLLM runs models as they are saved: save it patched "
             "(load_model(...).model.save_pretrained), or ask for all its tokens (--vision-tokens all)."
@@ -143,11 +143,11 @@ def load_vllm(job: BatchJob) -> VllmEngine:
         llm = LLM(str(path), **options)
     except (TypeError, ValueError) as error:
         raise LlavaStfError(f"vLLM does not take {job.model} with {options}: {one_line(error)}") from error
-    return VllmEngine(llm, config, load_processor(job.model, vision_tokens=_vision_tokens(job)), job)
+    return VllmEngine(llm, config, load_processor(job.model, vision_tokens=_vision_tokens(job, config)), job)
 
 
-def _vision_tokens(job: BatchJob) -> Any:
-    """What the job asks for, no word, or by default what the bundled model of its name has."""
-    from llava_stf.loading import BUNDLED
+def _vision_tokens(job: BatchJob, config: Any) -> Any:
+    """What the job asks for, no word, or by default what the model has of its own."""
+    from llava_stf.loading.checkpoint import own_vision_tokens
 
-    return BUNDLED.get(job.model) if job.vision_tokens is None else job.vision_tokens
+    return own_vision_tokens(config, job.model) if job.vision_tokens is None else job.vision_tokens

@@ -21,7 +21,7 @@ from llava_stf.loading.bundled import BUNDLED, bundled_folder, is_bundled
 from llava_stf.loading.lora import is_lora_folder, read_lora_folder
 from llava_stf.models.fusion.budget import resolve_windows
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.registry import CONFIGS
+from llava_stf.models.registry import CONFIGS, TRAINED_PLAIN
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,17 @@ def config_of(source: Source) -> LlavaConfig:
     return build_config(source.config_file, CONFIGS[source.config["model_type"]], source.config)
 
 
+def own_vision_tokens(config: LlavaConfig, name: str | Path) -> Literal["all"] | None:
+    """What is meant where no vision tokens are asked for: all of a plain LLaVA that was trained here, or bundled.
+
+    `None` is a fused model's own count, and a quarter of any other plain LLaVA's.
+    """
+    if is_bundled(name):
+        return BUNDLED[str(name)]
+    trained_plain = getattr(config, TRAINED_PLAIN, False) and not isinstance(config, FusionConfig)
+    return "all" if trained_plain else None
+
+
 def window_to_patch(
     config: LlavaConfig, name: str | Path, vision_tokens: int | Literal["all"] | Sequence[int] | None
 ) -> int | list[int] | None:
@@ -103,8 +114,8 @@ def window_to_patch(
         name: that it was asked for by; a bundled one has vision tokens of its own.
         vision_tokens: of `load_model`.
     """
-    if vision_tokens is None and is_bundled(name):
-        vision_tokens = BUNDLED[str(name)]
+    if vision_tokens is None:
+        vision_tokens = own_vision_tokens(config, name)
     window = resolve_windows(config, vision_tokens)
     if isinstance(config, FusionConfig):
         assert isinstance(window, int)  # a list is refused above

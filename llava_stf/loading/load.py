@@ -51,7 +51,8 @@ def load_model(
             are merged into their base, which it names, or stand beside 4-bit weights if it was trained on these. Or a
             folder that `llava-stf export` wrote, which OpenVINO or ONNX Runtime runs; the options below that choose
             weights, device or precision are not for it.
-        vision_tokens: tokens per image. `None`: the checkpoint's own; a plain LLaVA is patched to a quarter. A count:
+        vision_tokens: tokens per image. `None`: the checkpoint's own, all of a plain LLaVA that finetuning here wrote;
+            any other plain LLaVA is patched to a quarter. A count:
             the window of patches that gives it, or the default of a model that was trained for several. `"all"`: a
             plain LLaVA, untouched. A list: a plain LLaVA patched for all these counts, the first being the default.
         subfolder: folder inside the repository or local folder that holds the checkpoint.

@@ -19,7 +19,7 @@ from llava_stf.conversion.state import build_config
 from llava_stf.errors import CheckpointError, MissingDependencyError
 from llava_stf.io.json import read_json
 from llava_stf.models.fusion.config import FusionConfig
-from llava_stf.models.registry import CONFIGS, is_plain
+from llava_stf.models.registry import CONFIGS, TRAINED_PLAIN, is_plain
 from llava_stf.reduction.apply import apply_untrained
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class LoraFolder:
 
         if isinstance(self.config, FusionConfig) and is_plain(model):
             apply_untrained(model, None, self.config)
+        if getattr(self.config, TRAINED_PLAIN, False):
+            setattr(model.config, TRAINED_PLAIN, True)
         peft_model = get_peft_model(model, self._peft_config())
         load_weights(peft_model, self.folder)
         if bits is None:

@@ -114,6 +114,9 @@ CONFIGS: dict[str, Any] = {
     config.model_type: config for family in FAMILIES.values() for config in (family.plain_config, family.config)
 }
 
+# In the config of a plain LLaVA that was trained here at all its vision tokens: `load_model` leaves it as it is.
+TRAINED_PLAIN = "trained_at_all_vision_tokens"
+
 
 def is_plain(model: nn.Module) -> bool:
     """Whether a model is one of transformers' own, neither fused nor reduced nor wrapped."""

@@ -168,6 +168,7 @@ def load_start(
         CheckpointError: it has no tokenizer or no image processor.
     """
     from llava_stf.loading import load_model
+    from llava_stf.models.registry import TRAINED_PLAIN, is_plain
 
     lora = config.lora_rank is not None
     load = partial(
@@ -209,6 +210,8 @@ def load_start(
         for part in (model.model.vision_tower, model.model.language_model, model.lm_head):
             if config.quantization is None:
                 part.bfloat16()
+    if is_plain(model):
+        setattr(model.config, TRAINED_PLAIN, True)
     logger.info("starting from %s, a %s", checkpoint or config.base, type(model).__name__)
     return model, processor
 

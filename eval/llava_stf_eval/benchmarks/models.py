@@ -58,6 +58,7 @@ class ModelOptions:
         """
         from llava_stf.export.model import ExportedLlavaConfig
         from llava_stf.loading import BUNDLED
+        from llava_stf.loading.checkpoint import own_vision_tokens
         from llava_stf.models.fusion.budget import patch_grid
         from llava_stf.models.fusion.config import RESAMPLERS, FusionConfig
         from llava_stf.reduction.options import changed_options
@@ -75,7 +76,7 @@ class ModelOptions:
             )  # fmt: skip
         patches = patch_grid(config) ** 2
         fused = isinstance(config, FusionConfig)
-        asked = BUNDLED.get(self.pretrained) if self.vision_tokens is None else self.vision_tokens
+        asked = own_vision_tokens(config, self.pretrained) if self.vision_tokens is None else self.vision_tokens
         own = config.fusion if fused else STF
         method = self.method or (own if fused or asked not in ("all", patches) else FULL)
         check_method(method)
