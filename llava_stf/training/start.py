@@ -94,6 +94,7 @@ def adopt_prompt(processor: LlavaProcessor) -> Template:
 
 
 def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
+    from llava_stf.loading.checkpoint import own_vision_tokens
     from llava_stf.models.fusion.budget import resolve_window, resolve_windows
     from llava_stf.models.fusion.config import FusionConfig
     from llava_stf.models.fusion.tiles import refuse_tiles
@@ -103,7 +104,14 @@ def _check_tokens(config: FinetuneConfig, base: LlavaConfig) -> None:
         resolve_windows(base, config.vision_tokens)
         if config.reduction not in ("stf", "pool"):
             refuse_tiles(base, f"reduction {config.reduction}")
-        if config.vision_tokens == "all" and config.init != "pool":
+        whole = config.vision_tokens == "all" or (
+            config.vision_tokens is None and config.reduction == "stf" and own_vision_tokens(base, config.base) == "all"
+        )
+        if whole and config.stage == "distill":
+            raise FusionError(
+                f"stage distill is for fewer vision tokens, and {config.base} has all its own: say how many"
+            )
+        if whole and config.init != "pool":
             raise FusionError(f"vision_tokens all keeps the base's own projector: leave out init {config.init}")
         if config.reduction == "stf" and config.init not in ("pool", "random"):
             load_adapter(config.init).check(base)
@@ -212,6 +220,8 @@ def load_start(
                 part.bfloat16()
     if is_plain(model):
         setattr(model.config, TRAINED_PLAIN, True)
+    elif hasattr(model.config, TRAINED_PLAIN):
+        delattr(model.config, TRAINED_PLAIN)
     logger.info("starting from %s, a %s", checkpoint or config.base, type(model).__name__)
     return model, processor
 

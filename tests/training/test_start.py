@@ -1,5 +1,6 @@
 """What a run cannot start from is refused in one sentence before any weights are read."""
 
+import json
 import shutil
 
 import pytest
@@ -54,6 +55,16 @@ def test_all_tokens_have_no_projector_to_start(llava_base, data_folder, tmp_path
     for init in ("random", "nowhere.safetensors"):
         message = refused(base, data_folder, tmp_path, vision_tokens="all", init=init)
         assert message == f"vision_tokens all keeps the base's own projector: leave out init {init}"
+
+
+def test_a_base_of_all_tokens_has_none_to_distil_to_unless_they_are_named(llava_base, data_folder, tmp_path):
+    base = without_weights(llava_base, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "trained_at_all_vision_tokens": True}))
+    message = f"stage distill is for fewer vision tokens, and {base} has all its own: say how many"
+    assert refused(base, data_folder, tmp_path, stage="distill") == message
+    named = refused("tiny-full", data_folder, tmp_path, stage="distill")
+    assert named == message.replace(str(base), "tiny-full")
 
 
 def test_a_projector_file_of_other_widths(llava_base, stf_folder, data_folder, tmp_path):
