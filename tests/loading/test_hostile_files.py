@@ -260,6 +260,13 @@ def test_so_do_several_at_once(original, data):
     assert_same(folder, files, expected)
 
 
+def test_empty_unk_token_is_named(original):
+    folder, files, _ = original
+    write(folder, {**files, TOKENIZER: {**files[TOKENIZER], "unk_token": ""}})
+    with pytest.raises(LlavaStfError, match="the tokenizer's unk_token '' is none of its tokens"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", ["bos_token", "eos_token", "unk_token", "pad_token"])
 @pytest.mark.parametrize(("token", "sentence"), [("<image>", "stands for images"), ("[NEW]", "of the 357 embeddings")])
 def test_special_tokens_have_an_embedding_of_their_own(original, name, token, sentence):
