@@ -246,8 +246,8 @@ def _check_special_tokens(folder: Path, processor: ProcessorMixin, config: Llava
             id_ = getattr(processor.tokenizer, f"{name}_id")
         except RecursionError:  # transformers 5.24 asks for the id of unk_token where a token has none, of itself, too
             raise CheckpointError(
-                f"{folder}: the tokenizer's unk_token {processor.tokenizer.unk_token!r} is none of its tokens; check it "
-                "in tokenizer.json and tokenizer_config.json."
+                f"{folder}: the tokenizer's unk_token {processor.tokenizer.unk_token!r} is none of its tokens; check "
+                "it in tokenizer.json and tokenizer_config.json."
             ) from None
         if id_ is not None and (id_ >= rows or id_ == config.image_token_id):
             why = "stands for images" if id_ == config.image_token_id else f"has none of the {rows} embeddings"
