@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava_stf.io.publish import write_figure
+from llava_stf_eval.tables.markdown import markdown as in_markdown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,8 +26,7 @@ def table(result: dict[str, Any]) -> list[list[str]]:
 
 def markdown(result: dict[str, Any]) -> str:
     """The table, and what it is of."""
-    lines = [list(COLUMNS), ["---", "---", *["---:"] * (len(COLUMNS) - 2)], *table(result)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{conditions(result)}\n"
+    return f"{in_markdown(COLUMNS, table(result), words=2)}\n\n{conditions(result)}\n"
 
 
 def print_table(result: dict[str, Any], console: Console) -> None:

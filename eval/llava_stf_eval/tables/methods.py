@@ -44,10 +44,10 @@ SHOWN = "divprune", "fastv", "tome-raster", "visionzip-ours", "pool"
 
 @dataclass(frozen=True)
 class Asked:
-    """One way: its title, whether it was trained, its row in the file of times, and what the model answered."""
+    """One way: its title, whether it was trained ("" of all tokens), its row of times, and what the model answered."""
 
     title: str
-    trained: bool
+    trained: str
     method: str
     results: list[dict[str, Any]]
 
@@ -72,14 +72,14 @@ def read_asked(docs: Path) -> dict[str, Asked]:
         for kind, runs in read_kinds(docs / "bundled", ("pool", "fused")).items()
     }
     asked = {
-        "full": Asked(TITLES["full"], False, "full", plain.pop("tiny-full")),
-        "pooled": Asked(f"{TITLES['pool']}, three seeds", True, "pool", seeds["pool"]),
-        "fused": Asked(f"{TITLES['stf']}, three seeds", True, "stf", seeds["fused"]),
-        "tiny": Asked("STF and MBTF, one model for 64, 16 and 4 (`tiny`)", True, "stf", plain.pop("tiny")),
+        "full": Asked(TITLES["full"], "", "full", plain.pop("tiny-full")),
+        "pooled": Asked(f"{TITLES['pool']}, three seeds", "yes", "pool", seeds["pool"]),
+        "fused": Asked(f"{TITLES['stf']}, three seeds", "yes", "stf", seeds["fused"]),
+        "tiny": Asked("STF and MBTF, one model for 64, 16 and 4 (`tiny`)", "yes", "stf", plain.pop("tiny")),
     }
-    others = {name: Asked(TITLES[name], False, name, results) for name, results in plain.items()}
+    others = {name: Asked(TITLES[name], "no", name, results) for name, results in plain.items()}
     for name, (method, title) in VARIANTS.items():
-        others[name] = Asked(title, False, method, found[name])
+        others[name] = Asked(title, "no", method, found[name])
     kept = asked["tiny"].mean_tokens
     return asked | dict(sorted(others.items(), key=lambda pair: (pair[1].mean_tokens > kept, -pair[1].accuracy)))
 
@@ -100,7 +100,7 @@ def answers_table(docs: Path) -> str:
             first = row["stages"]["first_token"]
             faster = "" if one.method == "full" else f"{first['times_faster']:.2f}x"
             cells[3:] = [f"{_image_tokens(row):.0f}", f"{first['median']:.1f} s", faster]
-        rows.append([one.title, "yes" if one.trained else "" if one.method == "full" else "no", *cells])
+        rows.append([one.title, one.trained, *cells])
     columns = "mean of 64", "right answers, %", "reading, %", "mean of 576", "first token, 7B shape", "against all"
     return markdown(["", "trained", *columns], rows, words=2)
 
@@ -112,10 +112,10 @@ def summary_table(docs: Path) -> str:
         one, row = asked[name], times[asked[name].method]
         cells = [f"{100 * one.accuracy:.1f} %", f"{row['stages']['first_token']['median']:.1f} s"]
         cells.append(f"{row['kv_bytes'] / 2**20:.0f} MiB")
-        trained, title = "yes" if one.trained else "" if name == "full" else "no", one.title
+        title = one.title
         if name != "full" and one.mean_tokens > asked["tiny"].mean_tokens:
             title += f", mean over layers {one.mean_tokens:.4g} and {_image_tokens(row):.0f}"
-        rows.append([title, trained, *cells])
+        rows.append([title, one.trained, *cells])
     columns = (
         "right answers, 16 of 64 tokens kept",
         "time to first token, 144 of 576 kept",
