@@ -4,7 +4,8 @@
 #   scripts/measure_training.sh [FOLDER]      default: runs/training; a run whose result is there is not run again
 #
 # Start of all is the bundled LLaVA at 64 tokens. Every run sees 4,800 images, 300 steps of 16, in the order of its
-# seed, and is asked about 300 held-out images after every 100 steps. About two hours on one CPU core; SEEDS="0 1 2".
+# seed, and is asked about 300 held-out images after every 100 steps. SEEDS="0 1 2"; KINDS are those of `kind` below. With
+# others of them, commands side by side may share a FOLDER whose data is there; the report is of the runs that are.
 set -euo pipefail
 root=$(dirname "$0")/..
 out=${1:-runs/training}
@@ -31,19 +32,31 @@ finetune() { # RUN OPTIONS
 
 supervised="--stage instruct --base tiny-full --projector-learning-rate 1e-3"
 distilled="--stage distill --base tiny-full --learning-rate 1e-3"
+kind() { # NAME
+    case $1 in
+        distill-warm) finetune "$1-$seed" $distilled --vision-tokens 16 ;;
+        distill-random) finetune "$1-$seed" $distilled --vision-tokens 16 --init random ;;
+        distill-features) finetune "$1-$seed" $distilled --vision-tokens 16 --feature-weight 1 ;;
+        supervised-projector) finetune "$1-$seed" $supervised --vision-tokens 16 --learning-rate 0 ;;
+        supervised-warm) finetune "$1-$seed" $supervised --vision-tokens 16 --learning-rate 3e-4 ;;
+        paper)
+            finetune "paper-align-$seed" --stage align --base tiny-full --data "$out/data/align.json" \
+                --vision-tokens 16 --init random --learning-rate 1e-3 --max-steps 100
+            finetune "paper-$seed" --stage instruct --base "$out/paper-align-$seed" --learning-rate 3e-4 \
+                --projector-learning-rate 1e-3 --max-steps 200
+            ;;
+        several) finetune "$1-$seed" $distilled --vision-tokens 16,4 ;;
+        several-descending)
+            finetune "$1-$seed" $distilled --vision-tokens 16,4 --vision-tokens-schedule descending
+            ;;
+        four) finetune "$1-$seed" $distilled --vision-tokens 4 ;;
+        *) echo "unknown kind $1" >&2 && exit 2 ;;
+    esac
+}
+
+all="distill-warm supervised-projector distill-random supervised-warm paper several four several-descending distill-features"
 for seed in ${SEEDS:-0 1 2}; do
-    finetune "distill-warm-$seed" $distilled --vision-tokens 16
-    finetune "supervised-projector-$seed" $supervised --vision-tokens 16 --learning-rate 0
-    finetune "distill-random-$seed" $distilled --vision-tokens 16 --init random
-    finetune "supervised-warm-$seed" $supervised --vision-tokens 16 --learning-rate 3e-4
-    finetune "paper-align-$seed" --stage align --base tiny-full --data "$out/data/align.json" --vision-tokens 16 \
-        --init random --learning-rate 1e-3 --max-steps 100
-    finetune "paper-$seed" --stage instruct --base "$out/paper-align-$seed" --learning-rate 3e-4 \
-        --projector-learning-rate 1e-3 --max-steps 200
-    finetune "several-$seed" $distilled --vision-tokens 16,4
-    finetune "four-$seed" $distilled --vision-tokens 4
-    finetune "several-descending-$seed" $distilled --vision-tokens 16,4 --vision-tokens-schedule descending
-    finetune "distill-features-$seed" $distilled --vision-tokens 16 --feature-weight 1
+    for name in ${KINDS:-$all}; do kind "$name"; done
 done
 "$python" -m llava_stf_eval.tables.training report "$out" --output "$root/docs/training"
 "$python" -m llava_stf_eval.tables "$root"
