@@ -20,7 +20,6 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     CLIPVisionModel,
     LlamaConfig,
@@ -30,12 +29,16 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from llava_stf.conversion.locate import locate
 from llava_stf.errors import CheckpointError
+from llava_stf.io.arguments import seed
 from llava_stf.io.command import run
-from llava_stf.io.publish import publish
+from llava_stf.io.publish import publish, refuse_existing
+from llava_stf.loading import load_model, read_config
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
 from llava_stf.models.llava_stf.processing_llava_stf import LlavaStfProcessor
 from llava_stf.models.vision.states import tower_blocks
+from llava_stf.models.vision.towers import load_tower
 from llava_stf.training.lookup_weights import new_language_model
 from llava_stf.training.pretrain_tower import tower_config
 from llava_stf.training.scene_words import ORDERS
@@ -137,24 +140,26 @@ def assemble_tiny(tower: Path | None, output: Path, *, language: Path | None = N
     state that is read, so that they are the identity, and the embeddings of `unseen_tokens`.
 
     Raises:
-        CheckpointError: `language` is no plain LLaVA.
-        LlavaStfError: `output` exists already, or cannot be written.
+        ModelNotFoundError: `tower` or `language` is not there.
+        CheckpointError: one of them cannot be loaded, or `language` is no plain LLaVA.
+        LlavaStfError: `output` exists already, or cannot be written, or `seed` cannot be.
     """
-    if language is not None and (found := AutoConfig.from_pretrained(language).model_type) != "llava":
+    if language is not None and (found := read_config(language).model_type) != "llava":
         raise CheckpointError(f"Expected a plain LLaVA in {language}, found a model of type {found}.")
+    refuse_existing(output)
     torch.manual_seed(seed)
     tokenizer = train_tokenizer() if language is None else AutoTokenizer.from_pretrained(language)
     if tower is None:
         vision = CLIPVisionModel(tower_config())
     else:
-        vision = CLIPVisionModel.from_pretrained(tower, dtype=torch.float32)
+        vision, _ = load_tower(locate(tower), {"dtype": torch.float32})
         vision.config._name_or_path = ""  # a folder of this machine
     if language is None:
         new = new_language_model(language_config(tokenizer))
         text_model, head = new.model, new.lm_head
         text_model.embed_tokens.weight.data[unseen_tokens(tokenizer)] = 0
     else:
-        trained = LlavaForConditionalGeneration.from_pretrained(language, dtype=torch.float32)
+        trained, _ = load_model(language, vision_tokens="all", device="cpu", dtype="float32")
         text_model, head = trained.model.language_model, trained.lm_head
     text = text_model.config
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
@@ -195,7 +200,7 @@ def main() -> None:
     parser.add_argument("--tower", type=Path, help="trained by pretrain_tower; default: a new tower")
     parser.add_argument("--language", type=Path, help="LLaVA whose language model is taken; default: a new one")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     assemble_tiny(**vars(parser.parse_args()))
 
 

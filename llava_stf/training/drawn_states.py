@@ -20,6 +20,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from llava_stf.errors import DataError
 from llava_stf.io.command import run
 from llava_stf.io.json import parse_json
+from llava_stf.io.options import check_ranges
 from llava_stf.io.publish import publish
 from llava_stf.loading import load_model
 from llava_stf.models.vision.states import select_patch_states
@@ -88,8 +89,10 @@ def write_states(tower: CLIPVisionModel, folder: Path, *, count: int, seed: int,
     The tower computes in its own dtype; what is written is bfloat16.
 
     Raises:
-        LlavaStfError: the folder is there already, or cannot be written.
+        LlavaStfError: the folder is there already, or cannot be written, or a number cannot be.
     """
+    check_ranges({"images": count}, {"at least 1": ("images",)})
+    check_ranges({"seed": seed}, {"at least 0 and below 2**32": ("seed",)})
     tower = tower.eval()
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     about = {"seed": seed, "split": split, "tower": _digest(tower)}

@@ -30,6 +30,7 @@ from torch import nn
 
 from llava_stf.errors import DataError
 from llava_stf.inference import LlavaStf
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.options import check_ranges
 from llava_stf.io.runs import describe_newest, prepare_output, read_state, save_model, save_state
@@ -200,7 +201,7 @@ def _fuse(
 
 
 def _counts(text: str) -> list[int] | str:
-    return text if text == "all" else [int(count) for count in text.split(",")]
+    return text if text == "all" else [count(part) for part in text.split(",")]
 
 
 def main() -> None:

@@ -270,6 +270,13 @@ def test_a_run_goes_on_with_its_own_options_alone(tmp_path, start, monkeypatch):
         pretrain_drawn(*run, **options, steps=8, resume=True)
 
 
+@pytest.mark.parametrize("numbers", [{"count": 0, "seed": 3}, {"count": 1, "seed": -1}])
+def test_states_that_cannot_be_are_not_begun(tmp_path, numbers):
+    with pytest.raises(LlavaStfError, match="must be at least"):
+        write_states(CLIPVisionModel(tower_config()), tmp_path / "states", **numbers)
+    assert not list(tmp_path.iterdir())
+
+
 def test_states_are_of_the_tower_that_is_trained_behind(tmp_path, start):
     torch.manual_seed(1)
     write_states(CLIPVisionModel(tower_config()), tmp_path / "others", count=1, seed=3)

@@ -5,7 +5,8 @@ import torch
 from transformers import CLIPVisionModel
 
 from llava_stf import load_model
-from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.errors import CheckpointError, LlavaStfError, ModelNotFoundError
+from llava_stf.loading import bundled_folder
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.training.assemble_tiny import assemble_tiny, train_tokenizer, unseen_tokens
 from llava_stf.training.pretrain_tower import CLASSES, DenseReader, DrawnImages, pretrain_tower, tower_config
@@ -95,8 +96,14 @@ def test_the_language_model_of_a_llava_is_taken(tower, start, tmp_path):
 
 
 def test_a_language_model_comes_from_a_plain_llava(tower, tmp_path):
-    with pytest.raises(CheckpointError, match="found a model of type clip_vision_model"):
+    with pytest.raises(CheckpointError, match="model type 'clip_vision_model' is none of those"):
         assemble_tiny(tower, tmp_path / "start", language=tower)
+    with pytest.raises(CheckpointError, match=r"Expected a plain LLaVA in .*, found a model of type llava_stf"):
+        assemble_tiny(tower, tmp_path / "start", language=bundled_folder("tiny"))
+    for missing in ({"tower": tmp_path / "tower"}, {"tower": tower, "language": tmp_path / "told"}):
+        with pytest.raises(ModelNotFoundError, match="there is no such file or folder"):
+            assemble_tiny(output=tmp_path / "start", **missing)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_no_text_has_says_nothing(start):

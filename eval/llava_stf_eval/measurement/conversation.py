@@ -22,6 +22,7 @@ from pathlib import Path
 from llava_stf.io.command import run
 
 HERE = Path(__file__).resolve().parents[3]
+DTYPES = ("default", "stored", "float32", "bfloat16", "float16")
 SERVE = "import sys; from llava_stf.cli import main; sys.exit(main())"
 
 
@@ -55,7 +56,8 @@ def measure_chats(folder: Path, builds: dict[str, tuple[Path, str]], repeats: in
     """Seconds to the first token, by what was measured."""
     workers = {}
     for name, (checkout, dtype) in builds.items():
-        command = [sys.executable, str(Path(__file__).resolve()), "--work", str(folder), "--dtype", dtype]
+        script, before = str(Path(__file__).resolve()), str(checkout)
+        command = [sys.executable, script, "--work", str(folder), "--dtype", dtype, "--before", before]
         workers[name] = subprocess.Popen(
             command, env=environment(checkout), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -127,21 +129,25 @@ def measure_servers(folder: Path, builds: dict[str, tuple[Path, str]], repeats: 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, help="the checkout to compare with")
+    parser.add_argument("--before", type=Path, required=True, help="the checkout to compare with")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--only", choices=["chat", "server"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[576, 144])
-    parser.add_argument("--before-dtypes", nargs="+", default=["default", "float32"])
+    parser.add_argument("--before-dtypes", nargs="+", choices=DTYPES, default=["default", "float32"])
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         return work(options.work, options.dtype)
     sys.path[:0] = [str(HERE), str(HERE / "kernels"), str(HERE / "eval")]
+    from llava_stf.io.options import check_ranges
+    from llava_stf_eval.measurement.checkout import checkout
     from llava_stf_eval.serving.models import prepare_shape
 
-    builds = {f"before, {dtype}": (options.before.resolve(), dtype) for dtype in options.before_dtypes}
+    check_ranges(vars(options), {"at least 1": ("repeats", "clients")})
+    before = checkout(options.before)
+    builds = {f"before, {dtype}": (before, dtype) for dtype in options.before_dtypes}
     builds["now"] = (HERE, "default")
     with tempfile.TemporaryDirectory() as scratch:
         for tokens in options.tokens:

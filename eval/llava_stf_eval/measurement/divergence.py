@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.templates import template_of
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.publish import write_json
 from llava_stf.training.data import collate
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of the model")
     parser.add_argument("--teacher", default="tiny-full")
-    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--images", type=count, default=100)
     options = parser.parse_args()
     student = load_model(options.run, device="cpu", dtype="float32")
     teacher = load_model(options.teacher, vision_tokens="all", device="cpu", dtype="float32")

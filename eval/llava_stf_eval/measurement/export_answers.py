@@ -19,6 +19,7 @@ from PIL.Image import Image
 from llava_stf import LlavaStf, load_model
 from llava_stf.export.write import export_model
 from llava_stf.inference import user_turn
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.exports import Format, KvCache, Weights
 from llava_stf.io.publish import refuse_unwritable, write_json
@@ -56,8 +57,9 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", action="append", help="bundled or a folder; repeatable; default: tiny")
-    parser.add_argument("--images", type=int, default=152, help="152 images have a thousand questions")
-    parser.add_argument("--only", action="append", help="format-weights-cache; repeatable; default: all")
+    parser.add_argument("--images", type=count, default=152, help="152 images have a thousand questions")
+    labels = ["-".join(way) for way in WAYS]
+    parser.add_argument("--only", action="append", choices=labels, help="repeatable; default: all")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if options.output:

@@ -27,15 +27,16 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from llava_stf import apply_stf
 from llava_stf.errors import ExportError, LlavaStfError
 from llava_stf.export.model import ExportedLlava, ExportedLlavaConfig
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.publish import publish, refuse_unwritable, write_json
 from llava_stf_eval.measurement.process import memory
 from llava_stf_eval.speed.machine import describe_machine
-from llava_stf_eval.speed.shapes import shape_config
+from llava_stf_eval.speed.shapes import SHAPES, shape_config
 
 ROWS = [(by, tokens) for tokens in (576, 144) for by in ("pytorch bfloat16", "pytorch float32", "openvino fp32",
                                                          "openvino int8", "openvino int4")]  # fmt: skip
-TEXT = 64
+TEXT, SIDE = 64, 336  # tokens, and pixels that give 576 patches
 ABOUT = "about.json"
 
 
@@ -132,7 +133,7 @@ def answer(model: Any, tokens: int, new_tokens: int) -> tuple[float, float]:
 
     ids = torch.randint(3, 1000, (1, TEXT + tokens))
     ids[:, 8 : 8 + tokens] = model.config.image_token_id
-    pixels = torch.randn(1, 3, 336, 336).to(model.dtype)
+    pixels = torch.randn(1, 3, SIDE, SIDE).to(model.dtype)
     start = time.process_time()
     model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, do_sample=False, eos_token_id=None,
@@ -154,14 +155,17 @@ def worker(wire: Connection, options: argparse.Namespace, by: str, tokens: int, 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--shape", default="1b")
-    parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
-    parser.add_argument("--blocks", type=int, help="of the tower; default: all of the shape")
-    parser.add_argument("--new-tokens", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=3, help="of all rows")
+    shapes = [name for name, (tower, _) in SHAPES.items() if tower["image_size"] == SIDE]
+    parser.add_argument("--shape", choices=shapes, default="1b")
+    parser.add_argument("--layers", type=count, help="of the language model; default: all of the shape")
+    parser.add_argument("--blocks", type=count, help="of the tower; default: all of the shape")
+    parser.add_argument("--new-tokens", type=count, default=9, help="2 or more")
+    parser.add_argument("--rounds", type=count, default=3, help="of all rows")
     parser.add_argument("--exports", type=Path, help="a folder that keeps them for another run of the same shape")
     parser.add_argument("--output", type=Path, default=Path("runs/export-cpu.json"))
     options = parser.parse_args()
+    if options.new_tokens == 1:
+        raise LlavaStfError("Further tokens are timed as well: --new-tokens must be at least 2, found 1.")
     refuse_unwritable(options.output.parent)
     context = multiprocessing.get_context("fork")
     with TemporaryDirectory() as name:

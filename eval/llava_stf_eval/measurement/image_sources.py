@@ -19,6 +19,7 @@ from PIL import Image
 from llava_stf.data.sources import JsonRecords
 from llava_stf.encoders.pretrain.data import Images, open_images
 from llava_stf.errors import DataError
+from llava_stf.io.arguments import seed
 from llava_stf.io.command import run
 from llava_stf.io.publish import publish
 from llava_stf.world import SIDE
@@ -83,7 +84,7 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--crops", metavar="IMAGES", help="of the images of a folder or of an npz file")
     kind.add_argument("--noise", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
     images = noise(rng) if options.noise else crops(open_images(options.crops), rng)

@@ -24,6 +24,7 @@ from torch import Tensor
 from llava_stf.data.preparation import Preparation
 from llava_stf.data.sources import JsonRecords
 from llava_stf.data.templates import template_of
+from llava_stf.io.arguments import count, seed
 from llava_stf.io.command import run
 from llava_stf.training.data import collate
 from llava_stf.training.distill import answer_log_probabilities, answers
@@ -141,14 +142,14 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="records whose images are replaced, JSON")
     parser.add_argument("output", type=Path, help="folder to write; it is created")
     parser.add_argument("--model", default="tiny-full", help="what the images are inverted from")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of gradient descent on each batch of 64")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=count, default=STEPS, help="of gradient descent on each batch of 64")
+    parser.add_argument("--seed", type=seed, default=0)
     options = parser.parse_args()
     llava = load_model(options.model, vision_tokens="all", device="cpu", dtype="float32")
     inversion = Inversion(llava, steps=options.steps, seed=options.seed)
-    count = write_images(options.data, options.output, inverted(inversion, options.data))
+    images = write_images(options.data, options.output, inverted(inversion, options.data))
     misfit, likeness = inversion.losses[-1]
-    print(f"{options.output}: {count} images; of the last batch, cross entropy {misfit:.2f}, contrast {likeness:.2f}")
+    print(f"{options.output}: {images} images; of the last batch, cross entropy {misfit:.2f}, contrast {likeness:.2f}")
 
 
 if __name__ == "__main__":

@@ -14,18 +14,21 @@ from pathlib import Path
 import torch
 
 from llava_stf import load_model
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
+from llava_stf.io.publish import publish, refuse_existing
 from llava_stf_eval.speed.shapes import SHAPES, build_model, shape_config
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("shape", choices=list(SHAPES))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
-    parser.add_argument("--blocks", type=int, help="of the tower; default: all of the shape")
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path, help="to write; it must not exist yet")
+    parser.add_argument("--layers", type=count, help="of the language model; default: all of the shape")
+    parser.add_argument("--blocks", type=count, help="of the tower; default: all of the shape")
     options = parser.parse_args()
+    refuse_existing(options.folder)
     bundled, processor = load_model("tiny-full", device="cpu")
     config = shape_config(options.shape)
     config.image_token_index = config.image_token_id = bundled.config.image_token_id
@@ -35,11 +38,12 @@ def main() -> None:
         setattr(config.text_config, name, getattr(bundled.config.text_config, name))
     model = build_model(options.shape, device=torch.device("cpu"), dtype=torch.bfloat16, config=config)
     model.generation_config = bundled.generation_config
-    model.save_pretrained(options.folder)
     side = config.vision_config.image_size
     processor.image_processor.crop_size = {"height": side, "width": side}
     processor.image_processor.size = {"shortest_edge": side}
-    processor.save_pretrained(options.folder)
+    with publish(options.folder) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.reduction import METHODS
@@ -87,11 +88,11 @@ def first_token(variant: Variant, pixels: torch.Tensor) -> dict[str, float]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="1b")
-    parser.add_argument("--layers", type=int, help="of the language model; default: all of the shape")
-    parser.add_argument("--blocks", type=int, help="of the tower; default: all of the shape")
-    parser.add_argument("--vision-tokens", type=int, help="tokens kept; default: a quarter")
-    parser.add_argument("--rounds", type=int, default=3, help="after one that is not counted")
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument("--layers", type=count, help="of the language model; default: all of the shape")
+    parser.add_argument("--blocks", type=count, help="of the tower; default: all of the shape")
+    parser.add_argument("--vision-tokens", type=count, help="tokens kept; default: a quarter")
+    parser.add_argument("--rounds", type=count, default=3, help="after one that is not counted")
     parser.add_argument("--output", type=Path, default=Path("runs/methods-cpu.json"))
     options = parser.parse_args()
     refuse_unwritable(options.output.parent)

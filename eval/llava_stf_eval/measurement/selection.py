@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from llava_stf.errors import LlavaStfError
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.io.publish import refuse_unwritable, write_json
 from llava_stf.reduction.dart import least_alike
@@ -34,6 +36,7 @@ from llava_stf.reduction.visionzip import VisionZip, contextual_count
 from llava_stf.reduction.vispruner import VisPruner
 
 PATCHES, WIDTH, LLM_WIDTH, TEXT = 576, 1024, 4096, 64
+FEWEST = 4  # VisionZip and DART keep no fewer
 
 
 def looped_divprune(distance: Tensor, nearest: Tensor, count: int) -> list[int]:
@@ -120,10 +123,12 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 def main() -> None:
     """Time every selection and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=144, help="tokens that are kept")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--count", type=count, default=144, help="tokens that are kept, 4 to 576")
+    parser.add_argument("--repeats", type=count, default=20)
     parser.add_argument("--output", type=Path, help="also write the milliseconds to this JSON file")
     options = parser.parse_args()
+    if not FEWEST <= options.count <= PATCHES:
+        raise LlavaStfError(f"All methods choose from {FEWEST} to {PATCHES} tokens, found --count {options.count}.")
     if options.output:
         refuse_unwritable(options.output.parent)
     torch.set_num_threads(1)

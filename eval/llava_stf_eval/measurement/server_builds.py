@@ -21,13 +21,17 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from llava_stf.errors import LlavaStfError
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
+from llava_stf_eval.measurement.checkout import checkout
 from llava_stf_eval.measurement.process import computed
 from llava_stf_eval.serving.client import Target, drive
 from llava_stf_eval.serving.models import prepare, prepare_shape
 from llava_stf_eval.serving.outcomes import Outcome, summarise
 from llava_stf_eval.serving.servers import serving
 from llava_stf_eval.serving.workload import Load, lengths, questions
+from llava_stf_eval.speed.shapes import SHAPES
 
 HERE = Path(__file__).parents[3]
 PARTS = ("", "kernels", "eval")  # of a checkout, where its packages lie
@@ -38,23 +42,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("before", type=Path, help="checkout of the other build")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--shape")
-    parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--new-tokens", type=int, nargs=2, default=(8, 128), metavar=("SHORTEST", "LONGEST"))
-    parser.add_argument("--requests", type=int, default=64, help="of a round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--clients", type=count, default=16)
+    parser.add_argument("--new-tokens", type=count, nargs=2, default=(8, 128), metavar=("SHORTEST", "LONGEST"))
+    parser.add_argument("--requests", type=count, default=64, help="of a round")
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--server-arguments", nargs="*", default=[], help="of both, without their dashes: max-batch 8")
     options = parser.parse_args()
     disable_progress_bar()
-    builds = {"before": options.before.resolve(), "now": HERE}
+    builds = {"before": checkout(options.before), "now": HERE}
+    if len(options.server_arguments) % 2:
+        raise LlavaStfError(f"Expected pairs of name and value for the servers, found {options.server_arguments}.")
     pairs = zip(options.server_arguments[::2], options.server_arguments[1::2], strict=True)
     arguments = [part for name, value in pairs for part in (f"--{name}", value)]
     with TemporaryDirectory(prefix="llava_stf_builds_") as work, ExitStack() as stack:
         folder = Path(work) / "model"
         model = prepare_shape(options.shape, None, folder) if options.shape else prepare(options.model, folder)
         targets = {}
-        for name, checkout in builds.items():
-            path = os.pathsep.join(str(checkout / part) for part in PARTS)
+        for name, build in builds.items():
+            path = os.pathsep.join(str(build / part) for part in PARTS)
             environment, log = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}, Path(work) / f"{name}.log"
             target = serving("transformers", model, arguments=arguments, environment=environment, log=log)
             targets[name] = stack.enter_context(target)

@@ -27,6 +27,8 @@ import torch
 from PIL import Image
 
 from llava_stf import load_model
+from llava_stf.io.arguments import count, seed
+from llava_stf.io.command import run
 from llava_stf.loading import bundled_folder
 from llava_stf.world import draw
 from llava_stf_eval.measurement.process import memory
@@ -217,9 +219,9 @@ async def soak(target: Target, cases: Sequence[Case], count: int, rng: random.Ra
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--requests", type=int, default=10_000, help=f"at least {SETTLED:,}")
-    parser.add_argument("--cases", type=int, default=240)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--requests", type=count, default=10_000, help=f"at least {SETTLED:,}")
+    parser.add_argument("--cases", type=count, default=240)
+    parser.add_argument("--seed", type=seed, default=0)
     options = parser.parse_args()
     if options.requests < SETTLED:
         parser.error(f"memory is looked at after {SETTLED:,} requests; ask for more")
@@ -235,4 +237,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -31,6 +31,7 @@ from typing import Any
 
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.command import run
+from llava_stf.io.publish import refuse_unwritable
 from llava_stf.loading.testing import write_tiny_llava
 from llava_stf.training.finetune import main as finetune_main
 from llava_stf.training.trainer import FinetuneTrainer
@@ -160,6 +161,7 @@ def measure(folder: Path, name: str, kind: str, processes: int) -> tuple[list[fl
 
 def report(folder: Path) -> None:
     """Measure all, and print the table."""
+    refuse_unwritable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data.json").exists():
         write_inputs(folder)

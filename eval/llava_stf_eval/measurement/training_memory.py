@@ -15,9 +15,10 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from llava_stf.io.arguments import count
 from llava_stf.io.command import run
 from llava_stf.training.optim import train_only
-from llava_stf_eval.speed.shapes import MODEL_TYPES, build_model, shape_image_processor
+from llava_stf_eval.speed.shapes import MODEL_TYPES, SHAPES, build_model, shape_config, shape_image_processor
 from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import Variant, build_variants, settings_of
 
@@ -49,17 +50,24 @@ def kept_bytes(variant: Variant, shown: Shown, text_tokens: int) -> int:
     return total
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected height x width such as 672x672, found '{text}'")
+    return int(height), int(width)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="medium")
+    parser.add_argument("--shape", choices=SHAPES, default="medium")
     parser.add_argument("--model-type", choices=MODEL_TYPES, default="llava_next")
-    parser.add_argument("--image-size", default="672x672", help="height x width")
-    parser.add_argument("--frames", type=int, help="of a video in place of the image")
-    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--image-size", type=_size, default=(672, 672), metavar="HxW", help="672x672 by default")
+    parser.add_argument("--frames", type=count, help="of a video in place of the image")
+    parser.add_argument("--text-tokens", type=count, default=64)
     options = parser.parse_args()
-    height, width = (int(side) for side in options.image_size.split("x"))
-    shown = Shown((height, width), options.frames)
+    shown = Shown(options.image_size, options.frames)
+    shown.check(shape_config(options.shape, options.model_type))
     model = build_model(options.shape, device=torch.device("cpu"), dtype=torch.float32, model_type=options.model_type)
     first = None
     for variant in build_variants(model, settings_of(model.config, ["full", "stf"], None, shown=shown)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava_stf.errors import CheckpointError, LlavaStfError
+from llava_stf.errors import CheckpointError
 from llava_stf.models.fusion.budget import VisionTokens, resolve_window, tokens_per_image
 from llava_stf.models.llava_stf.configuration_llava_stf import LlavaStfConfig
 from llava_stf.models.llava_stf.conversation import CHAT_TEMPLATE, SYSTEM_PROMPT
@@ -79,10 +79,8 @@ def prepare_shape(shape: str, tokens: VisionTokens, folder: Path) -> Served:
     import torch
 
     from llava_stf import apply_stf
-    from llava_stf_eval.speed.shapes import SHAPES, build_model
+    from llava_stf_eval.speed.shapes import build_model
 
-    if shape not in SHAPES:
-        raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{shape}'.")
     model = build_model(shape, device=torch.device("cpu"), dtype=torch.bfloat16)
     processor = _processor(model.config)
     window = resolve_window(model.config, tokens)

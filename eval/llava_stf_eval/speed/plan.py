@@ -15,7 +15,7 @@ from llava_stf.io.exports import is_export
 from llava_stf.loading.options import from_pretrained_options
 from llava_stf.models.registry import is_plain_config
 from llava_stf_eval.speed.measuring import Case, Clock
-from llava_stf_eval.speed.shapes import MODEL_TYPES, SHAPES, build_model, shape_config
+from llava_stf_eval.speed.shapes import MODEL_TYPES, build_model, shape_config
 from llava_stf_eval.speed.shown import Shown
 from llava_stf_eval.speed.variants import FULL, Setting, export_setting, settings_of
 
@@ -116,8 +116,6 @@ def check_plan(plan: Plan) -> list[Subject]:
     """
     if (plan.shape is None) == (not plan.models):
         raise LlavaStfError("Expected a shape or a model to measure, and not both.")
-    if plan.shape is not None and plan.shape not in SHAPES:
-        raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{plan.shape}'.")
     if plan.model_type not in MODEL_TYPES or (plan.models and plan.model_type != "llava"):
         raise LlavaStfError(
             f"model_type is of a shape, one of {', '.join(MODEL_TYPES)}, found '{plan.model_type}' for "

@@ -75,7 +75,12 @@ def shape_config(shape: str, model_type: str = "llava") -> LlavaConfig:
     """The config of a plain LLaVA of that shape; `model_type` is one of `MODEL_TYPES`.
 
     LLaVA-OneVision has a SigLIP of 27x27 patches, at the tiny shape of 7x7, and a Qwen2.
+
+    Raises:
+        LlavaStfError: there is no such shape.
     """
+    if shape not in SHAPES:
+        raise LlavaStfError(f"shape must be one of {', '.join(SHAPES)}, found '{shape}'.")
     vision, text = SHAPES[shape]
     language: Any = {**text, "num_key_value_heads": text["num_attention_heads"], "vocab_size": VOCABULARY}
     language["max_position_embeddings"] = POSITIONS[model_type]
