@@ -6,8 +6,8 @@ They stand in `published.json`; none of them was measured by this project.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -28,6 +28,7 @@ class Published:
     `options` are those in which the row differs from the method's defaults. `scores` maps a benchmark to the lowest and
     highest figure of the sources, mostly equal: per cent, for `mme` the perception sum; `mme_total` is perception and
     cognition, which no benchmark of ours reports. `trained` says whether the method trains the model for its count.
+    `note` is about all of the row, `notes` about single benchmarks.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Published:
     options: dict[str, Any]
     table_tokens: int | None = None
     note: str | None = None
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def budget(self) -> str:
@@ -53,6 +55,11 @@ class Published:
             return None
         low, high = self.scores[benchmark]
         return f"{low:.1f}" if low == high else f"{low:.1f}-{high:.1f}"
+
+    def remarks(self, benchmarks: Collection[str]) -> list[str]:
+        """Sentences that a reader of these benchmarks' figures needs."""
+        own = [note for benchmark, note in self.notes.items() if benchmark in benchmarks]
+        return own if self.note is None else [self.note, *own]
 
     def difference(self, benchmark: str, score: float) -> float | None:
         """How far a score lies above (or, negative, below) the published figure; 0 inside a range."""
@@ -72,6 +79,7 @@ def published_rows() -> tuple[Published, ...]:
             mean_tokens=row.get("mean_tokens", row["vision_tokens"]),
             table_tokens=row.get("table_tokens"),
             note=row.get("note"),
+            notes=row.get("notes", {}),
             scores={name: _range(value) for name, value in row["scores"].items()},
             sources=tuple(content["sources"][source] for source in row["sources"]),
             options=row.get("options", {}),

@@ -109,10 +109,12 @@ def footnotes(run: Run) -> list[str]:
     """Sentences that a reader of the table needs: whose the published figures are, and what failed."""
     notes = []
     published = published_of(run)
-    if published is not None:
+    asked = {name.partition(":")[0] for name in run.benchmarks}
+    if published is not None and not asked & published.scores.keys():
+        notes.append(f"No figures of {published.title}, {published.budget}, on these benchmarks are known.")
+    elif published is not None:
         notes.append(f"Published: {published.title}, {published.budget}; from {'; '.join(published.sources)}.")
-        if published.note:
-            notes.append(published.note)
+        notes += published.remarks(asked)
         if bundled_patches(run) is not None:
             notes.append(
                 f"The bundled model '{run.model}' answers drawn images, the published figures are of the real "

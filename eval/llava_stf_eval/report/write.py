@@ -88,7 +88,7 @@ def _page(runs: Sequence[Run], plots: Sequence[Plot]) -> Page:
                 "tokens": row.budget,
                 "trained": "yes" if row.trained else "no",
                 "cells": [row.text(name) or NONE for name in (*USUAL, "mme_total")],
-                "source": "; ".join(row.sources) + (f". {row.note}" if row.note else ""),
+                "source": ". ".join(["; ".join(row.sources), *row.remarks(BENCHMARKS)]),
             }
             for row in published_rows()
         ],

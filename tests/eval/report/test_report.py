@@ -265,6 +265,29 @@ def test_scores_stand_beside_the_published_ones_of_the_method(tmp_path):
     assert "TextVQA" not in notes
 
 
+@pytest.mark.parametrize(
+    ("method", "asked", "said", "unsaid"),
+    [
+        ("stf", ["pope"], [], ["GQA", "MME"]),
+        ("stf", ["pope", "gqa"], ["GQA is 61.9 in the README's table"], ["MME"]),
+        ("sparsevlm", ["pope", "mmbench_cn"], ["Release 1.5", "MMBench-CN of SIEVE's copy"], ["VQAv2"]),
+        ("pool", ["pope"], ["before or after the projector"], []),
+        (
+            "pool",
+            ["mme", "docvqa"],
+            ["No figures of", "on these benchmarks are known."],
+            ["projector", "README", "protocol"],
+        ),
+    ],
+)
+def test_footnotes_are_about_what_was_asked(tmp_path, method, asked, said, unsaid):
+    tokens = {"sparsevlm": 113}.get(method, 144)
+    scores = dict.fromkeys(asked, 60.0)
+    notes = "\n".join(footnotes(load_run(write_run(tmp_path / "run", scores, method=method, vision_tokens=tokens))))
+    assert all(sentence in notes for sentence in said)
+    assert not any(word in notes for word in unsaid)
+
+
 def test_bundled_models_get_published_figures_at_their_share_of_tokens_but_no_difference(tmp_path):
     run = load_run(write_run(tmp_path / "run", {"pope": 83.0}, model="tiny", vision_tokens=16))
     (row,) = score_rows(run)
