@@ -8,14 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from llava_stf.cli.common import Device, Quantization, importing
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in (part.strip() for part in text.split(",")) if name]
+from llava_stf_eval.cli.names import check_names, split_names
 
 
 def _counts(text: str | None) -> str | None:
-    if text is not None and not (_names(text) and all(name.isdecimal() for name in _names(text))):
+    if text is not None and not (split_names(text) and all(name.isdecimal() for name in split_names(text))):
         raise typer.BadParameter(f"expected counts such as '1,8', found '{text}'")
     return text
 
@@ -45,7 +42,8 @@ def speed(
     ] = "480x640",
     frames: Annotated[int | None, typer.Option(min=1, help="A video of so many frames instead of the image.")] = None,
     methods: Annotated[
-        str, typer.Option(help="full, stf or ways of llava_stf.reduction; compared with the first.")
+        str,
+        typer.Option(callback=check_names, help="full, stf or ways of llava_stf.reduction; compared with the first."),
     ] = "full,stf",
     vision_tokens: Annotated[
         str | None, typer.Option(metavar="N,N", callback=_counts, help="Budgets; default: a quarter of the patches.")
@@ -57,9 +55,14 @@ def speed(
     batch_sizes: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Images asked at once.")] = "1",
     text_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Prompt without image.")] = "64",
     new_tokens: Annotated[str, typer.Option(metavar="N,N", callback=_counts, help="Length of the answer.")] = "32",
-    attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2; several with commas.")] = "sdpa",
+    attention: Annotated[
+        str, typer.Option(callback=check_names, help="sdpa, eager, flash_attention_2; several with commas.")
+    ] = "sdpa",
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16; several with commas; auto is float32 on slow CPUs.")
+        str,
+        typer.Option(
+            callback=check_names, help="float32, bfloat16, float16; several with commas; auto is float32 on slow CPUs."
+        ),
     ] = "auto",
     quantization: Quantization = None,
     device: Device = None,
@@ -96,14 +99,14 @@ def speed(
         model_type=model_type,
         image_size=[int(side) for side in image_size.split("x")],
         frames=frames,
-        methods=_names(methods),
+        methods=split_names(methods),
         vision_tokens=_integers(vision_tokens) if vision_tokens else None,
         options=parse_options(option or []),
         batch_sizes=_integers(batch_sizes),
         text_tokens=_integers(text_tokens),
         new_tokens=_integers(new_tokens),
-        attention=_names(attention),
-        dtype=_names(dtype),  # type: ignore[arg-type]  # which the plan checks
+        attention=split_names(attention),
+        dtype=split_names(dtype),  # type: ignore[arg-type]  # which the plan checks
         quantization=quantization,
         device=device,
         repeats=repeats,
@@ -130,4 +133,4 @@ def speed(
 
 
 def _integers(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
+    return [int(name) for name in split_names(text)]

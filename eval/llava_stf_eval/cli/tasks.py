@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llava_stf.cli.common import Device, Dtype, Model, Quantization, VisionTokens, importing, token_count
+from llava_stf_eval.cli.names import check_names, split_names
 
 if TYPE_CHECKING:
     from llava_stf_eval.benchmarks.run import TaskOptions
@@ -18,6 +19,7 @@ def tasks(
         str,
         typer.Option(
             "--tasks",
+            callback=check_names,
             help="Benchmarks, for instance 'pope,gqa' or 'vqav2:test'; 'all' are the nine of LLaVA-1.5's tables. "
             "Beside them: ocrbench, docvqa, chartqa, refcoco.",
         ),
@@ -64,7 +66,7 @@ def tasks(
 
     A run that was stopped goes on with --resume from its last finished batch.
     """
-    asked = [] if names == "all" else [name.strip() for name in names.split(",") if name.strip()]
+    asked = [] if names == "all" else split_names(names)
     if fetch:
         from llava_stf_eval.data.fetch import fetch_data
 

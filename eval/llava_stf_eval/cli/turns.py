@@ -5,17 +5,21 @@ from typing import Annotated
 import typer
 
 from llava_stf.cli.common import Dtype, Model, waiting
+from llava_stf_eval.cli.names import check_names, split_names
 
 
 def turns(
     model: Model = "tiny-full",
     methods: Annotated[
-        str, typer.Option(help="full or ways of llava_stf.reduction, of one plain LLaVA, with commas.")
+        str,
+        typer.Option(
+            callback=check_names, help="full or ways of llava_stf.reduction, of one plain LLaVA, with commas."
+        ),
     ] = "full,divprune,fastv,pyramiddrop,sparsevlm,dart",
     vision_tokens: Annotated[int, typer.Option(min=1, help="Tokens that the methods keep of an image.")] = 16,
     images: Annotated[int, typer.Option(min=1, help="Held-out synthetic images.")] = 50,
     turns: Annotated[int, typer.Option(min=1, help="Questions about each, one after another.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the images.")] = 0,
     dtype: Dtype = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -32,7 +36,7 @@ def turns(
     from rich.console import Console
     from rich.table import Table
 
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = split_names(methods)
     asked = [
         ModelOptions(model, name, None if name == FULL else vision_tokens, dtype=dtype).resolved() for name in names
     ]
