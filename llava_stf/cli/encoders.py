@@ -73,6 +73,7 @@ def evaluate(
         from transformers.utils.logging import disable_progress_bar
 
         from llava_stf.encoders.labelled import load_encoder, open_labelled
+        from llava_stf.errors import DataError
 
     disable_progress_bar()
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,6 +86,8 @@ def evaluate(
             from llava_stf.encoders.labelled import features
 
             neighbours = [k for k in NEIGHBOURS if k <= len(train)]
+            if not neighbours:
+                raise DataError(f"{NEIGHBOURS[0]} nearest neighbours need as many training images, found {len(train)}.")
             found = knn_accuracy(
                 features(measured, train), train.labels, features(measured, test), test.labels, neighbours=neighbours
             )

@@ -121,17 +121,19 @@ def open_labelled(data: str, *, image_column: str = "image", label_column: str =
     (or val/), in each a folder per class; or a Hugging Face data set with splits of these names.
 
     Raises:
-        DataError: there is no such thing.
+        DataError: there is no such thing, or has images without a class of the training part.
     """
     path = Path(data)
     if path.suffix == ".npz":
         train, test = (_from_arrays(path, part) for part in ("train", "test"))
     elif (path / "train").is_dir() and not (path / "train" / "state.json").exists():
-        folders = (folder.name for folder in (path / "train").iterdir() if folder.is_dir())
-        classes = sorted(name for name in folders if not name.startswith("."))
+        classes = _class_folders(path / "train")
         train, test = (_from_folder(path, names, classes) for names in (_TRAIN, _TEST))
     else:
         train, test = (_from_dataset(data, names, image_column, label_column) for names in (_TRAIN, _TEST))
+    for name, part in (("training", train), ("test", test)):
+        if part.labels.min() < 0:
+            raise DataError(f"the {name} part of {data} has the label {part.labels.min()}: classes count from 0")
     return train, test
 
 
@@ -191,14 +193,20 @@ def _from_folder(path: Path, names: tuple[str, ...], classes: list[str]) -> Labe
     folder = next((path / name for name in names if (path / name).is_dir()), None)
     if folder is None:
         raise DataError(f"{path} has no folder {' or '.join(names)} with a folder per class")
+    if unknown := [name for name in _class_folders(folder) if name not in classes and image_files(folder / name)]:
+        raise DataError(f"{folder} holds images of classes that {path / 'train'} does not have: {', '.join(unknown)}")
     files, labels = [], []
     for number, name in enumerate(classes):
         found = image_files(folder / name)
         files += found
         labels += [number] * len(found)
     if not files:
-        raise DataError(f"{folder} holds no images in folders {', '.join(classes)}")
+        raise DataError(f"{folder} holds no images in a folder per class ({', '.join(classes) or 'none'})")
     return Labelled(FileImages(files), torch.tensor(labels))
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _from_dataset(data: str, names: tuple[str, ...], image_column: str, label_column: str) -> Labelled:
@@ -209,7 +217,13 @@ def _from_dataset(data: str, names: tuple[str, ...], image_column: str, label_co
     rows = splits[name]
     if label_column not in rows.column_names:
         raise DataError(f"the data set {data} has no column {label_column}, but {', '.join(rows.column_names)}")
-    return Labelled(RowImages(rows, image_column, data), torch.tensor(rows[label_column]))
+    labels = list(rows[label_column])
+    if strange := [label for label in labels if not isinstance(label, int)]:
+        raise DataError(
+            f"column {label_column} of the data set {data} must hold whole numbers, found {strange[0]!r}; "
+            "class_encode_column of datasets makes them of names"
+        )
+    return Labelled(RowImages(rows, image_column, data), torch.tensor(labels, dtype=torch.int64))
 
 
 def _splits(data: str) -> Any:
@@ -220,6 +234,11 @@ def _splits(data: str) -> Any:
         raise MissingDependencyError(
             f"the data set {data} needs the package datasets: pip install 'llava-stf[encoders]'"
         ) from error
+    if Path(data).is_dir() and not any((Path(data) / name).exists() for name in ("dataset_dict.json", "state.json")):
+        raise DataError(
+            f"{data} holds no labelled images: a folder has train/ and test/ with a folder per class in each, or is "
+            "what save_to_disk of datasets wrote"
+        )
     try:
         found = datasets.load_from_disk(data) if Path(data).is_dir() else datasets.load_dataset(data)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -165,6 +165,57 @@ def test_missing_parts_are_named(tmp_path):
         load_encoder(tmp_path)
 
 
+def write_classes(folder, *names):
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / name / "0.png")
+
+
+def test_images_without_a_class_that_is_trained_on_are_told(tmp_path):
+    write_classes(tmp_path / "more" / "train", "cat")
+    write_classes(tmp_path / "more" / "test", "cat", "dog", ".cache")
+    with pytest.raises(DataError, match=r"test holds images of classes that .*train does not have: dog$"):
+        open_labelled(str(tmp_path / "more"))
+    write_classes(tmp_path, "flat/train", "flat/test", "unsorted")
+    with pytest.raises(DataError, match=r"holds no images in a folder per class \(none\)"):
+        open_labelled(str(tmp_path / "flat"))
+    with pytest.raises(DataError, match="holds no labelled images: a folder has train/ and test/"):
+        open_labelled(str(tmp_path / "unsorted"))
+    arrays = {"train_images": np.zeros((2, 8, 8, 3), np.uint8), "train_labels": np.array([0, 1])}
+    np.savez(
+        tmp_path / "hidden.npz", **arrays, test_images=arrays["train_images"], test_labels=np.array([-1, -1])
+    )  # as the test splits of some data sets
+    with pytest.raises(DataError, match=r"the test part of .* has the label -1: classes count from 0"):
+        open_labelled(str(tmp_path / "hidden.npz"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", "dog"], "must hold whole numbers, found 'cat'"),
+        ([0, None], "found None"),
+    ],
+)
+def test_a_data_set_needs_a_number_for_every_image(tmp_path, labels, message):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    rows = {"image": [Image.new("RGB", (8, 8)) for _ in labels], "label": labels}
+    kind = datasets.Value("string" if "cat" in labels else "int64")
+    split = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "label": kind}))
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match=message):
+        open_labelled(str(tmp_path / "set"))
+
+
+def test_nearest_neighbours_of_few_images_are_refused(encoder, tmp_path, capsys):
+    arrays = {"train_images": np.zeros((8, 8, 8, 3), np.uint8), "train_labels": np.arange(8) % 2}
+    np.savez(tmp_path / "few.npz", **arrays, **{name.replace("train", "test"): array for name, array in arrays.items()})
+    folder = str(encoder.model.name_or_path)
+    assert main(["encoders", "eval", "knn", folder, "--data", str(tmp_path / "few.npz"), "--device", "cpu"]) == 2
+    printed = capsys.readouterr()
+    assert "10 nearest neighbours need as many training images, found 8." in printed.err
+    assert not printed.out
+
+
 @pytest.mark.parametrize(
     "options", [["knn"], ["linear", "--epochs", "30", "--no-augment"], ["knn", "--pooling", "mean"]], ids=" ".join
 )
