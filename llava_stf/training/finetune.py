@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_stf.io.command import exit_code
+from llava_stf.io.command import exit_code, log_training
 from llava_stf.io.runs import check_options, describe_newest, prepare_output, remove_run, save_model, save_whole
 from llava_stf.io.signals import keeping
 from llava_stf.models.model_card import write_card
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from llava_stf.data.templates import Template
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("llava_stf.training.finetune")  # as a command it has another __name__
 
 
 def finetune(config: FinetuneConfig) -> None:
@@ -133,6 +134,21 @@ def finetune(config: FinetuneConfig) -> None:
             state_dict=state,
         )
         write_card(output, base=config.base, training=_told(config))
+        _say_how_to_use(config)
+
+
+def _say_how_to_use(config: FinetuneConfig) -> None:
+    folder = shlex.quote(config.output)
+    logger.info(
+        "the trained model is in %s: load_model(%r) in Python, llava-stf ask IMAGE QUESTION --model %s",
+        *(config.output, config.output, folder),
+    )
+    if config.lora_rank is not None:
+        logger.info(
+            "it is adapters, and needs its base %s: llava-stf merge %s FOLDER makes one model of both",
+            config.base,
+            folder,
+        )
 
 
 def _told(config: FinetuneConfig) -> dict[str, Any]:
@@ -198,7 +214,7 @@ def training_arguments(config: FinetuneConfig) -> TrainingArguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: 0 when trained, 2 with one sentence on stderr for an error of the user's."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    log_training()
 
     def work() -> None:
         config = parse(sys.argv[1:] if argv is None else argv)

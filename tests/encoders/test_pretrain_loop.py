@@ -183,3 +183,13 @@ def test_flags_and_options_win_over_the_file(tmp_path, npz):
     with pytest.raises(LlavaStfError, match="hidden must be int, found 'wide'"):
         method_options(PatchMixOptions, "released", {"hidden": "wide"})
     assert json.loads(json.dumps(config.identity()))["options"]["hidden"] == 16
+
+
+def test_the_command_ends_with_the_use_of_the_encoder(configure, caplog):
+    config = configure()
+    flags = [f"--{name}={value}" for name, value in vars(config).items() if name != "options" and value is not None]
+    assert main([*flags, "--option", "hidden=16", "--option", "out=8"]) == 0
+    measured, assembled = (record.message for record in caplog.records[-2:])
+    assert f"llava-stf encoders eval knn {config.output} --data" in measured
+    assert f"--vision-encoder {config.output}" in assembled
+    assert not [record for record in caplog.records if record.name.startswith("accelerate")]

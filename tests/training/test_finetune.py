@@ -233,3 +233,21 @@ def test_accelerate_launch_starts_processes_that_train_together_on_cpus_too(run,
     assert done.stdout.count("'samples_per_second'") == 3  # of the first process alone
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)
+
+
+def test_the_log_is_ours_and_ends_with_the_use_of_the_model(run_options, data_folder, tmp_path):
+    records = json.loads((data_folder / "instruct.json").read_text())
+    bad = {"id": "b7", "conversations": [{"from": "human", "value": "What?"}]}
+    (tmp_path / "data.json").write_text(json.dumps([*records[:3], bad]))
+    values = run_options("my run", max_steps=1, lora_rank=2, max_bad_samples=0.5, images=data_folder)
+    values["data"] = tmp_path / "data.json"
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "llava_stf.training.finetune", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(" llava_stf" in line or line.startswith("[transformers] The tokenizer has new") for line in lines), lines
+    assert any("sample b7 of data.json" in line for line in lines)
+    output = tmp_path / "my run"
+    assert f"load_model('{output}') in Python, llava-stf ask IMAGE QUESTION --model '{output}'" in lines[-2]
+    assert lines[-1].endswith(f"its base {values['base']}: llava-stf merge '{output}' FOLDER makes one model of both")
