@@ -58,7 +58,6 @@ def label(
         "model": model,
         "vision_tokens": vision_tokens,
         "quantization": quantization,
-        "dtype": dtype,
         "max_new_tokens": max_new_tokens,
     }
     kept = keeping(f"the answers in {output} are kept, and the same command goes on from there")
@@ -69,6 +68,9 @@ def label(
             return
         llava = load(model, vision_tokens=vision_tokens, quantization=quantization, dtype=dtype, device=device)
         notice(model)
+        labels.add_to_teacher(
+            {"dtype": str(llava.model.dtype).removeprefix("torch."), "device": llava.model.device.type}
+        )
 
         from llava_stf.training.label import Labeller
 

@@ -36,6 +36,18 @@ class LabelFile:
         self.answered = 0
         self._descriptor = descriptor
         self._teacher = dict(teacher)
+        self._before: dict[str, Any] = {}  # the teacher of rows that are there
+
+    def add_to_teacher(self, facts: Mapping[str, Any]) -> None:
+        """Let further rows say, too, what answers depend on and is known only when the model is loaded.
+
+        Raises:
+            DataError: the rows that are there say otherwise; rows of a version that did not say it are taken.
+        """
+        for name, value in facts.items():
+            if self._before.get(name) is not None:
+                self._check(name, self._before[name], value)
+        self._teacher |= facts
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows and wait until they are on the disk.
@@ -93,11 +105,13 @@ class LabelFile:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise self._foreign(place) from error
         for name, value in self._teacher.items():
-            if teacher.get(name) != value:
-                raise DataError(
-                    f"{self.path} holds answers with {name} {teacher.get(name)}, this run {value}: name another file"
-                )
+            self._check(name, teacher.get(name), value)
+        self._before = teacher
         return key
+
+    def _check(self, name: str, before: Any, now: Any) -> None:
+        if before != now:
+            raise DataError(f"{self.path} holds answers with {name} {before}, this run {now}: name another file")
 
     def _foreign(self, place: str) -> DataError:
         return DataError(

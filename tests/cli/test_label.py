@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from llava_stf import load_model
 from llava_stf.world import draw
 
 QUESTIONS = ("How many shapes are there?", "Is there a red circle?", "Is there a star?", "What shape is red?")
@@ -67,7 +68,24 @@ def test_output_is_training_data_as_it_is(run: Callable[..., Any], album: Path, 
     assert (result.code, result.out.splitlines()[0].split(" read")[0]) == (0, "5 samples"), result.out
     first = json.loads(output.read_text().splitlines()[0])
     assert (first["image"], first["teacher"]["model"]) == ("01.png", "tiny-full")
+    assert first["teacher"]["dtype"] == str(load_model("tiny-full", device="cpu").model.dtype).removeprefix("torch.")
+    assert first["teacher"]["device"] == "cpu"
     assert int(first["conversations"][1]["value"]) in range(1, 10)
+
+
+def test_precisions_are_not_mixed(run: Callable[..., Any], album: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    label = ("data", "label", album, output, "--prompt", QUESTIONS[0], "--device", "cpu", "--dtype")
+    assert run(*label, "float32", "--max-new-tokens", 4).code == 0
+    whole = output.read_bytes()
+    assert json.loads(whole.splitlines()[0])["teacher"]["dtype"] == "float32"
+    output.write_bytes(whole[: whole.index(b"\n") + 1])
+    result = run(*label, "bfloat16", "--max-new-tokens", 4)
+    assert (result.code, result.out) == (2, "")
+    assert "holds answers with dtype float32, this run bfloat16: name another file" in result.err
+    output.write_bytes(output.read_bytes().replace(b'"float32", "device": "cpu"', b"null"))  # as it was written before
+    assert run(*label, "float32", "--max-new-tokens", 4).code == 0
+    assert rows(output) == 25
 
 
 def test_left_out_images_are_named_and_counted(
