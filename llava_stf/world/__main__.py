@@ -25,7 +25,7 @@ def main(
     max_objects: Annotated[int, typer.Option(help="At most this many shapes in an image.")] = 4,
     side: Annotated[int, typer.Option(help="Side of an image in pixels; shapes and letters stay as large.")] = SIDE,
     questions_per_image: Annotated[int, typer.Option(help="At most this many questions an image.")] = 8,
-    workers: Annotated[int, typer.Option(help="Processes that draw.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw.")] = 1,
 ) -> None:
     """Draw images with questions in eight families, as LLaVA-format JSON and PNG files."""
     try:

@@ -102,8 +102,8 @@ def write_dataset(
     Returns per family the accuracy of always giving its most frequent answer.
 
     Raises:
-        DataError: an unknown family or split, counts that make no image, a `side` below SIDE, or an `out` that holds a
-            data set already or cannot be written.
+        DataError: an unknown family or split, counts that make no image, a `side` that cannot be, or an `out` that
+            holds a data set already or cannot be written.
     """
     unknown = [family for family in families if family not in FAMILIES]
     if unknown or not families:
@@ -111,7 +111,7 @@ def write_dataset(
     if count < 1 or questions_per_image < 1 or not 1 <= max_objects <= MOST_OBJECTS:
         found = f"{count} images, {questions_per_image} questions, {max_objects} objects"
         raise DataError(f"Expected at least one image and question and 1 to {MOST_OBJECTS} objects, found {found}.")
-    generator(split, seed, count - 1, 0)
+    sample_scene(generator(split, seed, count - 1, 0), side=side)  # which refuses what cannot be
     if (out / INSTRUCT).exists():
         raise DataError(f"{out} holds a data set already, which is not overwritten; remove it or name another folder.")
     try:

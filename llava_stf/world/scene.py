@@ -13,6 +13,7 @@ from llava_stf.errors import DataError
 from llava_stf.world.glyphs import layout
 
 SIDE = 112  # px, of an image that is one tile of the bundled tower
+LARGEST_SIDE = 4096  # px; drawing takes some 40 bytes of memory a pixel
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
     "red": (222, 32, 36),
@@ -122,10 +123,10 @@ def sample_scene(rng: np.random.Generator, *, max_objects: int = 4, side: int = 
     In an image of more than SIDE px a side, shapes and letters are as large as in one of SIDE, and lie farther apart.
 
     Raises:
-        DataError: `max_objects` is not 1 to MOST_OBJECTS, or `side` is less than SIDE.
+        DataError: `max_objects` is not 1 to MOST_OBJECTS, or `side` is not SIDE to LARGEST_SIDE.
     """
-    if side < SIDE:
-        raise DataError(f"Expected images of at least {SIDE} px a side, found {side}.")
+    if not SIDE <= side <= LARGEST_SIDE:
+        raise DataError(f"Expected images of at least {SIDE} px a side and at most {LARGEST_SIDE:,}, found {side}.")
     if not 1 <= max_objects <= MOST_OBJECTS:
         raise DataError(f"Expected 1 to {MOST_OBJECTS} objects in an image, found {max_objects}.")
     count = int(rng.integers(1, max_objects + 1))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
-from typer import Exit
 
 from llava_stf.errors import DataError
 from llava_stf.world import ALL, caption, corpus, draw, questions_of, write_dataset
@@ -72,7 +72,10 @@ def test_two_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"families": ["video"]}, {"families": []}, {"max_objects": 9}, {"questions_per_image": 0}, {"split": "test"}],
+    [
+        *({"families": ["video"]}, {"families": []}, {"max_objects": 9}, {"questions_per_image": 0}, {"split": "test"}),
+        *({"side": 20}, {"side": 99_999}),
+    ],
 )
 def test_wrong_requests_are_refused_and_leave_nothing(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(DataError, match="Expected"):
@@ -123,7 +126,13 @@ def test_the_command_line_writes_a_held_out_split_and_names_a_wrong_family(tmp_p
     main(tmp_path / "set", count=8, seed=4, held_out=True, captions=True, family=list(ALL))
     assert "TextVQA" in capsys.readouterr().out
     assert (tmp_path / "set" / "questions.json").exists()
-    with pytest.raises(Exit) as stopped:
+    with pytest.raises(typer.Exit) as stopped:
         main(tmp_path / "other", count=8, family=["video"])
     assert stopped.value.exit_code == 2
     assert "video" in capsys.readouterr().err
+    command = typer.Typer()
+    command.command()(main)
+    with pytest.raises(SystemExit) as refused:
+        command(["--out", str(tmp_path / "other"), "--workers", "0"])
+    assert refused.value.code == 2
+    assert not (tmp_path / "other").exists()

@@ -78,8 +78,9 @@ def test_unknown_splits_negative_seeds_and_too_many_objects_are_refused() -> Non
         draw(0, seed=-1)
     with pytest.raises(DataError, match="1 to 5"):
         sample_scene(np.random.default_rng(0), max_objects=6)
-    with pytest.raises(DataError, match="112 px a side, found 56"):
-        draw(0, side=56)
+    for side in (56, 99_999):
+        with pytest.raises(DataError, match=f"at least 112 px a side and at most 4,096, found {side}"):
+            draw(0, side=side)
 
 
 def test_pixels_are_uint8_and_shapes_have_their_colour() -> None:
