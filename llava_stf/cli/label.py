@@ -49,11 +49,14 @@ def label(
     Every prompt about every image of a folder; or of each record in a file the human turns, each asked with the turns
     before it. The output is what --data of finetuning takes. The same command goes on where an earlier one was killed.
     """
+    from llava_stf.errors import DataError
     from llava_stf.io.signals import keeping
     from llava_stf.training.label_file import open_labels
 
     questions, folder = _questions(source, images, prompt, prompts)
     first, parts = map(int, part.split("/"))
+    if first > len(questions):
+        raise DataError(f"part {part} is empty: the questions are {len(questions):,}")
     teacher = {
         "model": model,
         "vision_tokens": vision_tokens,

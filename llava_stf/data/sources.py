@@ -134,7 +134,7 @@ def image_folder(data: str, images: str | None) -> Path:
     if images is None and not folder.is_dir():
         return Path()  # data from the hub
     if not folder.is_dir():
-        raise DataError(f"the image folder {folder} does not exist")
+        raise DataError(f"the image folder {folder} {'is no folder' if folder.exists() else 'does not exist'}")
     return folder
 
 
@@ -166,6 +166,14 @@ def _needs_datasets(data: str) -> bool:
     return hub_id and not path.exists() and path.suffix not in (".json", ".jsonl")
 
 
+def _check_saved(folder: Path) -> None:
+    """Raise `DataError` for a folder that save_to_disk has not written."""
+    if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+        inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".jsonl", *_COLUMNAR))
+        meant = f"; is {folder / inside[0]} meant?" if inside else ""
+        raise DataError(f"{folder} is no data set that save_to_disk of datasets has written{meant}")
+
+
 def load_rows(data: str, *, streaming: bool) -> Any:
     """The `Dataset` or `IterableDataset` that `data` names; of several splits, "train"."""
     try:
@@ -177,6 +185,7 @@ def load_rows(data: str, *, streaming: bool) -> Any:
     path = Path(data)
     try:
         if path.is_dir():
+            _check_saved(path)
             dataset = datasets.load_from_disk(data)
         elif path.suffix in _COLUMNAR:
             dataset = datasets.load_dataset(_COLUMNAR[path.suffix], data_files=data, streaming=streaming)

@@ -133,6 +133,8 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (("pictures", "/dev/full"), "the answers need a file"),
         (("questions.json", "questions.json"), "something else than answers"),
         (("pictures", "out.jsonl", "--part", "3/2"), "expected a part such as 2/4"),
+        (("questions.json", "out.jsonl", "--part", "2/4"), "part 2/4 is empty: the questions are 1"),
+        (("questions.json", "out.jsonl", "--images", "questions.json"), "the image folder questions.json is no folder"),
     ],
 )
 def test_user_errors_are_2_in_one_sentence_before_a_model_is_loaded(

@@ -220,7 +220,9 @@ def test_streams_need_an_end_and_a_data_set(data_folder):
 
 def test_what_is_no_data_set_is_refused_in_one_sentence(tmp_path, data_folder, monkeypatch):
     (tmp_path / "bad.parquet").write_bytes(b"nothing")
-    for data in (str(data_folder), str(tmp_path / "bad.parquet"), str(tmp_path / "none.parquet"), "nobody/nothing"):
+    with pytest.raises(DataError, match=r"is no data set that save_to_disk .* is .*/align\.json meant\?$"):
+        open_records(str(data_folder))
+    for data in (str(tmp_path / "bad.parquet"), str(tmp_path / "none.parquet"), "nobody/nothing"):
         with pytest.raises(DataError, match="cannot read the data set") as error:
             open_records(data)
         assert "\n" not in str(error.value)
