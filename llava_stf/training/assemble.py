@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlavaConfig,
@@ -73,6 +75,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # a pooling layer that the checkpoint lacks is drawn, and never used
         tower, preprocessor = load_tower(tower_folder, options, image_size=image_size)
+    if tower.config.num_hidden_layers < 2:
+        raise CheckpointError(f"{tower_folder} has a single block: a LLaVA reads the output of the last but one.")
     lm, tokenizer, image_token_id = _language_model(language_model, options, seed)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(lm.config, name, getattr(tokenizer, name))
@@ -162,7 +166,7 @@ def _language_model(
     if is_llava(name):
         return _language_model_of(name, options)
     folder = locate(name)
-    lm = _load(AutoModelForCausalLM, folder, options)
+    lm = _load(folder, options)
     if lm.config.tie_word_embeddings and not hasattr(lm.base_model, "embed_tokens"):
         raise CheckpointError(
             f"{folder}: no LLaVA can be built on a {lm.config.model_type}, whose head is tied to embeddings that "
@@ -193,11 +197,14 @@ def _language_model_of(
     return lm.eval(), processor.tokenizer, model.config.image_token_index
 
 
-def _load(auto: Any, folder: Path, options: dict[str, Any]) -> PreTrainedModel:
+def _load(folder: Path, options: dict[str, Any]) -> PreTrainedModel:
     try:
-        return auto.from_pretrained(folder, **options)
+        config = AutoConfig.from_pretrained(folder)
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            return AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {one_line(error)}") from error
+    raise CheckpointError(f"{folder} holds a {config.model_type}, which is no causal language model of transformers.")
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:

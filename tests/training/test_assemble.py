@@ -54,6 +54,8 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**TOWER, patch_size=14)).save_pretrained(root / "clip")
+    shallow = CLIPVisionConfig(**{**TOWER, "num_hidden_layers": 1}, patch_size=14)
+    CLIPVisionModel(shallow).save_pretrained(root / "shallow")
     swin = SwinConfig(image_size=56, patch_size=7, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=2)
     SwinModel(swin).save_pretrained(root / "swin")
     vicuna = vicuna_tokenizer()
@@ -138,7 +140,8 @@ def test_a_seed_makes_one_model(folders):
         ("llama", "llama", "no vision tower for square images"),
         ("clip", "gpt2", "tied to embeddings"),
         ("clip", "gemma2", "logits are more than a linear layer"),
-        ("clip", "clip", "cannot be loaded"),
+        ("clip", "clip", "holds a clip_vision_model, which is no causal language model of transformers"),
+        ("shallow", "llama", "has a single block"),
     ],
 )
 def test_parts_that_make_no_llava_are_refused(folders, tmp_path, tower, name, message):
