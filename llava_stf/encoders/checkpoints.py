@@ -82,6 +82,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         ModelNotFoundError: there is no such file.
         CheckpointError: it is damaged or of another kind.
     """
+    if file.is_dir():
+        raise CheckpointError(
+            f"Expected a checkpoint file of a pre-training method, found the folder {file}; an encoder of transformers "
+            "is taken as it is."
+        )
     if not file.is_file():
         raise ModelNotFoundError(f"No checkpoint file at {file}; give a {' or '.join(_SUFFIXES[:2])} file.")
     if file.suffix not in _SUFFIXES:

@@ -204,6 +204,8 @@ def test_pickles_that_could_run_code_and_truncated_files_are_refused(vit, from_v
         assert "\n" not in str(error.value)
     with pytest.raises(ModelNotFoundError, match="No checkpoint file at"):
         read_encoder(tmp_path / "absent.pth", encoder="timm")
+    with pytest.raises(CheckpointError, match=r"found the folder .*; an encoder of transformers is taken"):
+        read_encoder(tmp_path, encoder="timm")
 
 
 def test_two_encoders_without_a_role_are_not_guessed(vit, from_vit):
