@@ -116,7 +116,8 @@ def test_too_few_images_for_a_batch_are_refused(configure):
     [
         ({"per_device_batch_size": 1}, "per_device_batch_size must be at least 2"),
         ({"per_device_batch_size": 2}, "mixes of 2 images need batches of at least 3, found 2"),
-        ({"patch_size": 3}, "patch_size must divide image_size, found 3 and 8"),
+        ({"patch_size": 3}, "patch_size must divide image_size, found 3 and 8: 6 would do"),
+        ({"patch_size": 16}, "patch_size must divide image_size, found 16 and 8: 16 would do"),
         ({"options": {"crop_scale": [0.5, 0.1]}}, "crop_scale must rise from above 0 to at most 1"),
         ({"options": {"crop_scale": 5}}, r"crop_scale must be 2 float with commas, found 5"),
         ({"options": {"temperature": 0}}, "temperature must be above 0"),

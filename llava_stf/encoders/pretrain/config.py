@@ -106,7 +106,7 @@ class PretrainConfig:
         if self.image_size % self.patch_size:
             raise LlavaStfError(
                 f"patch_size must divide image_size, found {self.patch_size} and {self.image_size}: "
-                f"{self.image_size - self.image_size % self.patch_size} would do"
+                f"{max(self.image_size // self.patch_size, 1) * self.patch_size} would do"
             )
         if self.per_device_batch_size < 2:
             raise LlavaStfError("per_device_batch_size must be at least 2, found 1: a contrast needs other images")
