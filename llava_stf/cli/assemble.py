@@ -21,7 +21,7 @@ def assemble(
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Side of the images in pixels; default: the encoder's own.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is drawn.")] = 0,
 ) -> None:
     """Put an untrained LLaVA-STF together; train it with stage align, then instruct."""
     with importing():

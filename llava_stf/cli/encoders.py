@@ -60,7 +60,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of fine-tuning, such as mixup=0; repeatable.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the fine-tuned encoder with its classifier.")] = None,
-    seed: Annotated[int, typer.Option(help="Of what is trained: start, order, views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of what is trained: start, order, views.")] = 0,
     device: Device = None,
 ) -> None:
     """Measure an encoder by its test accuracy in percent, frozen or fine-tuned; prints one JSON object."""

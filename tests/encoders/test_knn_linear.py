@@ -206,6 +206,13 @@ def test_a_data_set_needs_a_number_for_every_image(tmp_path, labels, message):
         open_labelled(str(tmp_path / "set"))
 
 
+def test_a_seed_that_cannot_be_is_refused(encoder, npz, capsys):
+    for seed in ("-1", str(2**70)):
+        arguments = ["encoders", "eval", "linear", str(encoder.model.name_or_path), "--data", str(npz), "--seed", seed]
+        assert main(arguments) == 2
+        assert "Invalid value for '--seed'" in capsys.readouterr().err
+
+
 def test_nearest_neighbours_of_few_images_are_refused(encoder, tmp_path, capsys):
     arrays = {"train_images": np.zeros((8, 8, 8, 3), np.uint8), "train_labels": np.arange(8) % 2}
     np.savez(tmp_path / "few.npz", **arrays, **{name.replace("train", "test"): array for name, array in arrays.items()})

@@ -51,7 +51,7 @@ def tasks(
     fetch: Annotated[
         bool, typer.Option("--fetch", help="Only download the data sets into --data, after saying how large they are.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="For methods that draw at random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For methods that draw at random.")] = 0,
     instructions: Annotated[
         bool | None,
         typer.Option(help="Keep the lines that tell how to answer; default: yes, but for the bundled models."),
