@@ -118,7 +118,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise LlavaStfError(f"cannot read the config {path}: {one_line(error)}") from error
     if not isinstance(values, dict):
-        raise LlavaStfError(f"the config {path} must be a list of `field: value` lines, found {type(values).__name__}")
+        raise LlavaStfError(f"the config {path} must hold `field: value` lines, found {type(values).__name__}")
     return values
 
 
@@ -172,6 +172,8 @@ def _read_value(name: str, wanted: Any, value: Any) -> Any:
             given = [part for part in given.split(",") if part.strip()]
         elif given.startswith("~"):  # a folder of the user's, that no shell has seen in a file or behind `--data=`
             given = os.path.expanduser(given)
+    elif type(given) in (int, float) and all(get_args(member)[1:] == (Ellipsis,) for member in members):
+        given = [given]  # several may be one
     try:
         rules = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False)
         return TypeAdapter(wanted, config=rules).validate_python(given)

@@ -124,6 +124,7 @@ def test_too_few_images_for_a_batch_are_refused(configure):
         ({"options": {"momentum": 1.5}}, "momentum must be between 0 and 1"),
         ({"options": {"drop_path": 1}}, "drop_path must be at least 0 and below 1"),
         ({"options": {"hidden": 0}}, "hidden must be at least 1"),
+        ({"options": {"local_crops": -1}}, "local_crops must be at least 0"),
         ({"method": "mgc", "options": {"cell_patches": [1, 2, 3]}}, "must divide the encoder's grid of 2 x 2"),
         ({"method": "aps", "options": {"subsets": 9}}, "9 disjoint subsets"),
         ({"method": "mos", "options": {"sides": [3]}}, "sides must divide the image of 8 pixels"),

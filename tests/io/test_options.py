@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from llava_stf.encoders.objectives.mos import MOSOptions
 from llava_stf.encoders.pretrain.config import PretrainConfig
 from llava_stf.errors import LlavaStfError
 from llava_stf.io.options import parse_options, read_pairs, read_values
@@ -74,13 +75,18 @@ def test_a_file_says_what_it_says(tmp_path: Path, text: str, name: str, value: A
         ("more: 3", "more must be `name: value` lines, found int"),
         ("raet: 1", "Unknown option 'raet'.*'rate'"),
         ("rate: [", "cannot read the config"),
-        ("- rate", "must be a list of `field: value` lines, found list"),
+        ("- rate", "must hold `field: value` lines, found list"),
     ],
 )
 def test_what_a_field_cannot_be_is_refused_in_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(LlavaStfError, match=sentence) as error:
         parse(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+def test_several_numbers_may_be_one() -> None:
+    assert read_values(MOSOptions, {"sides": 2}) == {"sides": (2,)}
+    assert read_values(FinetuneConfig, {"vision_tokens": 64}) == {"vision_tokens": 64}
 
 
 def test_a_folder_of_the_users_own_needs_no_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

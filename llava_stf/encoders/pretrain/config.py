@@ -162,6 +162,8 @@ def _check_range(name: str, value: Any) -> None:
         raise LlavaStfError(f"option {name} must rise from above 0 to at most 1, found {list(value)}")
     if name in ("hidden", "out") and value < 1:
         raise LlavaStfError(f"option {name} must be at least 1, found {value}")
+    if name == "local_crops" and value < 0:
+        raise LlavaStfError(f"option {name} must be at least 0, found {value}")
     if name == "temperature" and not value > 0:
         raise LlavaStfError(f"option {name} must be above 0, found {value}")
     if name == "drop_path" and not 0 <= value < 1:
