@@ -43,7 +43,8 @@ def run(name, folder, **settings):
         "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
         "CALLS": str(folder / "calls"),
     }
-    environment |= {"PYTHON": python.name, "SEEDS": "0", "METHODS": "aps", "KINDS": "pool"} | settings
+    kinds = "paper" if name == "training" else "pool"
+    environment |= {"PYTHON": python.name, "SEEDS": "0", "METHODS": "aps", "KINDS": kinds} | settings
     command = ["bash", ROOT / "scripts" / f"measure_{name}.sh", *arguments, folder / "runs"]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     calls = folder / "calls"
