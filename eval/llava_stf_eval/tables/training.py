@@ -168,7 +168,7 @@ def plot(untrained: dict[str, float], runs: dict[str, dict[str, Any]], path: Pat
     shown: dict[str, Any] = {}
     for panel, count in zip(panels, (16, 4), strict=True):
         shown["no training, all 64 tokens"] = panel.axhline(100 * untrained["all"], color="black", linestyle="--")
-        shown["no training, mean pooling"] = panel.axhline(100 * untrained[str(count)], color="grey", linestyle=":")
+        shown["no training, mean pooling"] = panel.axhline(100 * untrained[str(count)], color="black", linestyle=":")
         for number, (name, title) in enumerate(_titles(runs).items()):
             points = [point for point in runs[name]["points"] if point.vision_tokens == count]
             if not points:
