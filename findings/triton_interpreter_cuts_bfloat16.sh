@@ -5,12 +5,11 @@
 # itself is not supported there is documented, and to compute in float32 is the way around that is named.)
 # Expected: the result is rounded to the nearest bfloat16, as torch does and as the kernel does when it is compiled.
 # Happens:  the interpreter cuts the lower 16 bits off, also where `fp_downcast_rounding="rtne"` asks for rounding. Half
-#           of all numbers differ from torch's in the last bit, all of them towards zero, and a mean is off by a third of
-#           a per cent. float16 is rounded. A test of a kernel against torch needs twice the tolerance there, and a bias
-#           that it shows is none of the kernel's.
+#           of all numbers differ from torch's in the last bit, all of them towards zero, and a mean is off by 0.3 per
+#           cent. float16 is rounded. A test of a kernel against torch needs twice the tolerance there, and a bias that
+#           it shows is none of the kernel's.
 #
-# Seen (of 8,192 numbers: those that differ from torch's, those of a larger size than in float32, the relative error of
-# the mean):
+# Seen (of 8,192 numbers: those that differ from torch's, those larger than in float32, the relative error of the mean):
 #   interpreted, store to bfloat16             differ  49.6 %   larger   0.0 %   mean -2.9e-03
 #   interpreted, cast with rounding "rtne"     differ  49.6 %   larger   0.0 %   mean -2.9e-03
 #   interpreted, store to float16              differ   0.0 %   larger  50.1 %   mean  2.2e-06
