@@ -21,10 +21,14 @@ from transformers.generation.streamers import BaseStreamer
 from llava_stf.errors import CheckpointError, PromptError
 from llava_stf.inference.answer_text import AnswerText, Decoder
 from llava_stf.io.requirements import release_of
+from llava_stf.models.fusion.modeling import places_of
 from llava_stf.models.llava_stf.vocabulary import with_suppressed
 
 # Before 5.23 transformers reads a prompt in parts without its images.
 _CHUNKS_HAVE_IMAGES = (release_of(transformers.__version__) or (5, 23)) >= (5, 23)
+# Before 5.19 it repeats each image, and not the images of each prompt, for several sequences of one.
+_REPEATS_PROMPTS = (release_of(transformers.__version__) or (5, 19)) >= (5, 19)
+_PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos",)}
 
 
 def generation_options(
@@ -32,9 +36,9 @@ def generation_options(
     tokenizer: Any,
     given: Mapping[str, Any],
     max_new_tokens: int,
+    inputs: Mapping[str, Any],
     *,
     room: int,
-    rows: int,
 ) -> dict[str, Any]:
     """The keywords of `generate` that a batch is generated with: greedy unless told otherwise.
 
@@ -43,11 +47,11 @@ def generation_options(
         tokenizer: of the model, for stop strings; `None` if it has none.
         given: what the user gave.
         max_new_tokens: that the user asked for.
+        inputs: of the batch.
         room: positions that the model has left for an answer.
-        rows: of the batch.
 
     Raises:
-        PromptError: `max_new_tokens` is below 1.
+        PromptError: `max_new_tokens` is below 1, or this version of transformers would answer about other images.
     """
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise PromptError(f"max_new_tokens must be a whole number of at least 1, found {max_new_tokens!r}.")
@@ -58,14 +62,31 @@ def generation_options(
         options.setdefault("tokenizer", tokenizer)
     reduction = getattr(model.model, "reduction", None)
     reads_prompt = reduction is not None and reduction.method.reads_prompt
-    if rows > 1 or reads_prompt:
+    if len(inputs["input_ids"]) > 1 or reads_prompt:
         # Faster for one row, not done for several; and what reads the prompt would read guesses at its answer.
         options["prompt_lookup_num_tokens"] = None
     if reads_prompt or not _CHUNKS_HAVE_IMAGES:
         options["prefill_chunk_size"] = None  # it saves memory, and answers stay those of the prompt in one piece
+    if not _REPEATS_PROMPTS:
+        _check_images_of_sequences(model, inputs, options, settings)
     options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", []), RefuseNan()])
     options["suppress_tokens"] = with_suppressed(options, model.generation_config, model.config, tokenizer)
     return options
+
+
+def _check_images_of_sequences(
+    model: LlavaForConditionalGeneration, inputs: Mapping[str, Any], options: dict[str, Any], settings: GenerationConfig
+) -> None:
+    """Raise `PromptError` for several sequences of prompts that have several images, or videos, each."""
+    for name in ("num_beams", "num_return_sequences"):
+        count = options.get(name, getattr(settings, name)) or 1
+        for kind, places in places_of(model.config, inputs["input_ids"]).items():
+            shown = next((inputs[key] for key in _PIXELS[kind] if inputs.get(key) is not None), ())
+            if count > 1 and len(shown) != int(places.any(-1).sum()):
+                raise PromptError(
+                    f"transformers {transformers.__version__} mixes up the {kind}s of a prompt that has several where "
+                    f"{name} is {count}; 5.19 and later do not."
+                )
 
 
 def check_one_answer(options: dict[str, Any], defaults: GenerationConfig) -> None:

@@ -206,13 +206,12 @@ class LlavaStf(PromptEncoder):
 
         T is at most `max_new_tokens` and what the shortest row has positions for. With `return_dict_in_generate`, here
         or in the model's generation settings, it is `generate`'s record of these and of what else was asked for. Raises
-        `PromptError` below 1, `CheckpointError` where the model computes no numbers, `MissingDependencyError` where a
-        setting needs a package.
+        `PromptError` below 1, and for several sequences of a prompt with several images on transformers before 5.19;
+        `CheckpointError` where the model computes no numbers, `MissingDependencyError` where a setting needs a package.
         """
         room = self.positions - int(inputs["attention_mask"].sum(-1).min())
         tokenizer = None if self.processor is None else self.processor.tokenizer
-        rows = len(inputs["input_ids"])
-        options = generation_options(self.model, tokenizer, generate_kwargs, max_new_tokens, room=room, rows=rows)
+        options = generation_options(self.model, tokenizer, generate_kwargs, max_new_tokens, inputs, room=room)
         if self._compiled is not None and self._compiled.covers(options):
             return self._compiled.generate(inputs, options)
         try:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from llava_stf import load_model
 from llava_stf.errors import CheckpointError, FusionError, ImageError, PromptError
-from llava_stf.inference import LlavaStf, measure_first_token
+from llava_stf.inference import LlavaStf, generation, measure_first_token
 from llava_stf.models.llava_stf.conversation import SYSTEM_PROMPT
 from llava_stf.world import draw
 
@@ -230,6 +230,40 @@ def test_a_prompt_that_is_read_in_parts_keeps_its_images(name: str) -> None:
     assert len(set(expected)) > 1
     assert [bundled.ask(*pair, prefill_chunk_size=8) for pair in pairs] == expected
     assert bundled.ask_batch(pairs, prefill_chunk_size=45) == expected
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-full"])
+def test_every_sequence_of_a_prompt_sees_its_images_or_it_is_said(name: str) -> None:
+    """transformers before 5.19 would show the first of two images twice to one sequence, the second to the other."""
+    bundled = load_model(name, dtype="float32")
+    first, second = (Image.fromarray(draw(index, split="held_out")[1]) for index in (1, 2))
+    text = {"type": "text", "text": "What colour is the triangle?"}
+    likeliest = {"num_return_sequences": 2, "do_sample": True, "top_k": 1, "max_new_tokens": 4}
+    for images in ([first], [first, second], [second, first]):
+        turn = {"role": "user", "content": [*[{"type": "image"}] * len(images), text]}
+        inputs = bundled.encode([[turn]], [images])
+        if len(images) > 1 and not generation._REPEATS_PROMPTS:
+            with pytest.raises(PromptError, match=r"^transformers \S+ mixes up the images of a prompt .* 5\.19"):
+                bundled.generate(inputs, **likeliest)
+            continue
+        expected = bundled.generate(inputs, max_new_tokens=4).tolist() * 2
+        assert bundled.generate(inputs, **likeliest).tolist() == expected
+
+
+def test_old_transformers_are_asked_for_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_REPEATS_PROMPTS", False)
+    bundled = load_model("tiny", dtype="float32")
+    pair = [draw(index, split="held_out")[1] for index in (1, 2)]
+    with pytest.raises(PromptError, match="mixes up the images of a prompt that has several where num_beams is 2"):
+        bundled.ask(pair, "The same?", num_beams=2)
+    turns = [
+        {"role": "user", "content": [*[{"type": "image"}] * count, {"type": "text", "text": "?"}]} for count in (2, 0)
+    ]
+    uneven = bundled.encode([[turn] for turn in turns], [[Image.fromarray(image) for image in pair], []])
+    with pytest.raises(PromptError, match="num_return_sequences is 3"):  # as many images as prompts
+        bundled.generate(uneven, num_return_sequences=3, do_sample=True)
+    assert bundled.ask(pair[0], "What shape is at the top?", num_beams=2)
+    assert bundled.ask(pair, "The same?")
 
 
 def test_a_model_without_numbers_is_a_sentence(llava: LlavaStf, images: list[np.ndarray]) -> None:
