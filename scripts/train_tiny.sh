@@ -10,6 +10,7 @@
 # with a learning rate that fades). That is the wheel's plain model; one for 64, 16 and 4 tokens is made of it, the tower
 # frozen, by scripts/measure_fusion.sh, whose KINDS and SEEDS are heeded. The wheel has full and nested of seed 0.
 # DTYPE=float32 computes in float32, which some CPUs multiply faster than bfloat16. THREADS=2 is for one run at a time.
+# Two to three hours on two cores of a CPU that multiplies bfloat16 quickly.
 set -euo pipefail
 root=$(dirname "$0")/..
 out=${1:-runs/tiny}
