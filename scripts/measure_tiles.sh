@@ -25,7 +25,7 @@ one_budget "$out" "$steps steps, $images images"
 train() { # KIND OPTIONS
     [ -f "$out/$1-$seed/config.json" ] || "$python" -m llava_stf.training.finetune --output "$out/$1-$seed" \
         --data "$out/data/instruct.json" --resume --stage instruct --learning-rate 3e-4 --projector-learning-rate 1e-3 \
-        --adam-beta2 0.98 --per-device-batch-size 8 --max-steps "$steps" --save-steps 50 --logging-steps 10 --bf16 false \
+        --adam-beta2 0.98 --per-device-batch-size 8 --max-steps "$steps" --save-steps 50 --logging-steps 10 \
         --cpu-threads 1 --seed "$seed" "${@:2}" > "$out/$1-$seed.log" 2>&1
 }
 ask() { # KIND OPTIONS
@@ -42,6 +42,6 @@ for seed in ${SEEDS:-0 1 2}; do
     ask one-tile --full "$out/one-tile-$seed"
     train pool --base "$out/next" --reduction pool
     ask pool --model "$out/pool-$seed"
-    ask pool-untrained --model "$out/all-$seed"
+    ask pool-untrained --model "$out/all-$seed" --budget 16
 done
 "$python" -m llava_stf_eval.tables.tiles "$out"

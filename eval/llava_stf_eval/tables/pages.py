@@ -10,7 +10,17 @@ from llava_stf.errors import DataError, LlavaStfError
 from llava_stf.io.publish import write_file
 from llava_stf_eval.measurement.result import read_result
 from llava_stf_eval.serving.tables import section
-from llava_stf_eval.tables import bundled, distillation, encoders, evaluation, methods, resamplers, speed, training
+from llava_stf_eval.tables import (
+    bundled,
+    distillation,
+    encoders,
+    evaluation,
+    methods,
+    resamplers,
+    speed,
+    tiles,
+    training,
+)
 from llava_stf_eval.tables.answers import read_measured
 
 END = "<!-- end of table -->"
@@ -48,6 +58,7 @@ TABLES: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/encoders.md": {"encoders": _encoders, "towers": _towers},
     "docs/evaluate.md": {"benchmarks": evaluation.benchmarks_table, "turns": evaluation.turns_table},
     "docs/export.md": {"exports": evaluation.exports_table},
+    "docs/family.md": {"tiles": lambda docs: tiles.table(docs / "family")},
     "docs/reduction.md": {
         "methods": methods.answers_table,
         "choosing": speed.choosing_table,
