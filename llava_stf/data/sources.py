@@ -166,9 +166,14 @@ def _needs_datasets(data: str) -> bool:
     return hub_id and not path.exists() and path.suffix not in (".json", ".jsonl")
 
 
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether save_to_disk of datasets has written a folder."""
+    return any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
 def _check_saved(folder: Path) -> None:
     """Raise `DataError` for a folder that save_to_disk has not written."""
-    if not any((folder / name).exists() for name in ("state.json", "dataset_dict.json")):
+    if not is_saved_dataset(folder):
         inside = sorted(path.name for path in folder.iterdir() if path.suffix in (".json", ".jsonl", *_COLUMNAR))
         meant = f"; is {folder / inside[0]} meant?" if inside else ""
         raise DataError(f"{folder} is no data set that save_to_disk of datasets has written{meant}")

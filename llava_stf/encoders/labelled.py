@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llava_stf.data.sources import is_saved_dataset
 from llava_stf.encoders.pretrain.augment import normalize
 from llava_stf.encoders.pretrain.data import (
     ArrayImages,
@@ -234,7 +235,7 @@ def _splits(data: str) -> Any:
         raise MissingDependencyError(
             f"the data set {data} needs the package datasets: pip install 'llava-stf[encoders]'"
         ) from error
-    if Path(data).is_dir() and not any((Path(data) / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if Path(data).is_dir() and not is_saved_dataset(Path(data)):
         raise DataError(
             f"{data} holds no labelled images: a folder has train/ and test/ with a folder per class in each, or is "
             "what save_to_disk of datasets wrote"

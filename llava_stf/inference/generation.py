@@ -80,9 +80,11 @@ def _check_images_of_sequences(
     """Raise `PromptError` for several sequences of prompts that have several images, or videos, each."""
     for name in ("num_beams", "num_return_sequences"):
         count = options.get(name, getattr(settings, name)) or 1
+        if count == 1:
+            continue
         for kind, places in places_of(model.config, inputs["input_ids"]).items():
             shown = next((inputs[key] for key in _PIXELS[kind] if inputs.get(key) is not None), ())
-            if count > 1 and len(shown) != int(places.any(-1).sum()):
+            if len(shown) != int(places.any(-1).sum()):
                 raise PromptError(
                     f"transformers {transformers.__version__} mixes up the {kind}s of a prompt that has several where "
                     f"{name} is {count}; 5.19 and later do not."
